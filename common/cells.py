@@ -1,0 +1,259 @@
+"""The cells: what the recurrent matrix W is.
+
+    net-type   W                                                                       input bias
+    RNN        a free matrix (RNN-Orth: started at an orthogonal one)                  yes
+    expRNN     exp(S), S skew-symmetric: a rotation by construction                    no
+    nnRNN      P (Λ + T) Pᵀ, P = exp(S); Λ blocks γ_k R(θ_k); T strictly upper         no
+    LSTM       the gated baseline, without a stair                                     yes
+
+expRNN is arXiv 1901.08428, nnRNN arXiv 1905.12080. A cell knows its parameters, not time: `project` maps
+the input, `kernel` forms W (once per sequence), `penalty` is what it adds to the loss. `StairRNN` joins a
+cell, a stair and a nonlinearity into a network; `build` makes one from the names of the command line.
+
+A triangle is stored as the vector of its size(size−1)/2 free numbers, so that every parameter that the
+optimizer sees is free and counting parameters is counting numbers.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from common.orthogonal import (
+    ROTATION_STARTS,
+    matrix_exponential,
+    skew_start,
+    triangle,
+    triangle_indices,
+)
+from common.recurrence import stair_recurrence
+from common.stair import Nonlinearity
+
+NET_TYPES = ("RNN", "RNN-Orth", "expRNN", "nnRNN", "LSTM")
+RECURRENT_STARTS = ("xavier", *ROTATION_STARTS)
+INPUT_STARTS = ("xavier", "kaiming")
+
+
+def glorot_normal(rows: int, columns: int) -> torch.Tensor:
+    """N(0, 2/(rows + columns)) → (rows, columns). Glorot and Bengio 2010, eq. 16."""
+    return torch.randn(rows, columns) * math.sqrt(2 / (rows + columns))
+
+
+def input_start(name: str, input_size: int, hidden_size: int) -> torch.Tensor:
+    """U (I, H): `xavier` N(0, 2/(I + H)) or `kaiming` N(0, 2/I)."""
+    if name == "xavier":
+        return glorot_normal(input_size, hidden_size)
+    if name == "kaiming":
+        return torch.randn(input_size, hidden_size) * math.sqrt(2 / input_size)
+    raise ValueError(f"there is no input start '{name}'; choose one of {', '.join(INPUT_STARTS)}")
+
+
+def check_start(net_type: str, rinit: str) -> None:
+    """Raises ValueError where the recurrent start `rinit` has no meaning for `net_type`."""
+    if net_type == "RNN-Orth" and rinit == "xavier":
+        raise ValueError("--rinit xavier is not orthogonal, which RNN-Orth starts from; "
+                         "use --net-type RNN, or one of --rinit random, henaff, cayley, skew")
+    if net_type in ("expRNN", "nnRNN") and rinit == "xavier":
+        raise ValueError(f"--rinit xavier starts a free matrix, but {net_type}'s is the exponential of a "
+                         "skew-symmetric one; use --rinit henaff, cayley, random or skew")
+    if net_type == "LSTM" and rinit not in ("xavier", "random"):
+        raise ValueError(f"--rinit {rinit} has no meaning for the gates of an LSTM; use --rinit xavier or random")
+
+
+class Cell(nn.Module):
+    """The input map U (I, H), and the parts that a cell may leave out: input bias, rotation, penalty."""
+
+    def __init__(self, input_size: int, hidden_size: int, iinit: str, input_bias: bool):
+        super().__init__()
+        self.input_size, self.hidden_size = input_size, hidden_size
+        self.input_weight = nn.Parameter(input_start(iinit, input_size, hidden_size))
+        bound = 1 / math.sqrt(input_size)
+        self.input_bias = nn.Parameter(torch.empty(hidden_size).uniform_(-bound, bound)) if input_bias else None
+
+    def project(self, x: torch.Tensor, embedding: torch.Tensor | None = None) -> torch.Tensor:
+        """x U + bias → (T, B, H), for vectors x (T, B, I) or symbols x (T, B) of an integer dtype.
+
+        A symbol stands for its row of `embedding` (V, I), or for its one-hot row without one. Either way the
+        V possible projections are formed once and looked up: the same numbers for V rows of work, not T·B.
+        """
+        if x.is_floating_point():
+            projected = x.flatten(0, 1) @ self.input_weight                              # (T·B, H)
+            return (projected if self.input_bias is None else projected + self.input_bias).unflatten(0, x.shape[:2])
+        table = self.input_weight if embedding is None else embedding @ self.input_weight
+        return nn.functional.embedding(x, table if self.input_bias is None else table + self.input_bias)
+
+    def penalty(self):
+        """What the cell adds to the loss, before the factor `alam`: 0 except for nnRNN."""
+        return 0.0
+
+    def rotation_parameters(self) -> list:
+        """The logarithms of rotations, for the orthogonal step of the optimizer."""
+        return []
+
+    def triangular_parameters(self) -> list:
+        """The entries of T, for the weight decay `Tdecay`."""
+        return []
+
+
+class RNN(Cell):
+    """W is a free matrix, started at `rinit`: Glorot normal (xavier) or an orthogonal matrix."""
+
+    def __init__(self, input_size: int, hidden_size: int, rinit: str = "xavier", iinit: str = "xavier"):
+        super().__init__(input_size, hidden_size, iinit, input_bias=True)
+        if rinit == "xavier":
+            start = glorot_normal(hidden_size, hidden_size)
+        elif rinit == "random":
+            start = nn.init.orthogonal_(torch.empty(hidden_size, hidden_size))    # Haar on O(H)
+        else:
+            start = matrix_exponential(skew_start(rinit, hidden_size))
+        self.recurrent_weight = nn.Parameter(start)
+
+    def kernel(self):
+        return self.recurrent_weight
+
+
+class Rotation(nn.Module):
+    """exp(S) for a skew-symmetric S = A − Aᵀ, whose strict upper triangle A is the parameter."""
+
+    def __init__(self, size: int, rinit: str):
+        super().__init__()
+        self.size = size
+        self.register_buffer("indices", triangle_indices(size), persistent=False)
+        self.logarithm = nn.Parameter(skew_start(rinit, size).flatten()[self.indices])   # (H(H−1)/2,)
+
+    def skew(self) -> torch.Tensor:
+        """S (H, H)."""
+        upper = triangle(self.logarithm, self.indices, self.size)
+        return upper - upper.t()
+
+    def forward(self) -> torch.Tensor:
+        """exp(S) (H, H)."""
+        return matrix_exponential(self.skew())
+
+
+class ExpRNN(Cell):
+    """W = exp(S): orthogonal by construction."""
+
+    def __init__(self, input_size: int, hidden_size: int, rinit: str = "cayley", iinit: str = "xavier"):
+        super().__init__(input_size, hidden_size, iinit, input_bias=False)
+        self.rotation = Rotation(hidden_size, rinit)
+
+    def kernel(self):
+        return self.rotation()
+
+    def rotation_parameters(self):
+        return [self.rotation.logarithm]
+
+
+class NNRNN(Cell):
+    """W = P (Λ + T) Pᵀ, the real Schur form of a non-normal matrix. H must be even.
+
+    P = exp(S). Λ is block diagonal, block k = γ_k [[cos θ_k, −sin θ_k], [sin θ_k, cos θ_k]]. T is strictly
+    upper triangular. Starts: γ = 1, θ ~ U(0, 2π), T = 0.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, rinit: str = "cayley", iinit: str = "xavier"):
+        if hidden_size % 2:
+            raise ValueError(f"nnRNN pairs its hidden units, so --nhid must be even, not {hidden_size}")
+        super().__init__(input_size, hidden_size, iinit, input_bias=False)
+        self.rotation = Rotation(hidden_size, rinit)
+        self.gamma = nn.Parameter(torch.ones(hidden_size // 2))
+        self.theta = nn.Parameter(torch.empty(hidden_size // 2).uniform_(0, 2 * math.pi))
+        self.upper = nn.Parameter(torch.zeros(hidden_size * (hidden_size - 1) // 2))
+
+    def schur_form(self) -> torch.Tensor:
+        """Λ + T (H, H)."""
+        cos, sin = self.gamma * self.theta.cos(), self.gamma * self.theta.sin()          # (H/2,)
+        off = torch.stack((sin, torch.zeros_like(sin)), dim=1).flatten()[:-1]            # (H−1,)
+        upper = triangle(self.upper, self.rotation.indices, self.hidden_size)
+        return upper + torch.diag(cos.repeat_interleave(2)) + torch.diag(off, -1) - torch.diag(off, 1)
+
+    def kernel(self):
+        p = self.rotation()
+        return p @ self.schur_form() @ p.t()
+
+    def penalty(self):
+        """Σ_k (γ_k − 1)², a scalar tensor."""
+        return (self.gamma - 1).square().sum()
+
+    def rotation_parameters(self):
+        return [self.rotation.logarithm]
+
+    def triangular_parameters(self):
+        return [self.upper]
+
+
+class StairRNN(nn.Module):
+    """A cell, a stair and a nonlinearity as one recurrent network."""
+
+    def __init__(self, cell: Cell, stair, nonlinearity: Nonlinearity, engine: str = "auto"):
+        super().__init__()
+        self.cell, self.stair, self.nonlinearity, self.engine = cell, stair, nonlinearity, engine
+        self.hidden_size = cell.hidden_size
+
+    def start(self, batch: int) -> torch.Tensor:
+        """The state before the first step: zeros (B, H)."""
+        return self.cell.input_weight.new_zeros(batch, self.hidden_size)
+
+    def kernel(self) -> torch.Tensor:
+        """W (H, H). An evaluation over many sequences forms it once and hands it to `forward`."""
+        return self.cell.kernel()
+
+    def forward(self, x, state=None, kernel=None, embedding=None, last_only=False):
+        """x as in `Cell.project` → h (T, B, H), or (B, H) with `last_only`; and the last state (B, H)."""
+        state = self.start(x.shape[1]) if state is None else state
+        kernel = self.kernel() if kernel is None else kernel
+        h = stair_recurrence(self.cell.project(x, embedding), kernel, state, self.stair, self.nonlinearity,
+                             engine=self.engine, last_only=last_only)
+        return h, (h if last_only else h[-1])
+
+
+class LSTM(nn.Module):
+    """The gated baseline of the nnRNN paper: torch.nn.LSTM with the starts of this project.
+
+    Every H × H block of the recurrent weights starts at `rinit`: xavier, or random (orthogonal). The biases
+    start at 0, those of the forget gate at 1 (Jozefowicz et al. 2015).
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, rinit: str = "xavier", iinit: str = "xavier"):
+        super().__init__()
+        check_start("LSTM", rinit)
+        self.input_size, self.hidden_size = input_size, hidden_size
+        self.lstm = nn.LSTM(input_size, hidden_size)
+        with torch.no_grad():
+            for gate in self.lstm.weight_ih_l0.chunk(4):
+                gate.copy_(input_start(iinit, input_size, hidden_size).t())
+            for gate in self.lstm.weight_hh_l0.chunk(4):
+                gate.copy_(glorot_normal(hidden_size, hidden_size)) if rinit == "xavier" else nn.init.orthogonal_(gate)
+            self.lstm.bias_ih_l0.zero_()[hidden_size:2 * hidden_size] = 1.0
+            self.lstm.bias_hh_l0.zero_()
+
+    def start(self, batch: int) -> torch.Tensor:
+        """Hidden and cell state before the first step: zeros (2, B, H)."""
+        return self.lstm.weight_hh_l0.new_zeros(2, batch, self.hidden_size)
+
+    def kernel(self):
+        """An LSTM has no derived matrix to form: None."""
+        return None
+
+    def forward(self, x, state=None, kernel=None, embedding=None, last_only=False):
+        """As `StairRNN.forward`; the state (2, B, H) holds h and c."""
+        state = self.start(x.shape[1]) if state is None else state
+        if not x.is_floating_point():
+            rows = torch.eye(self.input_size, dtype=state.dtype, device=x.device) if embedding is None else embedding
+            x = nn.functional.embedding(x, rows)
+        h, (h_last, c_last) = self.lstm(x, (state[:1], state[1:]))
+        return (h[-1] if last_only else h), torch.cat((h_last, c_last))
+
+
+def build(net_type: str, input_size: int, hidden_size: int, stair, nonlin: str, rinit: str, iinit: str,
+          engine: str = "auto") -> nn.Module:
+    """The network that the options name: a `StairRNN`, or an `LSTM` (which leaves stair and `nonlin` out).
+
+    Raises ValueError for a combination that has no meaning.
+    """
+    check_start(net_type, rinit)
+    if net_type == "LSTM":
+        return LSTM(input_size, hidden_size, rinit, iinit)
+    cell = {"RNN": RNN, "RNN-Orth": RNN, "expRNN": ExpRNN, "nnRNN": NNRNN}[net_type]
+    return StairRNN(cell(input_size, hidden_size, rinit, iinit), stair, Nonlinearity(nonlin, hidden_size), engine)

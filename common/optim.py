@@ -1,0 +1,100 @@
+"""OrthogonalRMSprop: one optimizer for free weights and for the logarithms of rotations.
+
+A rotation W = exp(A − Aᵀ) is learned through A. Autograd pulls ∂L/∂W back to A through the adjoint of the
+exponential's derivative (`common.orthogonal`), A takes an RMSprop step with its own rate `lr_orth`, and the
+next `kernel()` forms W anew: W never leaves the rotations. What is left for the optimizer is to step groups
+of parameters, each by its own rule (arXiv 1901.08428, section 4; arXiv 1905.12080, section 4):
+
+    RMSprop    v ← a v + (1 − a) g²,   p ← p − lr · g / (√v + ε)                    (as torch.optim.RMSprop)
+    Adam       the bias-corrected update of Kingma and Ba 2015                      (as torch.optim.Adam)
+"""
+
+import torch
+
+METHODS = ("RMSprop", "Adam")
+
+
+class OrthogonalRMSprop(torch.optim.Optimizer):
+    """Steps parameter groups, each with its own `method`, rate and bounds.
+
+    A group is a dict with `params` and any of
+        method         "RMSprop" or "Adam"
+        lr             learning rate
+        alpha          RMSprop's smoothing a
+        betas          Adam's two decay rates
+        eps            ε of both
+        weight_decay   λ: adds λ p to the gradient
+        minimum        the parameters are kept at or above it (None: no bound)
+    What a group leaves out is taken from the arguments. `parameter_groups` makes the groups of a model.
+    """
+
+    def __init__(self, params, lr=1e-3, method="RMSprop", alpha=0.99, betas=(0.9, 0.999), eps=1e-8,
+                 weight_decay=0.0, minimum=None):
+        if method not in METHODS:
+            raise ValueError(f"there is no method '{method}'; choose one of {', '.join(METHODS)}")
+        super().__init__(params, dict(lr=lr, method=method, alpha=alpha, betas=betas, eps=eps,
+                                      weight_decay=weight_decay, minimum=minimum))
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One step of every group; reads nothing back from the device."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            step = self._adam if group["method"] == "Adam" else self._rmsprop
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                g = p.grad.add(p, alpha=group["weight_decay"]) if group["weight_decay"] else p.grad
+                step(p, g, self.state[p], group)
+                if group["minimum"] is not None:
+                    p.clamp_(min=group["minimum"])
+        return loss
+
+    @staticmethod
+    def _rmsprop(p, g, state, group):
+        if not state:
+            state["square_avg"] = torch.zeros_like(p)
+        v = state["square_avg"]
+        v.mul_(group["alpha"]).addcmul_(g, g, value=1 - group["alpha"])
+        p.addcdiv_(g, v.sqrt().add_(group["eps"]), value=-group["lr"])
+
+    @staticmethod
+    def _adam(p, g, state, group):
+        if not state:
+            state["step"], state["exp_avg"], state["exp_avg_sq"] = 0, torch.zeros_like(p), torch.zeros_like(p)
+        state["step"] += 1
+        first, second = group["betas"]
+        m, v = state["exp_avg"], state["exp_avg_sq"]
+        m.lerp_(g, 1 - first)
+        v.mul_(second).addcmul_(g, g, value=1 - second)
+        unbiased = (v / (1 - second ** state["step"])).sqrt_().add_(group["eps"])
+        p.addcdiv_(m, unbiased, value=-group["lr"] / (1 - first ** state["step"]))
+
+
+def parameter_groups(model, lr: float, lr_orth: float, method: str = "RMSprop", alpha: float = 0.99,
+                     betas=(0.9, 0.999), Tdecay: float = 0.0) -> list[dict]:
+    """The groups of a task's model, told apart by what its network says of its parameters.
+
+    free         everything else, `method` with `lr`
+    rotation     the logarithms A, always RMSprop, with `lr_orth`
+    triangular   nnRNN's T, `method` with `lr` and the weight decay `Tdecay`
+    bounded      numbers of a stair that has a minimum
+    """
+    cell, stair = getattr(model.network, "cell", None), getattr(model.network, "stair", None)
+    rotation = cell.rotation_parameters() if cell else []
+    triangular = cell.triangular_parameters() if cell else []
+    bounded = list(stair.parameters()) if stair and stair.minimum is not None else []
+    named = {id(p) for p in (*rotation, *triangular, *bounded)}
+    free = [p for p in model.parameters() if id(p) not in named]
+
+    common = dict(method=method, lr=lr, alpha=alpha, betas=betas)
+    groups = [
+        dict(common, params=free),
+        dict(common, params=rotation, method="RMSprop", lr=lr_orth),
+        dict(common, params=triangular, weight_decay=Tdecay),
+        dict(common, params=bounded, minimum=stair.minimum if stair else None),
+    ]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,42 @@
+"""Time: h_t = g_t(x_t + h_{t-1} W) · φ(x_t + h_{t-1} W), t = 0 … T−1, by one of several engines.
+
+    reference   a plain loop under autograd: slow and obviously right, the yardstick of every test
+    torch       the whole sequence as one autograd.Function in pure PyTorch; any device, any dtype
+
+`stair_recurrence` is the only function that callers need.
+"""
+
+import torch
+
+from common.recurrence.reference import reference_recurrence
+from common.recurrence.sequence import sequence_recurrence
+
+ENGINES = {"reference": reference_recurrence, "torch": sequence_recurrence}
+
+
+def stair_recurrence(x, kernel, h0, stair, nonlinearity, engine="auto", last_only=False) -> torch.Tensor:
+    """Run the recurrence over a whole sequence.
+
+    x             (T, B, H)  projected input, x_t U (+ bias)
+    kernel        (H, H)     W; rows are examples: z_t = x_t + h_{t-1} W
+    h0            (B, H)     hidden state before the first step
+    stair         `common.stair.Stair`: the numbers ρ_t or α_t and their rule
+    nonlinearity  `common.stair.Nonlinearity`: φ, with modReLU's bias
+    engine        "auto" (the fastest that fits), "reference" or "torch"
+    last_only     return only the last state, (B, H): the gradient of the others is then never stored
+
+    → h (T, B, H), or (B, H) with `last_only`. Differentiable in x, kernel, h0, the stair's numbers and
+    modReLU's bias. Raises ValueError for shapes that do not fit and for an unknown engine.
+    """
+    steps, batch, hidden = x.shape
+    if steps == 0:
+        raise ValueError("the sequence is empty; it needs at least one step")
+    if kernel.shape != (hidden, hidden) or h0.shape != (batch, hidden):
+        raise ValueError(f"x {tuple(x.shape)} needs a kernel {(hidden, hidden)} and h0 {(batch, hidden)}; "
+                         f"got {tuple(kernel.shape)} and {tuple(h0.shape)}")
+    if engine == "auto":
+        engine = "torch"
+    if engine not in ENGINES:
+        raise ValueError(f"there is no engine '{engine}'; choose auto, {', '.join(ENGINES)}")
+    numbers = stair(steps).to(x.dtype)
+    return ENGINES[engine](x, kernel, h0, numbers, stair.rule, nonlinearity.name, nonlinearity.bias, last_only)
