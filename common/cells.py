@@ -199,6 +199,10 @@ class StairRNN(nn.Module):
         """W (H, H). An evaluation over many sequences forms it once and hands it to `forward`."""
         return self.cell.kernel()
 
+    def penalty(self):
+        """What the loss grows by, before the factor `alam`."""
+        return self.cell.penalty()
+
     def forward(self, x, state=None, kernel=None, embedding=None, last_only=False):
         """x as in `Cell.project` → h (T, B, H), or (B, H) with `last_only`; and the last state (B, H)."""
         state = self.start(x.shape[1]) if state is None else state
@@ -235,6 +239,9 @@ class LSTM(nn.Module):
     def kernel(self):
         """An LSTM has no derived matrix to form: None."""
         return None
+
+    def penalty(self):
+        return 0.0
 
     def forward(self, x, state=None, kernel=None, embedding=None, last_only=False):
         """As `StairRNN.forward`; the state (2, B, H) holds h and c."""

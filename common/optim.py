@@ -98,3 +98,12 @@ def parameter_groups(model, lr: float, lr_orth: float, method: str = "RMSprop", 
         dict(common, params=bounded, minimum=stair.minimum if stair else None),
     ]
     return [group for group in groups if group["params"]]
+
+
+def update(model, optimizer, loss, alam: float = 0.0, clip: float = 0.0) -> None:
+    """One update of a task's model from `loss` + `alam` · penalty; `clip` > 0 bounds the norm of the gradient."""
+    optimizer.zero_grad()
+    (loss + alam * model.network.penalty()).backward()
+    if clip:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()

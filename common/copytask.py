@@ -1,0 +1,77 @@
+"""Copying memory: the model and its training loop.
+
+The network reads T + 2c symbols and answers at every step; the loss is the mean cross entropy over all
+positions, recall is the accuracy over the last c. Every batch is fresh, so the training loss is the test loss.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from common.cells import glorot_normal
+from common.data import CopyingTask
+from common.optim import update
+from common.run import Progress, Run
+
+LAST = 50  # updates over which the result is averaged
+
+
+class CopyModel(nn.Module):
+    """A recurrent network and a linear read-out at every step."""
+
+    def __init__(self, network, classes: int, onehot: bool = True):
+        super().__init__()
+        self.network, self.onehot = network, onehot
+        self.readout = nn.Parameter(glorot_normal(network.hidden_size, classes))
+        self.readout_bias = nn.Parameter(torch.zeros(classes))
+
+    def forward(self, symbols: torch.Tensor) -> torch.Tensor:
+        """symbols (T, B) int64 → logits (T, B, C)."""
+        x = symbols if self.onehot else symbols.unsqueeze(-1).to(self.readout.dtype)
+        h, _ = self.network(x)                                                   # (T, B, H)
+        return h @ self.readout + self.readout_bias                              # (T, B, C)
+
+
+def train(model: CopyModel, optimizer, task: CopyingTask, run: Run, *, updates: int, batch: int,
+          log_interval: int, alam: float = 0.0, clip: float = 0.0) -> dict:
+    """Train for `updates` fresh batches and → the result: mean loss and recall over the last 50."""
+    device, c = run.device, task.c_length
+    progress = run.track(Progress(update=0, best=math.inf, recent=torch.zeros(max(LAST, log_interval), 2)),
+                         model=model, optimizer=optimizer, task=task)
+    recent = progress.recent = progress.recent.to(device)      # (n, 2): loss and recall of the last n updates
+    run.say(f"a memoryless model scores {task.memoryless_loss():.4f}")
+    run.show_progress(updates, progress.update, "update")
+
+    while progress.update < updates:
+        symbols, target = task.batch(batch, device)                              # (T + 2c, B) each
+        logits = model(symbols)                                                  # (T + 2c, B, C)
+        loss = cross_entropy(logits.flatten(0, 1), target.flatten())
+        update(model, optimizer, loss, alam, clip)
+
+        with torch.no_grad():
+            recall = (logits[-c:].argmax(-1) == target[-c:]).float().mean()
+            recent[progress.update % len(recent)] = torch.stack((loss.detach(), recall))
+        progress.update += 1
+        run.advance()
+
+        since = progress.update % log_interval or log_interval
+        if since == log_interval or progress.update == updates:
+            rows = recent[torch.arange(progress.update - since, progress.update) % len(recent)]
+            mean_loss, mean_recall = rows.mean(0).tolist()
+            run.report(f"update {progress.update:5d}  loss {mean_loss:.4f}  recall {mean_recall:.3f}",
+                       update=progress.update, loss=mean_loss, loss_median=rows[:, 0].median().item(),
+                       recall=mean_recall)
+            if mean_loss < progress.best:
+                progress.best = mean_loss
+                run.save_best()
+            run.checkpoint(autosave=progress.update < updates)
+        run.stop_if_asked()
+
+    last = min(LAST, updates)
+    loss, recall = recent[torch.arange(updates - last, updates) % len(recent)].mean(0).tolist()
+    memoryless = task.memoryless_loss()
+    run.say(f"mean of the last {last} updates: loss {loss:.4f} (memoryless {memoryless:.4f}), recall {recall:.3f}")
+    return run.finish({"updates": updates, "loss": loss, "recall": recall, "averaged_over": last,
+                       "memoryless_loss": memoryless})

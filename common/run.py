@@ -1,0 +1,397 @@
+"""A run on disk: its folder, its log, its checkpoints, how it stops and how it goes on.
+
+    saves/copytask_nvar/expRNN-expn-s400/
+      config.json   every resolved value and its origin, argv, versions, device, git commit
+      log.csv       a row per report
+      last.pt       everything that `--resume` needs;  best.pt  the weights of the best validation
+      curves.png    drawn from log.csv
+      result.json   written last: its presence means finished
+
+Every file but the log is written under a temporary name, flushed to the disk and renamed, so it is whole or
+not there. The log is appended to; a checkpoint knows how long the log was, and resuming cuts it there. So a
+run killed at any moment goes on from its last checkpoint as if nothing had happened, bit for bit.
+"""
+
+import csv
+import ctypes
+import io
+import json
+import math
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from common.cli import Options, UserError, describe
+
+AUTOSAVE_SECONDS = 60
+
+
+# ── files ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` to `path` so that the file is the old one or the new one, whole, at every moment."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path} could not be written ({error.strerror}); what was saved before is untouched. "
+                        f"Free the disk or its permissions, then go on with --resume {path.parent}", 1) from None
+
+
+def write_json(path: Path, content: dict) -> None:
+    write_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def save_tensors(path: Path, content) -> None:
+    """torch.save, atomically."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load_tensors(path: Path, device="cpu"):
+    """torch.load that runs no code from the file. Raises UserError when the file is missing or not whole."""
+    if not path.exists():
+        raise UserError(f"{path} is missing; there is nothing to go on from in {path.parent}, start a new run", 1)
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises half a dozen types for files that are no checkpoint
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} is not a checkpoint of this project or is damaged ({first_line[:80]}); "
+                        "restore it from a copy or start a new run", 1) from None
+
+
+def read_config(folder: Path) -> dict:
+    """config.json of a run's folder. Raises UserError when there is none."""
+    path = Path(folder) / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["script"], config["options"], config["row"]
+        return config
+    except FileNotFoundError:
+        raise UserError(f"{folder} is not a run's folder: {path} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged; restore it from a copy or start a new run") from None
+
+
+# ── the machine ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def prepare_machine(cuda: bool, threads: int | None) -> torch.device:
+    """Set up the CPU for speed and → the device. Raises UserError if `cuda` is asked for and not there."""
+    if cuda and not torch.cuda.is_available():
+        raise UserError("--cuda was given but torch sees no GPU; leave it out to run on the CPU")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    # Gradients that underflow through hundreds of steps are 10 times slower as denormals than as zeros.
+    torch.set_flush_denormal(True)
+    keep_freed_memory()
+    return torch.device("cuda" if cuda else "cpu")
+
+
+def keep_freed_memory() -> None:
+    """Let malloc keep what is freed for the next step, where the C library is glibc.
+
+    Its default hands a large tensor back to the system and faults every page in again at the next
+    step: ~90 ms for the 160 MB of a psMNIST sequence. Elsewhere this changes nothing.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        m_trim_threshold, m_mmap_max = -1, -4
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, -1)
+
+
+def git_commit() -> str | None:
+    """The commit of this checkout, with -dirty where files differ from it; None outside git."""
+    try:
+        result = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"], text=True,
+                                cwd=Path(__file__).parent, capture_output=True, timeout=10, check=True)
+        return result.stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def versions() -> dict:
+    import numpy
+    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+# ── the run ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Progress:
+    """Where a loop stands: numbers and tensors as attributes, all of them saved in a checkpoint."""
+
+    def __init__(self, **start):
+        self.__dict__.update(start)
+
+    def state_dict(self) -> dict:
+        return dict(self.__dict__)
+
+    def load_state_dict(self, state: dict) -> None:
+        self.__dict__.update(state)
+
+
+class Stopped(UserError):
+    """The run was asked to stop, saved its state, and can go on."""
+
+
+class Run:
+    """The folder of one run. Use as a context: SIGINT and SIGTERM then save before they stop.
+
+        with Run(options, label="expRNN-expn") as run:
+            ...load the data, make the model...
+            progress = run.track(Progress(update=0), model=model, optimizer=optimizer)
+            ...loop: run.report(...), run.checkpoint(), run.stop_if_asked()...
+            run.finish({...})
+    """
+
+    def __init__(self, options: Options, label: str):
+        self.options = options
+        self.device = prepare_machine(options.cuda, options.threads)
+        self.resumed = options.resume is not None
+        self.signal = None
+        self.bar = None
+        self.parts: dict = {}
+        self.log_size, self.columns = 0, None
+        self.seconds_before, self.started = 0.0, time.monotonic()
+        self.saved_at = self.started
+        self.folder, self.label = options.resume, label
+        torch.manual_seed(options.random_seed)
+        self.say(f"{options.script}: {options.row}")
+        self.say(describe(options))
+
+    def _new_folder(self) -> Path:
+        options = self.options
+        stem = f"{self.label}-s{options.random_seed}" + (f"-{options.name}" if options.name else "")
+        parent = Path(options.save) / options.script
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            for number in range(1, 10_000):
+                folder = parent / (stem if number == 1 else f"{stem}-{number}")
+                try:
+                    folder.mkdir()
+                    return folder
+                except FileExistsError:
+                    continue
+        except OSError as error:
+            raise UserError(f"no folder could be made in {parent} ({error.strerror}); "
+                            "choose another place with --save") from None
+        raise UserError(f"{parent} already holds 9,999 runs called {stem}; choose a --name or another --save")
+
+    def _config(self) -> dict:
+        options = self.options
+        values = {dest: {"value": _plain(getattr(options, dest)), "origin": source}
+                  for dest, source in options.origin.items()}
+        return {"script": options.script, "row": options.row, "argv": sys.argv, "options": values,
+                "versions": versions(), "device": device_name(self.device), "threads": torch.get_num_threads(),
+                "commit": git_commit(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+
+    def _lock(self) -> None:
+        """Keep a second process out of the folder for as long as this one lives."""
+        try:
+            import fcntl
+        except ImportError:  # Windows has no flock; there the folder is not guarded
+            return
+        try:
+            self.lock = open(self.folder / ".lock", "w")  # noqa: SIM115 (held for the life of the process)
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is working on {self.folder}; wait for it or stop it first", 1) from None
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be written to ({error.strerror})", 1) from None
+
+    def __enter__(self):
+        self._previous = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._ask_to_stop)
+        return self
+
+    def __exit__(self, *exception):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        if self.bar is not None:
+            self.bar.close()
+        return False
+
+    def _ask_to_stop(self, number, frame):
+        if self.signal is not None:  # asked twice: do not wait for the step or the evaluation to end
+            raise Stopped(f"stopped without saving; go on from the last checkpoint with {self.resume_command()}",
+                          128 + number)
+        self.signal = number
+
+    def resume_command(self) -> str:
+        return f"python {self.options.script}.py --resume {self.folder}"
+
+    def stop_if_asked(self) -> None:
+        """After an update: if a signal came, save and stop."""
+        if self.signal is not None:
+            self.checkpoint()
+            raise Stopped(f"stopped and saved; go on with {self.resume_command()}", 128 + self.signal)
+
+    # ── what people see ──
+
+    def say(self, line: str) -> None:
+        """A line of output that does not tear the progress bar."""
+        if self.bar is not None and not self.bar.disable:
+            self.bar.write(line)
+        else:
+            print(line, flush=True)
+
+    def show_progress(self, total: int, done: int, unit: str) -> None:
+        """Open the progress bar: on a terminal only, plain lines otherwise."""
+        self.bar = tqdm(total=total, initial=done, unit=unit, disable=not sys.stderr.isatty(), leave=False)
+
+    def advance(self, steps: int = 1) -> None:
+        if self.bar is not None:
+            self.bar.update(steps)
+
+    def seconds(self) -> float:
+        """Time spent on this run, sessions before this one included."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    # ── what is saved ──
+
+    def track(self, progress: Progress, **parts) -> Progress:
+        """Name what a checkpoint holds (objects with a state_dict), and take hold of the folder. → `progress`.
+
+        A new run's folder is made only here, when its data and its model are there; a resumed run is restored.
+        """
+        self.parts = {"progress": progress, **parts}
+        if self.resumed:
+            self._lock()
+            self._restore()
+        else:
+            self.folder = self._new_folder()
+            self._lock()
+            write_json(self.folder / "config.json", self._config())
+        self.say(f"{'going on with' if self.resumed else 'writing to'} {self.folder}")
+        return progress
+
+    def _restore(self) -> None:
+        last = self.folder / "last.pt"
+        if not last.exists():  # killed before the first checkpoint: from the beginning, as the first time
+            self._cut_log(0)
+            return
+        state = load_tensors(last, self.device)
+        try:
+            for name, part in self.parts.items():
+                part.load_state_dict(state["parts"][name])
+            torch.set_rng_state(state["rng"].cpu())
+            if self.device.type == "cuda" and state["cuda_rng"] is not None:
+                torch.cuda.set_rng_state(state["cuda_rng"].cpu())
+            self.seconds_before = state["seconds"]
+            self.columns = state["columns"]
+            log_size = state["log_size"]
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            first_line = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{last} is not a checkpoint of the model that {self.folder / 'config.json'} describes "
+                            f"({first_line[:80]}); restore the one that belongs there or start a new run", 1) from None
+        self._cut_log(log_size)
+
+    def _cut_log(self, size: int) -> None:
+        log = self.folder / "log.csv"
+        found = log.stat().st_size if log.exists() else 0
+        if found < size:
+            raise UserError(f"{log} is shorter than when the checkpoint was saved; restore it from a copy "
+                            "or start a new run", 1)
+        if found > size:
+            os.truncate(log, size)
+        self.log_size = size
+
+    def report(self, line: str, **row) -> None:
+        """Print `line` and append `row` to log.csv; every row has the same columns. Stops at a loss not finite."""
+        for name, value in row.items():
+            if "loss" in name and value is not None and not math.isfinite(value):
+                raise self._diverged(f"the {name.replace('_', ' ')} is {value}")
+        row["seconds"] = round(self.seconds(), 2)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        if self.columns is None:
+            self.columns = list(row)
+            writer.writerow(self.columns)
+        writer.writerow("" if row[c] is None else row[c] for c in self.columns)
+        content = text.getvalue().encode()
+        try:
+            with open(self.folder / "log.csv", "ab") as file:
+                file.write(content)
+        except OSError as error:
+            raise UserError(f"{self.folder / 'log.csv'} could not be written ({error.strerror}); free the disk or "
+                            f"its permissions, then go on with {self.resume_command()}", 1) from None
+        self.log_size += len(content)
+        self.say(f"{line}  {self.seconds():.0f} s")
+
+    def _diverged(self, what: str) -> UserError:
+        saved = self.folder / "last.pt"
+        where = f"the last good state is {saved}" if saved.exists() else "it came before the first checkpoint"
+        lower = "--lr" if self.options.origin.get("lr_orth") == "not used" else "--lr and --lr_orth"
+        return UserError(f"{what}: stopped; {where}. What usually helps: a lower {lower}, --clip 10, "
+                         "or another start (--rinit henaff)", 1)
+
+    def checkpoint(self, autosave: bool = False) -> None:
+        """Save last.pt; with `autosave` only if the last one is older than `AUTOSAVE_SECONDS`."""
+        if autosave and time.monotonic() - self.saved_at < AUTOSAVE_SECONDS:
+            return
+        finite = [p.detach().isfinite().all() for p in self.parts["model"].parameters()]
+        if not torch.stack(finite).all():
+            raise self._diverged("a weight is not finite")
+        log = self.folder / "log.csv"
+        if log.exists():  # what the checkpoint counts on must be on the disk before it
+            with open(log, "rb") as file:
+                os.fsync(file.fileno())
+        save_tensors(self.folder / "last.pt", {
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
+            "seconds": self.seconds(), "columns": self.columns, "log_size": self.log_size})
+        self.saved_at = time.monotonic()
+
+    def save_best(self) -> None:
+        """The model's weights as they are now become best.pt."""
+        save_tensors(self.folder / "best.pt", self.parts["model"].state_dict())
+
+    def load_best(self) -> None:
+        """Put the weights of best.pt into the model."""
+        self.parts["model"].load_state_dict(load_tensors(self.folder / "best.pt", self.device))
+
+    def finish(self, result: dict) -> dict:
+        """Draw the curves, then write result.json, the last file of a run. → the whole result."""
+        from common.plot import draw_run
+
+        parameters = sum(p.numel() for p in self.parts["model"].parameters())
+        result = {**result, "row": self.options.row, "parameters": parameters, "seconds": round(self.seconds(), 1),
+                  "device": device_name(self.device), "versions": versions(), "commit": git_commit(),
+                  "command": read_config(self.folder)["argv"]}
+        draw_run(self.folder)
+        write_json(self.folder / "result.json", result)
+        self.say(f"result in {self.folder / 'result.json'}, curves in {self.folder / 'curves.png'}")
+        return result
+
+    def finished(self) -> dict | None:
+        """The result, if this run has already come to its end."""
+        path = self.folder / "result.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _plain(value):
+    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value

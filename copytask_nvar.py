@@ -1,0 +1,65 @@
+"""Copying memory with a fixed stair ρ_t: remember 10 symbols over a delay of T steps.
+
+    h_t = ρ_t · φ(x_t U + h_{t-1} W)                       ρ_t: a fixed schedule, --nvar
+
+    python copytask_nvar.py                                  sRNN (exponential), the default
+    python copytask_nvar.py --net-type expRNN --nvar none    expRNN, a baseline
+"""
+
+from pathlib import Path
+
+from common import cells, cli, copytask
+from common.data import CopyingTask
+from common.optim import OrthogonalRMSprop, parameter_groups
+from common.run import Run
+from common.stair import FixedStair
+
+SCRIPT = Path(__file__).stem
+
+# What a researcher edits. A value typed on the command line wins, then the PAPER row, then this.
+DEFAULTS = dict(
+    net_type="expRNN",    # RNN, RNN-Orth, expRNN, nnRNN, LSTM
+    nvar="expn",          # none, n, n2, expn, logn, log2n, sqrtlogn
+    nhid=128,             # hidden units H
+    iinit="xavier",       # start of U: xavier, kaiming
+    T=200,                # delay in steps
+    labels=8,             # different symbols, at most 8
+    c_length=10,          # symbols to remember
+    onehot=True,          # one input channel a symbol
+    vari=False,           # draw the delay of every batch from 1 … T
+    batch=10,             # sequences an update
+    updates=1500,         # optimizer steps
+    log_interval=50,      # updates a report
+)
+
+# The published rows, picked by --net-type and --nvar none (baselines) or any stair (sRNN).
+PAPER = {
+    "RNN":                dict(net_type="RNN", nvar="none", lr=1e-3, alpha=0.9, rinit="xavier"),
+    "RNN-Orth":           dict(net_type="RNN-Orth", nvar="none", lr=2e-4, alpha=0.99, rinit="random"),
+    "expRNN":             dict(net_type="expRNN", nvar="none", lr=1e-3, lr_orth=1e-4, alpha=0.99, rinit="henaff"),
+    "nnRNN":              dict(net_type="nnRNN", nvar="none", lr=5e-4, lr_orth=1e-6, alpha=0.99, alam=1e-4,
+                               Tdecay=1e-4, rinit="henaff"),
+    "LSTM":               dict(net_type="LSTM", nvar="none", lr=5e-4, alpha=0.99, rinit="xavier"),
+    "sRNN":               dict(net_type=("RNN", "RNN-Orth"), lr=2e-4, alpha=0.99, rinit="random"),
+    "sRNN (exponential)": dict(net_type="expRNN", lr=1e-3, lr_orth=1e-4, alpha=0.99, rinit="henaff"),
+    "sRNN (non-normal)":  dict(net_type="nnRNN", lr=5e-4, lr_orth=1e-6, alpha=0.99, alam=1e-4, Tdecay=1e-4,
+                               rinit="henaff"),
+}
+
+
+def main(argv=None):
+    args = cli.parse(argv, SCRIPT, __doc__, DEFAULTS, PAPER)
+    with Run(args, label=f"{args.net_type}-{args.nvar}") as run:
+        task = CopyingTask(args.T, args.labels, args.c_length, args.vari, seed=args.random_seed)
+        stair = FixedStair(args.nvar, task.steps)                                           # ρ_t
+        network = cells.build(args.net_type, task.input_symbols if args.onehot else 1, args.nhid, stair, args.nonlin,
+                              args.rinit, args.iinit, args.engine)
+        model = copytask.CopyModel(network, task.classes, args.onehot).to(run.device)
+        optimizer = OrthogonalRMSprop(parameter_groups(
+            model, args.lr, args.lr_orth, args.optimizer, args.alpha, args.betas, args.Tdecay))
+        return copytask.train(model, optimizer, task, run, updates=args.updates, batch=args.batch,
+                              log_interval=args.log_interval, alam=args.alam, clip=args.clip)
+
+
+if __name__ == "__main__":
+    cli.start(main)

@@ -1,0 +1,68 @@
+"""Characters of the Penn Treebank with a fixed stair ρ_t: predict the next one.
+
+    h_t = ρ_t · φ(x_t U + h_{t-1} W)                       ρ_t: a fixed schedule, --nvar
+
+    python language_nvar.py                                  sRNN (non-normal), the default
+    python language_nvar.py --net-type expRNN --nvar none    expRNN, a baseline
+"""
+
+from pathlib import Path
+
+from common import cells, cli, language
+from common.data import load_penn_characters
+from common.optim import OrthogonalRMSprop, parameter_groups
+from common.run import Run
+from common.stair import FixedStair
+
+SCRIPT = Path(__file__).stem
+
+# What a researcher edits. A value typed on the command line wins, then the PAPER row, then this.
+DEFAULTS = dict(
+    net_type="nnRNN",     # RNN, RNN-Orth, expRNN, nnRNN, LSTM
+    nvar="expn",          # none, n, n2, expn, logn, log2n, sqrtlogn
+    nhid=1024,            # hidden units H
+    iinit="kaiming",      # start of U: xavier, kaiming
+    emsize=200,           # size of an embedding
+    tied=False,           # decoder = embedding (needs emsize = nhid)
+    bptt=150,             # steps a segment; published for 150 and 300
+    batch=128,            # parallel streams of text
+    epochs=100,
+    log_interval=50,      # segments a report
+    data=None,            # folder of the files; None is data/ beside this script
+)
+
+# The published rows, picked by --net-type, --bptt and --nvar none (baselines) or any stair (sRNN).
+PAPER = {
+    "RNN":                   dict(net_type="RNN", nvar="none", lr=1e-5, alpha=0.9, rinit="xavier"),
+    "RNN-Orth":              dict(net_type="RNN-Orth", nvar="none", lr=1e-4, alpha=0.9, rinit="random"),
+    "expRNN":                dict(net_type="expRNN", nvar="none", lr=5e-3, lr_orth=1e-4, alpha=0.9, rinit="cayley"),
+    "nnRNN":                 dict(net_type="nnRNN", nvar="none", bptt=150, lr=8e-4, lr_orth=8e-5, alpha=0.9,
+                                  alam=1.0, Tdecay=1e-4, rinit="cayley"),
+    "nnRNN 300":             dict(net_type="nnRNN", nvar="none", bptt=300, lr=8e-4, lr_orth=6e-5, alpha=0.9,
+                                  alam=1e-4, Tdecay=1e-4, rinit="cayley"),
+    "LSTM":                  dict(net_type="LSTM", nvar="none", lr=8e-3, alpha=0.9, rinit="xavier"),
+    "sRNN":                  dict(net_type=("RNN", "RNN-Orth"), lr=1e-4, alpha=0.9, rinit="random"),
+    "sRNN (exponential)":    dict(net_type="expRNN", lr=5e-3, lr_orth=1e-4, alpha=0.9, rinit="cayley"),
+    "sRNN (non-normal)":     dict(net_type="nnRNN", bptt=150, lr=8e-4, lr_orth=8e-5, alpha=0.9,
+                                  alam=1.0, Tdecay=1e-4, rinit="cayley"),
+    "sRNN (non-normal) 300": dict(net_type="nnRNN", bptt=300, lr=8e-4, lr_orth=6e-5, alpha=0.9,
+                                  alam=1e-4, Tdecay=1e-4, rinit="cayley"),
+}
+
+
+def main(argv=None):
+    args = cli.parse(argv, SCRIPT, __doc__, DEFAULTS, PAPER)
+    with Run(args, label=f"{args.net_type}-{args.nvar}-bptt{args.bptt}") as run:
+        corpus = load_penn_characters(args.data)
+        stair = FixedStair(args.nvar, args.bptt)                                            # ρ_t
+        network = cells.build(args.net_type, args.emsize, args.nhid, stair, args.nonlin, args.rinit, args.iinit,
+                              args.engine)
+        model = language.CharacterModel(network, len(corpus.vocabulary), args.emsize, args.tied).to(run.device)
+        optimizer = OrthogonalRMSprop(parameter_groups(
+            model, args.lr, args.lr_orth, args.optimizer, args.alpha, args.betas, args.Tdecay))
+        return language.train(model, optimizer, corpus, run, epochs=args.epochs, batch=args.batch, bptt=args.bptt,
+                              log_interval=args.log_interval, alam=args.alam, clip=args.clip)
+
+
+if __name__ == "__main__":
+    cli.start(main)

@@ -1,0 +1,62 @@
+"""Sequential MNIST with a fixed stair ρ_t: a digit read pixel by pixel, 784 steps.
+
+    h_t = ρ_t · φ(x_t U + h_{t-1} W)                       ρ_t: a fixed schedule, --nvar
+
+    python sMNIST_nvar.py --permute                                  sRNN (exponential), the default
+    python sMNIST_nvar.py --net-type expRNN --nvar none --permute    expRNN, a baseline
+"""
+
+from pathlib import Path
+
+from common import cells, cli, smnist
+from common.data import load_mnist
+from common.optim import OrthogonalRMSprop, parameter_groups
+from common.run import Run
+from common.stair import FixedStair
+
+SCRIPT = Path(__file__).stem
+
+# What a researcher edits. A value typed on the command line wins, then the PAPER row, then this.
+DEFAULTS = dict(
+    net_type="expRNN",    # RNN, RNN-Orth, expRNN, nnRNN, LSTM
+    nvar="expn",          # none, n, n2, expn, logn, log2n, sqrtlogn
+    nhid=512,             # hidden units H
+    iinit="xavier",       # start of U: xavier, kaiming
+    permute=False,        # one fixed order of the pixels
+    batch=100,            # images an update
+    epochs=100,
+    log_interval=100,     # updates a report
+    save_freq=1,          # epochs a checkpoint
+    data=None,            # folder of the files; None is data/ beside this script
+)
+
+# The published rows, picked by --net-type and --nvar none (baselines) or any stair (sRNN); published for --permute.
+PAPER = {
+    "RNN":                dict(net_type="RNN", nvar="none", lr=1e-4, alpha=0.9, rinit="xavier"),
+    "RNN-Orth":           dict(net_type="RNN-Orth", nvar="none", lr=5e-5, alpha=0.99, rinit="random"),
+    "expRNN":             dict(net_type="expRNN", nvar="none", lr=5e-4, lr_orth=5e-5, alpha=0.99, rinit="cayley"),
+    "nnRNN":              dict(net_type="nnRNN", nvar="none", lr=2e-4, lr_orth=2e-5, alpha=0.99, alam=0.1,
+                               Tdecay=1e-4, rinit="cayley"),
+    "LSTM":               dict(net_type="LSTM", nvar="none", lr=5e-4, alpha=0.9, rinit="xavier"),
+    "sRNN":               dict(net_type=("RNN", "RNN-Orth"), lr=5e-5, alpha=0.99, rinit="random"),
+    "sRNN (exponential)": dict(net_type="expRNN", lr=5e-4, lr_orth=5e-5, alpha=0.99, rinit="cayley"),
+    "sRNN (non-normal)":  dict(net_type="nnRNN", lr=2e-4, lr_orth=2e-5, alpha=0.99, alam=0.1, Tdecay=1e-4,
+                               rinit="cayley"),
+}
+
+
+def main(argv=None):
+    args = cli.parse(argv, SCRIPT, __doc__, DEFAULTS, PAPER)
+    with Run(args, label=f"{args.net_type}-{args.nvar}{'-permuted' if args.permute else ''}") as run:
+        images = load_mnist(args.data, args.permute)
+        stair = FixedStair(args.nvar, 784)                                                  # ρ_t
+        network = cells.build(args.net_type, 1, args.nhid, stair, args.nonlin, args.rinit, args.iinit, args.engine)
+        model = smnist.PixelModel(network).to(run.device)
+        optimizer = OrthogonalRMSprop(parameter_groups(
+            model, args.lr, args.lr_orth, args.optimizer, args.alpha, args.betas, args.Tdecay))
+        return smnist.train(model, optimizer, *images, run, epochs=args.epochs, batch=args.batch,
+                            log_interval=args.log_interval, save_freq=args.save_freq, alam=args.alam, clip=args.clip)
+
+
+if __name__ == "__main__":
+    cli.start(main)
