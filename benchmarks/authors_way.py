@@ -1,0 +1,91 @@
+"""How the authors' code computes a training step, written anew for comparison: autograd through a Python loop.
+
+Every time step is an input map, a matrix product, a stair factor, a modReLU of five operations and, where the
+task asks for one, a read-out with its own loss. W = exp(S) is formed by torch.matrix_exp and differentiated
+by its own backward. Two torch.optim.RMSprop objects step the parameters.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+
+class AuthorsModel(nn.Module):
+    """Input map, recurrent matrix of `net_type`, stair ρ_t = 1 − e^−(t+2), modReLU, read-out."""
+
+    def __init__(self, net_type: str, input_size: int, hidden_size: int, classes: int):
+        super().__init__()
+        self.net_type, self.hidden_size = net_type, hidden_size
+        self.input = nn.Linear(input_size, hidden_size, bias=net_type.startswith("RNN"))
+        self.bias = nn.Parameter(torch.empty(hidden_size).uniform_(-0.01, 0.01))
+        self.readout = nn.Linear(hidden_size, classes)
+        if net_type.startswith("RNN"):
+            self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(hidden_size, hidden_size)))
+        else:
+            angles = -math.pi * torch.rand(hidden_size // 2)
+            blocks = torch.zeros(hidden_size, hidden_size)
+            even = torch.arange(0, hidden_size - 1, 2)
+            blocks[even, even + 1] = angles
+            self.log_rotation = nn.Parameter(blocks)
+        if net_type == "nnRNN":
+            self.gamma = nn.Parameter(torch.ones(hidden_size // 2))
+            self.theta = nn.Parameter(2 * math.pi * torch.rand(hidden_size // 2))
+            self.upper = nn.Parameter(torch.zeros(hidden_size, hidden_size))
+
+    def kernel(self):
+        """W (H, H)."""
+        if self.net_type.startswith("RNN"):
+            return self.weight
+        a = self.log_rotation.triu(1)
+        rotation = torch.matrix_exp(a - a.t())
+        if self.net_type == "expRNN":
+            return rotation
+        schur = self.upper.triu(1)
+        even = torch.arange(0, self.hidden_size, 2)
+        cos, sin = self.gamma * self.theta.cos(), self.gamma * self.theta.sin()
+        schur = schur + torch.diag(cos.repeat_interleave(2))
+        schur = schur.index_put((even, even + 1), -sin, accumulate=True).index_put((even + 1, even), sin)
+        return rotation @ schur @ rotation.t()
+
+    def modrelu(self, z):
+        norm = torch.abs(z)
+        magnitude = torch.relu(norm + self.bias)
+        return torch.sign(z) * magnitude
+
+    def states(self, x):
+        """x (T, B, I) → a list of T hidden states (B, H)."""
+        kernel = self.kernel()
+        h = x.new_zeros(x.shape[1], self.hidden_size)
+        states = []
+        for t in range(x.shape[0]):
+            h = (1 - math.exp(-(t + 2))) * self.modrelu(self.input(x[t]) + h @ kernel)
+            states.append(h)
+        return states
+
+
+def training_step(model: AuthorsModel, x, target, every_step: bool):
+    """→ a function that does one update: loss at every step for target (T, B), else from the last state."""
+    rotation = [p for name, p in model.named_parameters() if name == "log_rotation"]
+    others = [p for name, p in model.named_parameters() if name != "log_rotation"]
+    optimizers = [torch.optim.RMSprop(others, lr=1e-5, alpha=0.9)]
+    if rotation:
+        optimizers.append(torch.optim.RMSprop(rotation, lr=1e-6, alpha=0.9))
+
+    def step():
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        states = model.states(x)
+        if every_step:
+            loss = 0.0
+            for h, answer in zip(states, target, strict=True):
+                loss = loss + cross_entropy(model.readout(h), answer)
+            loss = loss / len(states)
+        else:
+            loss = cross_entropy(model.readout(states[-1]), target)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+    return step
