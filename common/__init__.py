@@ -9,6 +9,7 @@
     copytask.py, smnist.py, language.py    model and training loop of each task
     run.py           a run's folder: config, log, checkpoints, resume, result
     cli.py           the flags' meaning, rows of published hyperparameters, where a value came from
+    table.py         the published tables beside ours: which runs they need, what those say
     plot.py          pictures: learning curves, the shapes of the stairs
 
 Letters in comments and shapes: B batch, T time steps, I input size, H hidden units, C classes.

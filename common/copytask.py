@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from common.cells import glorot_normal
+from common.cells import read_out
 from common.data import CopyingTask
 from common.optim import update
 from common.run import Progress, Run
@@ -24,14 +24,13 @@ class CopyModel(nn.Module):
     def __init__(self, network, classes: int, onehot: bool = True):
         super().__init__()
         self.network, self.onehot = network, onehot
-        self.readout = nn.Parameter(glorot_normal(network.hidden_size, classes))
-        self.readout_bias = nn.Parameter(torch.zeros(classes))
+        self.readout = read_out(network.hidden_size, classes)
 
     def forward(self, symbols: torch.Tensor) -> torch.Tensor:
         """symbols (T, B) int64 → logits (T, B, C)."""
-        x = symbols if self.onehot else symbols.unsqueeze(-1).to(self.readout.dtype)
+        x = symbols if self.onehot else symbols.unsqueeze(-1).to(self.readout.weight.dtype)
         h, _ = self.network(x)                                                   # (T, B, H)
-        return h @ self.readout + self.readout_bias                              # (T, B, C)
+        return self.readout(h)                                                   # (T, B, C)
 
 
 def train(model: CopyModel, optimizer, task: CopyingTask, run: Run, *, updates: int, batch: int,

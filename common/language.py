@@ -9,7 +9,7 @@ import math
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 
 from common.data import Characters
 from common.optim import update
@@ -34,7 +34,7 @@ class CharacterModel(nn.Module):
     def forward(self, symbols, state=None, kernel=None) -> tuple[torch.Tensor, torch.Tensor]:
         """symbols (T, B) int64, state (B, H) → logits (T·B, V) and the last state."""
         h, state = self.network(symbols, state, kernel, embedding=self.embedding)                # (T, B, H)
-        return h.flatten(0, 1) @ self.decoder.t() + self.decoder_bias, state
+        return linear(h.flatten(0, 1), self.decoder, self.decoder_bias), state
 
 
 def parallel_streams(tokens: torch.Tensor, streams: int) -> torch.Tensor:

@@ -201,7 +201,7 @@ class Run:
 
     def _config(self) -> dict:
         options = self.options
-        values = {dest: {"value": _plain(getattr(options, dest)), "origin": source}
+        values = {dest: {"value": plain(getattr(options, dest)), "origin": source}
                   for dest, source in options.origin.items()}
         return {"script": options.script, "row": options.row, "argv": sys.argv, "options": values,
                 "versions": versions(), "device": device_name(self.device), "threads": torch.get_num_threads(),
@@ -330,7 +330,7 @@ class Run:
         if self.columns is None:
             self.columns = list(row)
             writer.writerow(self.columns)
-        writer.writerow("" if row[c] is None else row[c] for c in self.columns)
+        writer.writerow(_cell(row[column]) for column in self.columns)
         content = text.getvalue().encode()
         try:
             with open(self.folder / "log.csv", "ab") as file:
@@ -393,5 +393,11 @@ class Run:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def _plain(value):
+def _cell(value) -> str:
+    """A number of the log with the digits that a float32 has; an empty cell for None."""
+    return "" if value is None else f"{value:.7g}" if isinstance(value, float) else str(value)
+
+
+def plain(value):
+    """An option's value as config.json holds it."""
     return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from common.cells import glorot_normal
+from common.cells import read_out
 from common.data import PixelSequences
 from common.optim import update
 from common.run import Progress, Run
@@ -23,13 +23,12 @@ class PixelModel(nn.Module):
     def __init__(self, network):
         super().__init__()
         self.network = network
-        self.readout = nn.Parameter(glorot_normal(network.hidden_size, CLASSES))
-        self.readout_bias = nn.Parameter(torch.zeros(CLASSES))
+        self.readout = read_out(network.hidden_size, CLASSES)
 
     def forward(self, x: torch.Tensor, kernel: torch.Tensor | None = None) -> torch.Tensor:
         """x (T, B, 1) → logits (B, 10)."""
         last, _ = self.network(x, kernel=kernel, last_only=True)                 # (B, H)
-        return last @ self.readout + self.readout_bias
+        return self.readout(last)
 
 
 @torch.no_grad()
