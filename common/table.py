@@ -97,6 +97,11 @@ def rows_of(task: str, extra: list[str]) -> list[Row]:
     return rows
 
 
+def select(rows: list[Row], only: str | None) -> list[Row]:
+    """The rows whose "model stair" holds the text `only`; all without one."""
+    return [row for row in rows if only is None or only in f"{row.model} {row.stair}"]
+
+
 def find_runs(rows: list[Row], seeds, folder: Path) -> None:
     """Give every row the folders of its runs below `folder`; of several with the same values, a finished one."""
     found = {}
@@ -213,9 +218,7 @@ def main(argv=None) -> None:
     parser.add_argument("-o", "--output", type=Path, help="write the table to this file too")
     args = parser.parse_args(argv)
 
-    rows = rows_of(args.task, shlex.split(args.extra))
-    if args.only:
-        rows = [row for row in rows if args.only in f"{row.model} {row.stair}"]
+    rows = select(rows_of(args.task, shlex.split(args.extra)), args.only)
     find_runs(rows, args.seeds, args.save)
     more = [*(["--data", args.data] if args.data else []), *(["--cuda"] if args.cuda else [])]
     commands = missing(rows, args.seeds, args.save, max(1, (os.cpu_count() or 1) // args.jobs), more)
