@@ -241,7 +241,8 @@ class Run:
         self.signal = number
 
     def resume_command(self) -> str:
-        return f"python {self.options.script}.py --resume {self.folder}"
+        typed = sys.argv[0] if Path(sys.argv[0]).stem == self.options.script else f"{self.options.script}.py"
+        return f"python {typed} --resume {self.folder}"
 
     def stop_if_asked(self) -> None:
         """After an update: if a signal came, save and stop."""
