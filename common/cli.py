@@ -55,7 +55,7 @@ def number(kind, low=-math.inf, high=math.inf, open_low=False, open_high=False):
     noun = "a whole number" if kind is int else "a number"
     parts = [f"{'above' if open_low else 'at least'} {low}"] if low > -math.inf else []
     parts += [f"{'below' if open_high else 'at most'} {high}"] if high < math.inf else []
-    want = " ".join((noun, " and ".join(parts))).strip()
+    want = ", ".join(filter(None, (noun, " and ".join(parts))))
 
     def convert(text):
         try:
@@ -63,7 +63,7 @@ def number(kind, low=-math.inf, high=math.inf, open_low=False, open_high=False):
         except ValueError:
             raise argparse.ArgumentTypeError(f"'{text}' is not {want}") from None
         inside = (low < value if open_low else low <= value) and (value < high if open_high else value <= high)
-        if not (math.isfinite(value) and inside):
+        if not inside or (kind is float and not math.isfinite(value)):
             raise argparse.ArgumentTypeError(f"'{text}' is not {want}")
         return value
 
@@ -132,28 +132,44 @@ SPELLING = {"net_type": "--net-type", "random_seed": "--random-seed", "c_length"
 SHARED = dict(optimizer="RMSprop", betas=(0.9, 0.999), clip=0.0, nonlin="modrelu", random_seed=400, cuda=False,
               threads=None, engine="auto", name=None, save=Path("saves"), resume=None)
 FROM_PAPER = dict(lr=None, lr_orth=None, alpha=None, alam=0.0, Tdecay=0.0, rinit=None)  # where a row leaves it out
-MAY_CHANGE_ON_RESUME = ("resume", "cuda", "threads", "save")
+MAY_CHANGE_ON_RESUME = ("resume", "cuda", "threads", "data")
 
 
 class Parser(argparse.ArgumentParser):
     """argparse with both spellings of a name, one-sentence errors, and only what was typed in its result."""
 
     def error(self, message):
-        raise UserError(message)
+        raise UserError(message.removeprefix("argument "))
 
     def parse_args(self, argv=None):
+        switches = {action.option_strings[0] for action in self._actions
+                    if isinstance(action, argparse.BooleanOptionalAction)}
         spelled = {option.replace("_", "-"): option for action in self._actions for option in action.option_strings}
-        argv = [str(a) for a in (sys.argv[1:] if argv is None else argv)]
-        for i, token in enumerate(argv):
+        tokens = []
+        for token in map(str, sys.argv[1:] if argv is None else argv):
             name, equals, value = token.partition("=")
             if name.startswith("--") and len(name) > 2:
                 known = spelled.get(name.replace("_", "-"))
                 if known is None:
-                    near = difflib.get_close_matches(name.replace("_", "-"), spelled, n=1)
-                    hint = f"; did you mean {spelled[near[0]]}?" if near else "; --help lists the flags"
-                    raise UserError(f"there is no flag {name}{hint}")
-                argv[i] = known + equals + value
-        return super().parse_args(argv)
+                    near = difflib.get_close_matches(name.replace("_", "-"), spelled, n=1, cutoff=0.7)
+                    hint = f"did you mean {spelled[near[0]]}?" if near else "--help lists the flags"
+                    raise UserError(f"there is no flag {name}; {hint}")
+                if equals and known in switches:
+                    raise UserError(f"{known} takes no value; type {known} or --no-{known[2:]}")
+                tokens.append(known + equals + value)
+            elif _negative(token) and tokens and tokens[-1].startswith("--") and "=" not in tokens[-1]:
+                tokens[-1] += f"={token}"  # argparse takes -1e-3 for a flag
+            else:
+                tokens.append(token)
+        return super().parse_args(tokens)
+
+
+def _negative(text: str) -> bool:
+    """Whether `text` is a negative number."""
+    try:
+        return text.startswith("-") and float(text) <= 0
+    except ValueError:
+        return False
 
 
 def make_parser(script: str, doc: str, defaults: dict) -> Parser:
@@ -274,7 +290,7 @@ def _resumed(script: str, defaults: dict, typed: dict) -> Options:
     if saved.get("betas") is not None:
         saved["betas"] = tuple(saved["betas"])
     for dest, value in typed.items():
-        if dest not in (*MAY_CHANGE_ON_RESUME, "data") and value != saved.get(dest):
+        if dest not in MAY_CHANGE_ON_RESUME and value != saved.get(dest):
             raise UserError(f"{SPELLING.get(dest, f'--{dest}')} was {saved.get(dest)} when {typed['resume']} was "
                             f"started and cannot become {value} on the way; start a new run")
     options = Options(**{**saved, **typed})
@@ -288,7 +304,7 @@ def describe(options: Options) -> str:
     lines = {}
     for dest, source in options.origin.items():
         value = getattr(options, dest)
-        if source == "not used" or (source == "default" and value is None):
+        if source == "not used" or dest == "resume" or (source == "default" and value is None):
             continue
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
         lines.setdefault(source, []).append(f"{dest}={shown}")
@@ -301,6 +317,14 @@ def start(main) -> None:
     try:
         main()
     except UserError as error:
-        script = Path(sys.argv[0]).name
-        print(f"{script}: {error}", file=sys.stderr)
-        sys.exit(error.status)
+        sentence, status = str(error), error.status
+    except KeyboardInterrupt:
+        sentence, status = "stopped", 130
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error).lower():
+            raise
+        sentence, status = "this does not fit into memory; choose a smaller --nhid, --batch or sequence length", 1
+    else:
+        return
+    print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
+    sys.exit(status)

@@ -37,8 +37,10 @@ def train(model: CopyModel, optimizer, task: CopyingTask, run: Run, *, updates: 
           log_interval: int, alam: float = 0.0, clip: float = 0.0) -> dict:
     """Train for `updates` fresh batches and → the result: mean loss and recall over the last 50."""
     device, c = run.device, task.c_length
-    progress = run.track(Progress(update=0, best=math.inf, recent=torch.zeros(max(LAST, log_interval), 2)),
+    progress = run.track(Progress(update=0, best=math.inf, recent=torch.zeros(max(LAST, min(log_interval, updates)), 2)),
                          model=model, optimizer=optimizer, task=task)
+    if (result := run.finished()) is not None:
+        return result
     recent = progress.recent = progress.recent.to(device)      # (n, 2): loss and recall of the last n updates
     run.say(f"a memoryless model scores {task.memoryless_loss():.4f}")
     run.show_progress(updates, progress.update, "update")
@@ -55,7 +57,7 @@ def train(model: CopyModel, optimizer, task: CopyingTask, run: Run, *, updates: 
         progress.update += 1
         run.advance()
 
-        since = progress.update % log_interval or log_interval
+        since = (progress.update - 1) % log_interval + 1
         if since == log_interval or progress.update == updates:
             rows = recent[torch.arange(progress.update - since, progress.update) % len(recent)]
             mean_loss, mean_recall = rows.mean(0).tolist()

@@ -14,9 +14,10 @@ import math
 import os
 import tarfile
 import tempfile
-import urllib.error
 import urllib.request
+import zlib
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -244,7 +245,7 @@ def _read_symbols(path: Path) -> list[str]:
         raise UserError(f"{path} is not UTF-8 text; it should hold characters separated by blanks", 1) from None
     if "\0" in text:
         raise UserError(f"{path} is a binary file; it should hold characters separated by blanks", 1)
-    lines = text.splitlines() if "\r" in text else text.removesuffix("\n").split("\n")
+    lines = text.removesuffix("\n").split("\n")
     symbols = [*" <eos> ".join(lines).split(), "<eos>"]
     if len(symbols) == len(lines):
         raise UserError(f"{path} is empty; it should hold characters separated by blanks", 1)
@@ -267,7 +268,7 @@ def _download_penn(penn: Path, missing: list[str], url: str, digests: dict) -> N
                         raise UserError(f"{name} from {url} has a wrong sha256, so it was thrown away; "
                                         f"fetch it by hand and put it into {penn}", 1)
                     (Path(temporary) / name).write_bytes(content)
-        except (OSError, EOFError, KeyError, tarfile.TarError, urllib.error.URLError) as error:
+        except (OSError, EOFError, KeyError, tarfile.TarError, zlib.error, HTTPException) as error:
             raise _missing(missing, penn, url, error) from None
         for name in missing:
             os.replace(Path(temporary) / name, penn / name)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, linear
 
+from common.cli import UserError
 from common.data import Characters
 from common.optim import update
 from common.run import Progress, Run
@@ -37,9 +38,15 @@ class CharacterModel(nn.Module):
         return linear(h.flatten(0, 1), self.decoder, self.decoder_bias), state
 
 
-def parallel_streams(tokens: torch.Tensor, streams: int) -> torch.Tensor:
-    """tokens (N,) → (N // streams, streams): column k is the k-th stretch of the text; the rest is dropped."""
+def parallel_streams(tokens: torch.Tensor, streams: int, part: str = "train") -> torch.Tensor:
+    """tokens (N,) → (N // streams, streams): column k is the k-th stretch of the text; the rest is dropped.
+
+    Raises UserError when a stream would hold fewer than the two symbols that an input and its target need.
+    """
     length = len(tokens) // streams
+    if length < 2:
+        raise UserError(f"the {len(tokens):,} symbols of {part}.txt are too few for {streams:,} parallel streams"
+                        + ("; choose a smaller --batch" if part == "train" else "; it needs a longer text"))
     return tokens[:length * streams].view(streams, length).t().contiguous()
 
 
@@ -71,13 +78,15 @@ def evaluate(model: CharacterModel, streams: torch.Tensor, bptt: int) -> tuple[f
 def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epochs: int, batch: int, bptt: int,
           log_interval: int, alam: float = 0.0, clip: float = 0.0) -> dict:
     """Train for `epochs` and → the result: the test score of the epoch with the best validation loss."""
-    train_set = parallel_streams(corpus.train, batch).to(run.device)                             # (N, B)
-    valid_set = parallel_streams(corpus.valid, EVALUATION_STREAMS).to(run.device)
-    test_set = parallel_streams(corpus.test, EVALUATION_STREAMS).to(run.device)
+    train_set = parallel_streams(corpus.train, batch, "train").to(run.device)                             # (N, B)
+    valid_set = parallel_streams(corpus.valid, EVALUATION_STREAMS, "valid").to(run.device)
+    test_set = parallel_streams(corpus.test, EVALUATION_STREAMS, "test").to(run.device)
     batches = segments(train_set, bptt)
     progress = run.track(Progress(epoch=0, batch=0, state=model.network.start(batch), sums=torch.zeros(3),
                                   best_epoch=0, best_loss=math.inf, best_accuracy=0.0),
                          model=model, optimizer=optimizer)
+    if (result := run.finished()) is not None:
+        return result
     progress.sums = progress.sums.to(run.device)               # loss, hits and symbols since the last report
     run.show_progress(epochs * batches, progress.epoch * batches + progress.batch, "segment")
 

@@ -23,6 +23,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -31,6 +32,7 @@ from tqdm import tqdm
 from common.cli import Options, UserError, describe
 
 AUTOSAVE_SECONDS = 60
+WRONG_CONTENT = (LookupError, TypeError, ValueError, RuntimeError, AttributeError)  # of a checkpoint of something else
 
 
 # ── files ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -67,7 +69,12 @@ def load_tensors(path: Path, device="cpu"):
     if not path.exists():
         raise UserError(f"{path} is missing; there is nothing to go on from in {path.parent}, start a new run", 1)
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about foreign pickles, which end in the sentence below
+            content = torch.load(path, map_location=device, weights_only=True)
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds a {type(content).__name__}")
+        return content
     except Exception as error:  # torch raises half a dozen types for files that are no checkpoint
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} is not a checkpoint of this project or is damaged ({first_line[:80]}); "
@@ -79,12 +86,15 @@ def read_config(folder: Path) -> dict:
     path = Path(folder) / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        config["script"], config["options"], config["row"]
-        return config
+        whole = all(key in config for key in ("script", "options", "row", "argv")) and "net_type" in config["options"] \
+            and all({"value", "origin"} <= entry.keys() for entry in config["options"].values())
     except FileNotFoundError:
         raise UserError(f"{folder} is not a run's folder: {path} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is damaged; restore it from a copy or start a new run") from None
+    except (OSError, ValueError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path} is damaged; restore it from a copy or start a new run")
+    return config
 
 
 # ── the machine ──────────────────────────────────────────────────────────────────────────────────────────
@@ -172,6 +182,7 @@ class Run:
         self.resumed = options.resume is not None
         self.signal = None
         self.bar = None
+        self.lock = None
         self.parts: dict = {}
         self.log_size, self.columns = 0, None
         self.seconds_before, self.started = 0.0, time.monotonic()
@@ -208,13 +219,13 @@ class Run:
                 "commit": git_commit(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
 
     def _lock(self) -> None:
-        """Keep a second process out of the folder for as long as this one lives."""
+        """Keep a second process out of the folder for as long as this one works on it."""
         try:
             import fcntl
         except ImportError:  # Windows has no flock; there the folder is not guarded
             return
         try:
-            self.lock = open(self.folder / ".lock", "w")  # noqa: SIM115 (held for the life of the process)
+            self.lock = open(self.folder / ".lock", "w")  # noqa: SIM115 (held until __exit__)
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another process is working on {self.folder}; wait for it or stop it first", 1) from None
@@ -232,9 +243,13 @@ class Run:
             signal.signal(number, handler)
         if self.bar is not None:
             self.bar.close()
+        if self.lock is not None:
+            self.lock.close()
         return False
 
     def _ask_to_stop(self, number, frame):
+        if self.lock is None:  # still loading data or making the model: there is nothing to save
+            raise Stopped("stopped before the first update", 128 + number)
         if self.signal is not None:  # asked twice: do not wait for the step or the evaluation to end
             raise Stopped(f"stopped without saving; go on from the last checkpoint with {self.resume_command()}",
                           128 + number)
@@ -304,11 +319,14 @@ class Run:
             self.seconds_before = state["seconds"]
             self.columns = state["columns"]
             log_size = state["log_size"]
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            first_line = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{last} is not a checkpoint of the model that {self.folder / 'config.json'} describes "
-                            f"({first_line[:80]}); restore the one that belongs there or start a new run", 1) from None
+        except WRONG_CONTENT as error:
+            raise self._foreign(last, error) from None
         self._cut_log(log_size)
+
+    def _foreign(self, path: Path, error: Exception) -> UserError:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        return UserError(f"{path} is not a checkpoint of the model that {self.folder / 'config.json'} describes "
+                         f"({first_line[:80]}); restore the one that belongs there or start a new run", 1)
 
     def _cut_log(self, size: int) -> None:
         log = self.folder / "log.csv"
@@ -373,7 +391,11 @@ class Run:
 
     def load_best(self) -> None:
         """Put the weights of best.pt into the model."""
-        self.parts["model"].load_state_dict(load_tensors(self.folder / "best.pt", self.device))
+        best = self.folder / "best.pt"
+        try:
+            self.parts["model"].load_state_dict(load_tensors(best, self.device))
+        except WRONG_CONTENT as error:
+            raise self._foreign(best, error) from None
 
     def finish(self, result: dict) -> dict:
         """Draw the curves, then write result.json, the last file of a run. → the whole result."""
@@ -389,9 +411,12 @@ class Run:
         return result
 
     def finished(self) -> dict | None:
-        """The result, if this run has already come to its end."""
+        """The result, if this run has already come to its end: there is nothing left to do then."""
         path = self.folder / "result.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        if not path.exists():
+            return None
+        self.say(f"this run is finished; its result is in {path}")
+        return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _cell(value) -> str:

@@ -52,6 +52,8 @@ def train(model: PixelModel, optimizer, train_set: PixelSequences, valid_set: Pi
     batches = -(-len(train_set) // batch)
     progress = run.track(Progress(epoch=0, batch=0, sums=torch.zeros(3), best_epoch=0, best_accuracy=-1.0),
                          model=model, optimizer=optimizer)
+    if (result := run.finished()) is not None:
+        return result
     progress.sums = progress.sums.to(run.device)               # loss, hits and images since the last report
     run.show_progress(epochs * batches, progress.epoch * batches + progress.batch, "batch")
 

@@ -3,7 +3,7 @@
     python -m common.table copytask                     the table, from the runs in results/runs
     python -m common.table copytask --list              the commands of its runs, one a line, for a scheduler
     python -m common.table copytask --run --jobs 2      run what is missing, resume what is unfinished
-    python -m common.table sMNIST --only "expRNN" --seeds 400 --with "--epochs 5"
+    python -m common.table sMNIST --only "expRNN" --seeds 400 --with='--epochs 5'
 
 A task's rows are those of its scripts' PAPER: baselines with --nvar none, sRNN rows with every schedule, with a
 learned and with an exponential stair; rows of a free matrix that starts orthogonal twice, as published and from
@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common import cli
-from common.run import AUTOSAVE_SECONDS, plain
+from common.run import plain, read_config
 from common.stair import SCHEDULES
 
 TASKS = ("copytask", "sMNIST", "language")
@@ -106,7 +106,7 @@ def find_runs(rows: list[Row], seeds, folder: Path) -> None:
     """Give every row the folders of its runs below `folder`; of several with the same values, a finished one."""
     found = {}
     for config_path in sorted(Path(folder).glob("*/*/config.json")):
-        config = json.loads(config_path.read_text(encoding="utf-8"))
+        config = read_config(config_path.parent)
         options = science({name: entry["value"] for name, entry in config["options"].items()})
         key = (config["script"], json.dumps(options, sort_keys=True))
         if key not in found or (config_path.parent / "result.json").exists():
@@ -197,7 +197,7 @@ def run_all(commands: list[list[str]], jobs: int) -> int:
     except KeyboardInterrupt:
         print("stopping: every run saves first", flush=True)
         for process, _ in running:
-            process.wait(AUTOSAVE_SECONDS)
+            process.wait()
         raise cli.UserError("stopped; the same command goes on", 130) from None
     return failed
 
@@ -211,7 +211,8 @@ def main(argv=None) -> None:
     parser.add_argument("--only", help="rows whose model and stair hold this text, as in 'expRNN' or 'sRNN expn'")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="default: 400 to 404")
     parser.add_argument("--jobs", type=cli.number(int, 1), default=1, help="runs at a time (default: %(default)s)")
-    parser.add_argument("--with", dest="extra", default="", metavar="FLAGS", help="flags added to every command")
+    parser.add_argument("--with", dest="extra", default="", metavar="FLAGS",
+                        help="flags added to every command, as in --with='--T 500'")
     parser.add_argument("--data", help="data folder of the runs")
     parser.add_argument("--cuda", action="store_true", help="run on the GPU")
     parser.add_argument("--save", type=Path, default=RUNS, help="where runs are (default: %(default)s)")
