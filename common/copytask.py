@@ -37,7 +37,8 @@ def train(model: CopyModel, optimizer, task: CopyingTask, run: Run, *, updates: 
           log_interval: int, alam: float = 0.0, clip: float = 0.0) -> dict:
     """Train for `updates` fresh batches and → the result: mean loss and recall over the last 50."""
     device, c = run.device, task.c_length
-    progress = run.track(Progress(update=0, best=math.inf, recent=torch.zeros(max(LAST, min(log_interval, updates)), 2)),
+    window = max(LAST, min(log_interval, updates))
+    progress = run.track(Progress(update=0, best=math.inf, recent=torch.zeros(window, 2)),
                          model=model, optimizer=optimizer, task=task)
     if (result := run.finished()) is not None:
         return result

@@ -2,16 +2,18 @@
 
     reference   a plain loop under autograd: slow and obviously right, the yardstick of every test
     torch       the whole sequence as one autograd.Function in pure PyTorch; any device, any dtype
+    native      the same in one call of compiled code; float32 and float64 on the CPU
 
 `stair_recurrence` is the only function that callers need.
 """
 
 import torch
 
+from common.recurrence import native
 from common.recurrence.reference import reference_recurrence
 from common.recurrence.sequence import sequence_recurrence
 
-ENGINES = {"reference": reference_recurrence, "torch": sequence_recurrence}
+ENGINES = {"reference": reference_recurrence, "torch": sequence_recurrence, "native": native.native_recurrence}
 
 
 def stair_recurrence(x, kernel, h0, stair, nonlinearity, engine="auto", last_only=False) -> torch.Tensor:
@@ -22,7 +24,7 @@ def stair_recurrence(x, kernel, h0, stair, nonlinearity, engine="auto", last_onl
     h0            (B, H)     hidden state before the first step
     stair         `common.stair.Stair`: the numbers ρ_t or α_t and their rule
     nonlinearity  `common.stair.Nonlinearity`: φ, with modReLU's bias
-    engine        "auto" (the fastest that fits), "reference" or "torch"
+    engine        "auto" (native on the CPU where a compiler is found, else torch), or a name from `ENGINES`
     last_only     return only the last state, (B, H): the gradient of the others is then never stored
 
     → h (T, B, H), or (B, H) with `last_only`. Differentiable in x, kernel, h0, the stair's numbers and
@@ -35,7 +37,7 @@ def stair_recurrence(x, kernel, h0, stair, nonlinearity, engine="auto", last_onl
         raise ValueError(f"x {tuple(x.shape)} needs a kernel {(hidden, hidden)} and h0 {(batch, hidden)}; "
                          f"got {tuple(kernel.shape)} and {tuple(h0.shape)}")
     if engine == "auto":
-        engine = "torch"
+        engine = "native" if native.serves(x) else "torch"
     if engine not in ENGINES:
         raise ValueError(f"there is no engine '{engine}'; choose auto, {', '.join(ENGINES)}")
     numbers = stair(steps).to(x.dtype)
