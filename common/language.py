@@ -98,7 +98,7 @@ def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epo
             update(model, optimizer, loss, alam, clip)
 
             with torch.no_grad():
-                progress.state = state.detach()
+                progress.state = state.detach().clone()  # the rest of h can go
                 hits = (logits.argmax(-1) == target).sum()
                 progress.sums += torch.stack((loss * len(target), hits, torch.full_like(loss, len(target))))
             progress.batch += 1

@@ -140,28 +140,31 @@ def mean_and_deviation(values: list[float], scale: float, form: str) -> str:
     return f"{statistics.mean(values):{form}}{deviation}"
 
 
-def table(task: str, rows: list[Row], seeds) -> str:
-    """The table as Markdown."""
+def table(task: str, rows: list[Row], short: bool = False) -> str:
+    """The table as Markdown; `short` leaves out the command, the device and the rows that were not run."""
     main, beside, title, scale, form = MEASURE[task]
-    head = [f"| model | stair | published | ours: {title} (mean ± std, n) | {beside.replace('_', ' ')} | best epoch "
-            "| command | time a run | device |", "|---|---|---|---|---|---|---|---|---|"]
+    columns = ["model", "stair", "published", f"ours: {title} (mean ± std, n)", beside.replace("_", " "), "best epoch",
+               "time a run", "command", "device"]
     lines = []
     for row in rows:
-        published = PUBLISHED[task].get(row.model.removesuffix(", henaff"), "none known")
         results = {seed: result(folder) for seed, folder in row.runs.items()}
         done = [r for r in results.values() if r is not None]
         open_ones = [how_far(row.runs[seed]) for seed, r in results.items() if r is None]
         ours = f"{mean_and_deviation([r[main] for r in done], scale, form)}, n = {len(done)}" if done else "not run"
         if open_ones:
             ours += f" (unfinished: {', '.join(open_ones)})"
-        second = mean_and_deviation([r[beside] for r in done], 1, ".4f") if done else ""
         epochs = sorted({r["best_epoch"] for r in done if "best_epoch" in r})
-        best = "–".join(map(str, (epochs[0], epochs[-1]) if len(epochs) > 1 else epochs))
-        seconds = f"{statistics.median([r['seconds'] for r in done]):.0f} s" if done else ""
-        device = ", ".join(sorted({r["device"] for r in done}))
-        lines.append(f"| {row.model} | {row.stair} | {published} | {ours} | {second} | {best} "
-                     f"| `{shlex.join(row.command())}` | {seconds} | {device} |")
-    return "\n".join(head + lines) + "\n"
+        line = [row.model, row.stair, PUBLISHED[task].get(row.model.replace(", henaff", ""), "none known"), ours,
+                mean_and_deviation([r[beside] for r in done], 1, ".4f") if done else "",
+                "–".join(map(str, (epochs[0], epochs[-1]) if len(epochs) > 1 else epochs)),
+                f"{statistics.median([r['seconds'] for r in done]):.0f} s" if done else "",
+                f"`{shlex.join(row.command())}`", ", ".join(sorted({r["device"] for r in done}))]
+        if done or open_ones or not short:
+            lines.append(line)
+    if short:
+        wanted = [i for i, name in enumerate(columns[:7]) if name != "best epoch" or any(line[i] for line in lines)]
+        columns, lines = [columns[i] for i in wanted], [[line[i] for i in wanted] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in [columns, ["---"] * len(columns), *lines])
 
 
 def missing(rows: list[Row], seeds, folder: Path, threads: int, more: list[str]) -> list[list[str]]:
@@ -208,6 +211,7 @@ def main(argv=None) -> None:
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--run", action="store_true", help="run what is missing, then print the table")
     parser.add_argument("--list", action="store_true", help="print the missing commands, one a line, and stop")
+    parser.add_argument("--short", action="store_true", help="without commands, devices and rows that were not run")
     parser.add_argument("--only", help="rows whose model and stair hold this text, as in 'expRNN' or 'sRNN expn'")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="default: 400 to 404")
     parser.add_argument("--jobs", type=cli.number(int, 1), default=1, help="runs at a time (default: %(default)s)")
@@ -228,7 +232,7 @@ def main(argv=None) -> None:
         return
     failed = run_all(commands, args.jobs) if args.run else 0
     find_runs(rows, args.seeds, args.save)
-    text = table(args.task, rows, args.seeds)
+    text = table(args.task, rows, args.short)
     print(text, end="")
     if args.output:
         args.output.write_text(text, encoding="utf-8")

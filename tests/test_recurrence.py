@@ -101,7 +101,7 @@ def make_nonlinearity(phi, bias):
     return module
 
 
-@pytest.mark.parametrize("engine", ["auto", "torch", "reference"])
+@pytest.mark.parametrize("engine", ["auto", "native", "torch", "reference"])
 @pytest.mark.parametrize(("rule", "phi"), CASES)
 def test_contract(engine, rule, phi):
     """Modules in, (T, B, H) or its last step out; gradients land in the modules."""

@@ -432,7 +432,8 @@ void forward_rows(const Sequence<S> &s, const Packed<S> &kernel, Index first, In
         previous = next;
         stride = s.hidden;
     }
-    if (call.last) std::memcpy(static_cast<S *>(call.last) + first * s.hidden, previous, std::size_t(count * s.hidden) * sizeof(S));
+    if (call.last)
+        std::memcpy(static_cast<S *>(call.last) + first * s.hidden, previous, std::size_t(count * s.hidden) * sizeof(S));
 }
 
 template <class S, Rule rule, Phi phi>
@@ -537,7 +538,8 @@ private:
 // how many threads really come.
 class Shares {
 public:
-    Shares(Index batch, Index count, const std::function<void(Index, Index)> &work) : batch(batch), count(count), work(work) {}
+    Shares(Index batch, Index count, const std::function<void(Index, Index)> &work)
+        : batch(batch), count(count), work(work) {}
 
     void take() {
         const FlushDenormals flush;
@@ -594,7 +596,9 @@ using RowsPass = void (*)(const Sequence<S> &, const Packed<S> &, Index, Index);
 
 template <Pass pass, class S, Rule rule, Phi phi>
 constexpr RowsPass<S> rows_pass() {
-    return pass == FORWARD ? forward_rows<S, rule, phi> : pass == BACKWARD ? backward_rows<S, rule, phi> : states_rows<S, rule, phi>;
+    return pass == FORWARD    ? forward_rows<S, rule, phi>
+           : pass == BACKWARD ? backward_rows<S, rule, phi>
+                              : states_rows<S, rule, phi>;
 }
 
 // The pass for a rule and φ that are known only now: entry rule · PHIS + phi

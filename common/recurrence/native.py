@@ -8,8 +8,8 @@ Shapes as in `common.recurrence.stair_recurrence`. How the call itself is fast i
 
 Memory, in arrays of T·B·H numbers, beside x and the gradient that comes in; x itself is not kept:
 
-    rule "scale"         forward h, backward h and δz. From h = ρ φ follow φ and its slope, so z is not stored, except at
-                         steps where ρ_t is 0 or nearly so
+    rule "scale"         forward h, backward h and δz. From h = ρ φ follow φ and its slope, so z is not stored,
+                         except at steps where ρ_t is 0 or nearly so
     the other rules      forward h and z, backward z and δz. h cannot be inverted there, so z is kept, and h is
                          formed again from it, some steps at a time, for dW. With last_only h is never stored
     without gradients    h; with last_only two states (B, H)
@@ -43,13 +43,19 @@ SOURCE = Path(__file__).with_name("native.cpp")
 SCALARS = {torch.float32: "float", torch.float64: "double"}
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-w")
-PROCESSOR_FLAGS = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler accepts
+# Tuned for some processors, GCC splits a lone chain of multiply-adds, and a tile of one row would round otherwise than
+# a tile of six. The parameter forbids that; Clang does not do it and ignores the parameter.
+SAME_ROUNDING = "--param=avoid-fma-max-bits=0"
+# the first that the compiler accepts
+PROCESSOR_FLAGS = (("-march=native", SAME_ROUNDING), ("-march=native",), ("-mcpu=native",), ())
 COMPILE_SECONDS = 300
 
 WORK_PER_THREAD = 2**20  # multiply-adds; with less of them a thread costs more than it brings
 CHUNK_ELEMENTS = 2**22   # numbers of h formed again at a time
 # |ρ| below which φ = h / ρ could not be read from h
 VANISHING = {dtype: torch.finfo(dtype).tiny ** 0.5 for dtype in SCALARS}
+
+_SAID = []               # the one line about a missing engine, once it is said
 
 
 class Unavailable(Exception):
@@ -62,13 +68,20 @@ class Unavailable(Exception):
 def native_recurrence(x, kernel, h0, numbers, rule, phi, bias, last_only):
     """Arguments and result as in `common.recurrence.stair_recurrence`; numbers (T,).
 
-    Raises ValueError for tensors that are not all float32 or all float64 on the CPU, RuntimeError if the engine could not
-    be built.
+    Raises ValueError for tensors that are not all float32 or all float64 on the CPU or do not fit together, and
+    RuntimeError if the engine could not be built.
     """
     tensors = [t for t in (x, kernel, h0, numbers, bias) if t is not None]
     if x.dtype not in SCALARS or any(t.dtype != x.dtype or t.device.type != "cpu" for t in tensors):
         found = ", ".join(sorted({f"{t.dtype} on {t.device}" for t in tensors}))
         raise ValueError(f"the native engine needs float32 or float64 tensors, all alike, on the CPU; got {found}")
+    steps, batch, hidden = x.shape
+    if (kernel.shape, h0.shape, numbers.shape) != ((hidden, hidden), (batch, hidden), (steps,)):
+        raise ValueError(f"x {tuple(x.shape)} does not fit kernel {tuple(kernel.shape)}, h0 {tuple(h0.shape)} "
+                         f"and numbers {tuple(numbers.shape)}")
+    if (phi == "modrelu") != (bias is not None) or (bias is not None and bias.shape != (hidden,)):
+        raise ValueError(f"modrelu needs a bias ({hidden},), the other nonlinearities none; got {phi} and "
+                         f"{None if bias is None else tuple(bias.shape)}")
     library, reason = _library(x.dtype)
     if library is None:
         raise RuntimeError(f"the native engine is not available: {reason}; use engine='torch'")
@@ -76,7 +89,7 @@ def native_recurrence(x, kernel, h0, numbers, rule, phi, bias, last_only):
 
 
 def serves(x: torch.Tensor) -> bool:
-    """Whether the native engine can run on tensors like x. Builds it if need be; says in one line if it cannot be built."""
+    """Whether the native engine can run on tensors like x. Builds it on the first call; one line says if it cannot."""
     if x.device.type != "cpu" or x.dtype not in SCALARS:
         return False
     library, reason = _library(x.dtype)
@@ -85,14 +98,9 @@ def serves(x: torch.Tensor) -> bool:
     return library is not None
 
 
-@functools.cache
-def _warned() -> set:
-    return set()
-
-
 def _say_once(line):
-    if not _warned():
-        _warned().add(line)
+    if not _SAID:
+        _SAID.append(line)
         print(line, file=sys.stderr, flush=True)
 
 
@@ -262,6 +270,8 @@ def _library(dtype):
         return _load_or_build(dtype), None
     except Unavailable as reason:
         return None, str(reason)
+    except OSError as error:  # a full disk, say
+        return None, f"it could not be built: {error}"
 
 
 def _load_or_build(dtype) -> Library:
@@ -278,7 +288,7 @@ def _load_or_build(dtype) -> Library:
                 path.unlink()  # damaged: it would be found again by every run
         if library := _load(_build(compiler, dtype, cache, name), dtype):
             return library
-    raise Unavailable("the compiled library disagrees with the PyTorch engine")
+    raise Unavailable("the compiled library does not load, or disagrees with the PyTorch engine")
 
 
 def _compiler() -> list[str]:
@@ -297,7 +307,8 @@ def _key(compiler, dtype) -> str:
     except (OSError, subprocess.SubprocessError) as error:
         raise Unavailable(f"'{shlex.join(compiler)} --version' failed: {error}") from None
     made_from = [SOURCE.read_bytes(), version, _processor().encode(),
-                 repr((compiler, shutil.which(compiler[0]), FLAGS, PROCESSOR_FLAGS, SCALARS[dtype], Call._fields_)).encode()]
+                 repr((compiler, shutil.which(compiler[0]), FLAGS, PROCESSOR_FLAGS, SCALARS[dtype])).encode(),
+                 repr(Call._fields_).encode()]
     return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in made_from)).hexdigest()[:16]
 
 
@@ -306,8 +317,8 @@ def _processor() -> str:
     words = [platform.system(), platform.machine(), platform.processor()]
     with contextlib.suppress(OSError):
         first = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-        words += [line for line in first if line.split("\t")[0].strip().lower() in
-                  ("vendor_id", "cpu family", "model", "model name", "flags", "features", "cpu part", "cpu implementer")]
+        telling = ("vendor_id", "cpu family", "model", "model name", "flags", "features", "cpu implementer", "cpu part")
+        words += [line for line in first if line.split(":")[0].strip().lower() in telling]
     if sys.platform == "darwin":
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             words.append(subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True,
@@ -331,9 +342,10 @@ def _build(compiler, dtype, cache, name) -> Path:
     with tempfile.TemporaryDirectory(prefix="build-", dir=cache) as folder:
         made = Path(folder) / "native.so"
         for processor_flags in PROCESSOR_FLAGS:
-            command = [*compiler, *FLAGS, *processor_flags, f"-DSTAIR_SCALAR={SCALARS[dtype]}", str(SOURCE), "-o", str(made)]
+            command = [*compiler, *FLAGS, *processor_flags, f"-DSTAIR_SCALAR={SCALARS[dtype]}", SOURCE, "-o", made]
             try:
-                done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=COMPILE_SECONDS)
+                done = subprocess.run(command, capture_output=True, text=True, errors="replace",
+                                      timeout=COMPILE_SECONDS)
             except (OSError, subprocess.SubprocessError) as error:
                 raise Unavailable(f"'{shlex.join(compiler)}' failed: {error}") from None
             if done.returncode == 0 and made.exists():
@@ -370,8 +382,8 @@ def _agrees(library, dtype) -> bool:
 
         for rule, phi, last_only in (("scale", "modrelu", False), ("exponential", "tanh", True)):
             bias = waves(hidden, start=5) / 100 if phi == "modrelu" else None
-            inputs = [waves(steps, batch, hidden, start=1), waves(hidden, hidden, start=2) / 4, waves(batch, hidden, start=3),
-                      waves(steps, start=4).abs() + 0.5]
+            inputs = [waves(steps, batch, hidden, start=1), waves(hidden, hidden, start=2) / 4,
+                      waves(batch, hidden, start=3), waves(steps, start=4).abs() + 0.5]
             results = []
             for engine in (functools.partial(_recurrence, library), sequence_recurrence):
                 leaves = [t.clone().requires_grad_() for t in inputs]
