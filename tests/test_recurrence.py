@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from common.recurrence import ENGINES, sequence, stair_recurrence
+from common.recurrence import ENGINES, native, sequence, stair_recurrence
 from common.recurrence.reference import reference_recurrence
 from common.recurrence.sequence import sequence_recurrence
 from common.stair import NONLINEARITIES, RULES, FixedStair, LearnedStair, Nonlinearity
@@ -105,6 +105,8 @@ def make_nonlinearity(phi, bias):
 @pytest.mark.parametrize(("rule", "phi"), CASES)
 def test_contract(engine, rule, phi):
     """Modules in, (T, B, H) or its last step out; gradients land in the modules."""
+    if engine == "native" and not native.serves(torch.empty(0, dtype=torch.float64)):
+        pytest.skip("no C++ compiler here")
     x, kernel, h0, numbers, bias = problem(rule, phi)
     stair, module = make_stair(rule, numbers), make_nonlinearity(phi, bias)
     h = stair_recurrence(x, kernel, h0, stair, module, engine)
