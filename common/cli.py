@@ -10,8 +10,10 @@ status 2 (`UserError`), never in a traceback.
 """
 
 import argparse
+import contextlib
 import difflib
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -71,15 +73,24 @@ def number(kind, low=-math.inf, high=math.inf, open_low=False, open_high=False):
 
 
 def name_part(text):
-    """A piece of a folder's name."""
-    if not text or text.startswith(".") or any(c in text for c in "/\\\0\n"):
-        raise argparse.ArgumentTypeError(f"'{text}' cannot be part of a folder's name; use letters, digits, - and _")
+    """A piece of a folder's name: what every file system and every terminal takes."""
+    if not text or text.startswith(".") or any(c in text for c in "/\\") or not text.isprintable() or len(text) > 100:
+        raise argparse.ArgumentTypeError(f"'{text}' cannot be part of a folder's name; use at most 100 letters, "
+                                         "digits, - and _")
     return text
 
 
+def folder(text):
+    """The path of a folder. An empty one is most likely a variable of the shell that was never set."""
+    if not text or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a folder")
+    return Path(text)
+
+
+LARGEST = 1e30  # a float32 ends at 3.4e38, and a rate is multiplied on its way
 COUNT = number(int, 1, 2**31 - 1)
-RATE = number(float, 0, open_low=True)
-WEIGHT = number(float, 0)
+RATE = number(float, 0, LARGEST, open_low=True)
+WEIGHT = number(float, 0, LARGEST)
 SMOOTHING = number(float, 0, 1, open_high=True)
 SWITCH = "switch"
 
@@ -87,7 +98,7 @@ SWITCH = "switch"
 MEANING = {
     "net_type": ("network", one_of(*NET_TYPES), "the cell: what the recurrent matrix W is"),
     "nvar": ("network", one_of(*SCHEDULES, aliases=SCHEDULE_ALIASES), "the stair ρ_t; none is the plain network"),
-    "alpha_start": ("network", number(float), "start of every α_t, the learned stair"),
+    "alpha_start": ("network", number(float, -LARGEST, LARGEST), "start of every α_t, the learned stair"),
     "literal": ("network", SWITCH, "1 − exp(−α_t z) as in the authors' code, unbounded for z < 0, for comparison only"),
     "nhid": ("network", COUNT, "hidden units H"),
     "nonlin": ("network", one_of(*NONLINEARITIES), "the nonlinearity φ"),
@@ -113,16 +124,16 @@ MEANING = {
     "permute": ("task", SWITCH, "one fixed permutation of the pixels"),
     "epochs": ("task", COUNT, "passes over the training data"),
     "bptt": ("task", COUNT, "steps in a segment of backpropagation through time"),
-    "data": ("task", Path, "folder of the data files"),
+    "data": ("task", folder, "folder of the data files"),
     "log_interval": ("run", COUNT, "updates between two reports"),
     "save_freq": ("run", COUNT, "epochs between two checkpoints"),
     "random_seed": ("run", number(int, 0, 2**63 - 1), "seed of the weights and of drawn data"),
     "cuda": ("run", SWITCH, "run on the GPU"),
-    "threads": ("run", COUNT, "CPU threads (all cores)"),
+    "threads": ("run", number(int, 1, 1024), "CPU threads (all cores)"),
     "engine": ("run", one_of("auto", *ENGINES), "time loop of common/recurrence"),
     "name": ("run", name_part, "added to the name of the run's folder"),
-    "save": ("run", Path, "folder that runs are written to"),
-    "resume": ("run", Path, "go on with the run in this folder; it knows its own options"),
+    "save": ("run", folder, "folder that runs are written to"),
+    "resume": ("run", folder, "go on with the run in this folder; it knows its own options"),
 }
 ALSO = {"random_seed": ("--seed",)}
 SPELLING = {"net_type": "--net-type", "random_seed": "--random-seed", "c_length": "--c-length",
@@ -284,11 +295,7 @@ def _resumed(script: str, defaults: dict, typed: dict) -> Options:
     config = read_config(typed["resume"])
     if config["script"] != script:
         raise UserError(f"{typed['resume']} is a run of {config['script']}.py; resume it with that script")
-    saved = {dest: entry["value"] for dest, entry in config["options"].items()}
-    for dest in ("data", "save"):
-        saved[dest] = Path(saved[dest]) if saved.get(dest) is not None else None
-    if saved.get("betas") is not None:
-        saved["betas"] = tuple(saved["betas"])
+    saved = _saved_values(typed["resume"], config["options"], defaults)
     for dest, value in typed.items():
         if dest not in MAY_CHANGE_ON_RESUME and value != saved.get(dest):
             raise UserError(f"{SPELLING.get(dest, f'--{dest}')} was {saved.get(dest)} when {typed['resume']} was "
@@ -296,7 +303,39 @@ def _resumed(script: str, defaults: dict, typed: dict) -> Options:
     options = Options(**{**saved, **typed})
     options.origin = {dest: entry["origin"] for dest, entry in config["options"].items()}
     options.row, options.script = config["row"], script
+    check(options, {})
     return options
+
+
+def _saved_values(run: Path, entries: dict, defaults: dict) -> dict:
+    """The values in a config.json, as strict as if they were typed. Raises UserError for a foreign or spoiled one."""
+    path, known = run / "config.json", {dest for dest in MEANING if dest in defaults or dest in FROM_PAPER}
+    if entries.keys() != known:
+        which = ", ".join(sorted(map(str, entries.keys() ^ known)))
+        raise UserError(f"{path} was written by another version of this project (the options differ in {which}); "
+                        "go on with that version or start a new run")
+    values = {}
+    for dest, entry in entries.items():
+        value, accepts = entry["value"], MEANING[dest][1]
+        try:
+            if value is None:
+                fits = defaults.get(dest) is None and (dest not in FROM_PAPER or entry["origin"] == "not used")
+            elif accepts is SWITCH:
+                fits = isinstance(value, bool)
+            elif isinstance(accepts, tuple):
+                fits = value == [convert(str(part)) for convert, part in zip(accepts, value, strict=True)]
+                value = tuple(value)
+            elif accepts is folder:
+                fits, value = isinstance(value, str), folder(value)
+            else:
+                fits = value == accepts(str(value))
+        except (argparse.ArgumentTypeError, TypeError, ValueError, AttributeError):
+            fits = False
+        if not fits:
+            raise UserError(f"{path} is damaged: {dest} is {str(value)[:40]!r}; restore it from a copy "
+                            "or start a new run")
+        values[dest] = value
+    return values
 
 
 def describe(options: Options) -> str:
@@ -314,17 +353,33 @@ def describe(options: Options) -> str:
 
 def start(main) -> None:
     """Run a script's `main`: a UserError is printed as one sentence, and its status is the exit status."""
+    for stream in (sys.stdout, sys.stderr):  # an output that knows no Greek shows their numbers instead
+        with contextlib.suppress(AttributeError, OSError):
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except UserError as error:
         sentence, status = str(error), error.status
     except KeyboardInterrupt:
         sentence, status = "stopped", 130
+    except BrokenPipeError:  # whoever read the output, `head` perhaps, has gone: there is nobody left to tell
+        close_output()
+        sys.exit(1)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error).lower():
             raise
         sentence, status = "this does not fit into memory; choose a smaller --nhid, --batch or sequence length", 1
     else:
         return
-    print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
+    sentence = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence)  # one line, whatever was typed
+    with contextlib.suppress(OSError):  # a terminal that was closed
+        print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
     sys.exit(status)
+
+
+def close_output() -> None:
+    """Send what is still to be printed nowhere, so that Python does not fail on it once more when it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

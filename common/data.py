@@ -9,6 +9,7 @@ A file that is missing is downloaded into a temporary folder, checked by its dig
 its place.
 """
 
+import gzip
 import hashlib
 import math
 import os
@@ -87,6 +88,7 @@ class CopyingTask:
 MNIST_FILES = {"train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
                "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")}
 MNIST_SIZES = {"train": 60_000, "test": 10_000}
+MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 
 
 @dataclass
@@ -124,13 +126,13 @@ def load_mnist(folder: Path | None = None, permute: bool = False, download: bool
     """
     folder = Path(folder or DATA_FOLDER)
     raw = folder / "MNIST" / "raw"
-    missing = [name for names in MNIST_FILES.values() for name in names if not (raw / name).exists()]
+    missing = [name for names in MNIST_FILES.values() for name in names if not os.path.exists(raw / name)]
     if missing:
         if not download:
-            raise _missing(missing, raw, "https://ossci-datasets.s3.amazonaws.com/mnist/")
+            raise _missing(missing, raw, MNIST_URL)
         _download_mnist(raw, missing)
-    images, labels = _read_mnist(folder, "train")
-    test_images, test_labels = _read_mnist(folder, "test")
+    images, labels = _read_mnist(raw, "train")
+    test_images, test_labels = _read_mnist(raw, "test")
     order, split = mnist_order_and_split()
     order = torch.from_numpy(order) if permute else torch.arange(784)
     train, valid = torch.from_numpy(split).split((50_000, 10_000))
@@ -157,32 +159,46 @@ def import_torchvision_datasets():
     return datasets
 
 
-def _read_mnist(folder: Path, part: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (N, 784) uint8 and labels (N,) of a part, through torchvision, checked for size."""
-    datasets = import_torchvision_datasets()
-    count = MNIST_SIZES[part]
+def _read_mnist(raw: Path, part: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (N, 784) uint8 and labels (N,) int64 of a part. Raises UserError for files that are not MNIST's."""
+    count, names = MNIST_SIZES[part], MNIST_FILES[part]
     try:
-        dataset = datasets.MNIST(str(folder), train=part == "train", download=False)
-        images, labels = dataset.data, dataset.targets
-        whole = images.shape == (count, 28, 28) and labels.shape == (count,) and 0 <= labels.min() <= labels.max() <= 9
-    except (OSError, ValueError, RuntimeError, AssertionError, TypeError, KeyError):
-        whole = False
-    if not whole:
-        raise UserError(f"{' or '.join(MNIST_FILES[part])} in {folder / 'MNIST' / 'raw'} is not MNIST's {part} file of "
-                        f"{count:,} examples; delete it and run again to fetch it", 1)
-    return images.reshape(count, 784), labels
+        images, labels = _read_idx(raw / names[0], count, 28, 28), _read_idx(raw / names[1], count)
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}); name another folder with --data", 1) \
+            from None
+    except ValueError:
+        labels = None
+    if labels is None or labels.max() > 9:
+        raise UserError(f"{' or '.join(names)} in {raw} is not MNIST's {part} file of {count:,} examples; delete it "
+                        "and run again to fetch it", 1)
+    return images.view(count, 784), labels.long()
+
+
+def _read_idx(path: Path, *shape: int) -> torch.Tensor:
+    """An idx file of unsigned bytes: 0, 0, 8, dimensions, their sizes as big-endian int32, the values.
+
+    Raises ValueError for any other, whose size is looked at before anything is read.
+    """
+    header = bytes((0, 0, 8, len(shape))) + b"".join(size.to_bytes(4, "big") for size in shape)
+    size = len(header) + math.prod(shape)
+    if os.stat(path).st_size != size:
+        raise ValueError(f"{path} is no idx file of {shape}")
+    with open(path, "rb") as file:
+        if file.read(len(header)) != header:
+            raise ValueError(f"{path} is no idx file of {shape}")
+        return torch.frombuffer(bytearray(file.read()), dtype=torch.uint8).view(shape)
 
 
 def _download_mnist(raw: Path, missing: list[str]) -> None:
     """Fetch the four files through torchvision, which checks their digests, and move them to `raw`."""
-    datasets = import_torchvision_datasets()
     with _download_folder(raw, missing) as temporary:
         try:
-            datasets.MNIST(temporary, train=True, download=True)
-        except (OSError, RuntimeError, ValueError, EOFError) as error:
-            raise _missing(missing, raw, "https://ossci-datasets.s3.amazonaws.com/mnist/", error) from None
-        for name in missing:
-            os.replace(Path(temporary) / "MNIST" / "raw" / name, raw / name)
+            import_torchvision_datasets().MNIST(temporary, train=True, download=True)
+            for name in missing:
+                os.replace(Path(temporary) / "MNIST" / "raw" / name, raw / name)
+        except (ImportError, OSError, RuntimeError, ValueError, EOFError, HTTPException) as error:
+            raise _missing(missing, raw, MNIST_URL, error) from None
 
 
 # ── Penn Treebank characters ─────────────────────────────────────────────────────────────────────────────
@@ -194,6 +210,10 @@ PENN_DIGESTS = {
     "valid": "21661f63ec355085879458b6524644d4add5573541b4be14fb52ab2e2e995eb8",
     "test": "1ef5607ac3c463b16e38bfe7900dd3bfc91de5a96e0f21e7eab5188b465b8ebe",
 }
+
+
+# In bytes. The archive has 34 million, its largest wanted member 10 million; what grows beyond these is a trap.
+ARCHIVE_LIMIT, UNPACKED_LIMIT, MEMBER_LIMIT = 1 << 28, 1 << 29, 1 << 26
 
 
 @dataclass
@@ -215,7 +235,7 @@ def load_penn_characters(folder: Path | None = None, download: bool = True, url:
     train.txt does not.
     """
     penn = Path(folder or DATA_FOLDER) / "pennchar"
-    missing = [f"{part}.txt" for part in PENN_DIGESTS if not (penn / f"{part}.txt").exists()]
+    missing = [f"{part}.txt" for part in PENN_DIGESTS if not os.path.exists(penn / f"{part}.txt")]
     if missing:
         if not download:
             raise _missing(missing, penn, url)
@@ -231,16 +251,18 @@ def load_penn_characters(folder: Path | None = None, download: bool = True, url:
         try:
             numbers[part] = torch.tensor(np.fromiter(map(number_of.__getitem__, symbols), np.int64, len(symbols)))
         except KeyError as error:
-            raise UserError(f"{path} holds the symbol {error.args[0]!r}, which train.txt never shows; "
+            raise UserError(f"{path} holds the symbol {error.args[0][:40]!r}, which train.txt never shows; "
                             "the three files must come from one corpus", 1) from None
     return Characters(numbers["train"], numbers["valid"], numbers["test"], vocabulary)
 
 
 def _read_symbols(path: Path) -> list[str]:
+    if not path.is_file():  # a pipe or a device would be read for ever
+        raise UserError(f"{path} is not a file; name another folder with --data", 1)
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})", 1) from None
+        raise UserError(f"{path} cannot be read ({error.strerror}); name another folder with --data", 1) from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text; it should hold characters separated by blanks", 1) from None
     if "\0" in text:
@@ -259,31 +281,51 @@ def _download_penn(penn: Path, missing: list[str], url: str, digests: dict) -> N
         try:
             with urllib.request.urlopen(url, timeout=60) as response, open(archive, "wb") as file:
                 while block := response.read(1 << 20):
+                    if file.tell() > ARCHIVE_LIMIT:
+                        raise ValueError(f"the archive is larger than {ARCHIVE_LIMIT:,} bytes")
                     file.write(block)
-            with tarfile.open(archive, "r:gz") as tar:
-                for name in missing:
-                    part = name.removesuffix(".txt")
-                    content = _member(tar, PENN_MEMBER.format(part=part))
-                    if hashlib.sha256(content).hexdigest() != digests[part]:
-                        raise UserError(f"{name} from {url} has a wrong sha256, so it was thrown away; "
-                                        f"fetch it by hand and put it into {penn}", 1)
-                    (Path(temporary) / name).write_bytes(content)
-        except (OSError, EOFError, KeyError, tarfile.TarError, zlib.error, HTTPException) as error:
+            contents = _members(archive, [PENN_MEMBER.format(part=name.removesuffix(".txt")) for name in missing])
+            for name, content in zip(missing, contents, strict=True):
+                if hashlib.sha256(content).hexdigest() != digests[name.removesuffix(".txt")]:
+                    raise UserError(f"{name} from {url} has a wrong sha256, so it was thrown away; "
+                                    f"fetch it by hand and put it into {penn}", 1)
+                (Path(temporary) / name).write_bytes(content)
+            for name in missing:
+                os.replace(Path(temporary) / name, penn / name)
+        except (OSError, EOFError, ValueError, LookupError, tarfile.TarError, zlib.error, HTTPException) as error:
             raise _missing(missing, penn, url, error) from None
-        for name in missing:
-            os.replace(Path(temporary) / name, penn / name)
 
 
-def _member(tar: tarfile.TarFile, name: str, limit: int = 1 << 26) -> bytes:
-    """The content of one regular file of an archive, at most `limit` bytes. Raises KeyError if there is none."""
-    for candidate in (name, f"./{name}"):
-        try:
-            member = tar.getmember(candidate)
-        except KeyError:
-            continue
-        if member.isfile() and member.size <= limit:
-            return tar.extractfile(member).read(limit)
-    raise KeyError(f"no {name} in the archive")
+class _Bounded:
+    """A file that is read from front to back and refuses to yield more than `limit` bytes, whatever it claims."""
+
+    def __init__(self, file, limit: int):
+        self.file, self.left = file, limit
+
+    def read(self, size: int) -> bytes:
+        block = self.file.read(size)
+        self.left -= len(block)
+        if self.left < 0:
+            raise ValueError("the archive holds more than it should")
+        return block
+
+
+def _members(archive: Path, names: list[str]) -> list[bytes]:
+    """The contents of regular files of a .tgz. Raises LookupError where one is not there or is too large."""
+    found = {}
+    with gzip.open(archive) as unpacked, tarfile.open(fileobj=_Bounded(unpacked, UNPACKED_LIMIT), mode="r|") as tar:
+        for member in tar:
+            if member.size > UNPACKED_LIMIT:  # to skip it would take as long as it claims to be
+                raise ValueError(f"{member.name[:40]} in the archive claims to have {member.size:,} bytes")
+            name = member.name.removeprefix("./")
+            if name in names and member.isfile() and member.size <= MEMBER_LIMIT:
+                found[name] = tar.extractfile(member).read()
+            if len(found) == len(names):
+                break
+    for name in names:
+        if name not in found:
+            raise LookupError(f"no {name} in the archive")
+    return [found[name] for name in names]
 
 
 # ── what the downloads share ─────────────────────────────────────────────────────────────────────────────
