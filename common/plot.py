@@ -11,6 +11,7 @@ greyscale. Folders are those of runs (common/run.py); α and W are read from the
 """
 
 import argparse
+import contextlib
 import csv
 import statistics
 from pathlib import Path
@@ -203,8 +204,9 @@ def save(picture, path: Path) -> None:
         picture.savefig(temporary, format=path.suffix.lstrip(".") or "png")
         temporary.replace(path)
     except (OSError, ValueError) as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path} could not be written ({error})", 1) from None
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(f"{path} could not be written ({error}); free the disk or its permissions", 1) from None
 
 
 def main(argv=None) -> None:

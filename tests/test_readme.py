@@ -68,7 +68,8 @@ def check_module(name: str, arguments: list[str]) -> None:
 
 COMMANDS = [(str(page.relative_to(ROOT)), command) for page in PAGES
             for command in python_commands(page.read_text(encoding="utf-8"))]
-SOURCES = sorted([*ROOT.glob("*.py"), *(ROOT / "common").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")])
+SOURCES = sorted([*ROOT.glob("*.py"), *(ROOT / "common").glob("*.py"), *(ROOT / "benchmarks").glob("*.py"),
+                  *(ROOT / "robustness").glob("*.py")])
 DOCSTRINGS = [(str(path.relative_to(ROOT)), line.strip().split("   ")[0]) for path in SOURCES
               for line in (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()
               if re.match(r"\s+python ", line)]
