@@ -19,13 +19,7 @@ import math
 import torch
 from torch import nn
 
-from common.orthogonal import (
-    ROTATION_STARTS,
-    matrix_exponential,
-    skew_start,
-    triangle,
-    triangle_indices,
-)
+from common.orthogonal import ROTATION_STARTS, matrix_exponential, skew_start, triangle, triangle_indices
 from common.recurrence import stair_recurrence
 from common.stair import Nonlinearity
 
