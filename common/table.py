@@ -32,7 +32,7 @@ TASKS = ("copytask", "sMNIST", "language")
 STAIRS = ("nvar", "alpha", "expalpha")
 SEEDS = (400, 401, 402, 403, 404)
 RUNS = Path("results/runs")
-NOT_SCIENCE = ("save", "name", "resume", "threads", "cuda", "engine", "data", "log_interval", "save_freq")
+NOT_SCIENCE = ("save", "name", "resume", "threads", "cuda", "tf32", "engine", "data", "log_interval", "save_freq")
 
 # Kerg et al. 2019 (arXiv 1905.12080), figure 4 and table 4 of the supplement. No result of the sRNN paper is known.
 PUBLISHED = {

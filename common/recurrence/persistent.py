@@ -4,23 +4,29 @@
     backward    δh_t = ∂L/∂h_t + δz_{t+1} Wᵀ,  δz_t = δh_t · ∂h_t/∂z_t                 all t in one launch
     gradients   dW = Σ_t h_{t-1}ᵀ δz_t as one matrix product; numbers and bias summed on the way
 
-**Who does what.** A launch has parts × groups programs. A part owns some columns of W, which it keeps on chip from the first
-step to the last; a group owns some blocks of batch rows, and rows are independent, so groups never meet. Inside a group
-every part needs the h_{t-1} of all parts: each writes its own columns to memory, adds one to the counter of the row block, and
-waits until the counter says that all have. That is one hop a step, and with several row blocks in a group it is hidden
-behind the others. With H ≤ 128 there is one part and nobody waits.
+**Who does what.** A launch has parts × groups programs. A part owns some columns of W, which it keeps on chip from
+the first step to the last; a group owns some blocks of batch rows, and rows are independent, so groups never meet.
+Inside a group every part needs the h_{t-1} of all parts: each writes its own columns to memory, adds one to the
+counter of the row block, and waits until the counter says that all have. That is one hop a step, and with several row
+blocks in a group it is hidden behind the others. With H ≤ 128 in float32 there is one part, and nobody waits.
 
-**It cannot hang.** Programs that wait for each other must all be on the GPU at once, so a launch never has more of them than the
-GPU has multiprocessors, each fits on one by the rule of `Plan.shared`, and the launch is cooperative, which the driver refuses
-where this is wrong. Every wait is bounded, and one that exceeds its bound ends in a CUDA error. Where W takes more parts than there
-are multiprocessors, the same kernels are launched once a step and nobody waits. Where 16 columns of W do not fit on chip
-(in float32 above H = 3072 on Hopper, 1408 on a GPU with 99 KB), the PyTorch engine runs, and a line says so.
+**It cannot hang.** Programs that wait for each other must all be on the GPU at once, so a launch never has more of
+them than the GPU has multiprocessors, each fits on one by the rule of `Plan.shared`, and the launch is cooperative,
+which the driver refuses where this is wrong. Every wait is bounded, and one that exceeds its bound ends in a CUDA
+error. Where W takes more parts than there are multiprocessors, the same kernels are launched once a step and nobody
+waits. Where 16 columns of W do not fit on chip (in float32 above about H = 3300 on Hopper, 1280 with 99 KB of shared
+memory), the PyTorch engine runs, and a line says so.
 
-**The same bits.** No sum depends on an order that changes: no atomic addition to a float, partial sums are kept by program and
-added up afterwards. Products are exact float32 unless `torch.set_float32_matmul_precision` asks for less (--tf32).
+**The same bits.** No sum depends on an order that changes: no atomic addition to a float, partial sums are kept by
+program and added up afterwards. Products are exact float32 unless `torch.set_float32_matmul_precision` asks for less,
+which --tf32 does.
 
-Memory, in arrays of T·B·H numbers, beside x and the gradient that comes in: forward h and z, backward h, z and δz; without
-gradients h, or with last_only two states (B, H).
+Memory, in arrays of T·B·H numbers, beside x and the gradient that comes in: forward h and z, backward h, z and δz;
+without gradients h, or with last_only two states (B, H).
+
+Where triton is missing, the PyTorch engine runs as it is. A CUDA graph would spare it the launches, but a graph needs
+the same addresses and shapes every time: copies in and out, and memory of its own for every length and batch size
+that occurs. Triton comes with every CUDA build of torch for Linux, so that would serve few.
 """
 
 import functools
@@ -38,7 +44,7 @@ DTYPES = (torch.float32, torch.float64)
 DEPTH = 16                          # persistent_kernels.DEPTH, which cannot be imported without triton
 WIDTHS = (128, 64, 32, 16)          # columns of W a part may own
 HEIGHTS = (4, 8, 16, 32)            # rows of a row block
-STAGED = 32 * 1024                  # bytes of h that are fetched at a time
+STAGED = 64 * 1024                  # bytes of h that are fetched at a time, where there is room
 TOLERATED = 1.1                     # times the least arithmetic, for a better shape of it
 REGISTERS = 65536                   # of a multiprocessor
 HOPPER = (132, 227 * 1024)          # what the interpreter pretends to run on
@@ -157,7 +163,7 @@ def make_plan(batch: int, hidden: int, dtype: torch.dtype, precision: str, progr
     """
     if batch * hidden >= 2**31:  # the kernels count inside a step in 32 bits
         return None
-    plans = [_cut(batch, hidden, dtype, precision, programs, columns) for columns in WIDTHS]
+    plans = [_cut(batch, hidden, dtype, precision, programs, shared, columns) for columns in WIDTHS]
     plans = [plan for plan in plans if plan.shared <= shared]
     if hidden <= max(WIDTHS):  # one part where it fits
         plans = [plan for plan in plans if plan.parts == 1][-1:] or plans
@@ -165,7 +171,7 @@ def make_plan(batch: int, hidden: int, dtype: torch.dtype, precision: str, progr
     return next((plan for plan in plans if plan.parts * plan.columns <= TOLERATED * least), None)
 
 
-def _cut(batch, hidden, dtype, precision, programs, columns) -> Plan:
+def _cut(batch, hidden, dtype, precision, programs, shared, columns) -> Plan:
     tensor_cores = dtype is torch.float64 or precision == "tf32"
     parts = -(-hidden // columns)
     room = max(1, programs // parts)
@@ -180,11 +186,13 @@ def _cut(batch, hidden, dtype, precision, programs, columns) -> Plan:
         slices = next(s for s in (8, 4, 2, 1) if s == 1 or (s * rows * columns <= 8192 and
                       -(-hidden // (s * DEPTH)) * s * DEPTH <= TOLERATED * least))
         warps = min(16, max(4, slices * rows * columns // 512))
-    chunks, itemsize = -(-hidden // (slices * DEPTH)), dtype.itemsize
-    ahead = max(1, min(chunks, STAGED // (slices * DEPTH * rows * itemsize)))
+    depth, itemsize = slices * DEPTH, dtype.itemsize
+    chunks = -(-hidden // depth)
+    left = shared - chunks * depth * columns * itemsize
+    ahead = max(1, min(chunks, min(STAGED, left) // (depth * rows * itemsize)))
     resident = parts <= programs and (parts == 1 or not interpreted())
-    return Plan(rows, columns, slices, chunks, ahead, warps, parts, blocks, min(blocks, room) if resident else blocks,
-                resident, precision, itemsize)
+    return Plan(rows, columns, slices, chunks, ahead, warps, parts, blocks, min(blocks, room), resident, precision,
+                itemsize)
 
 
 # ── the recurrence ───────────────────────────────────────────────────────────────────────────────────────

@@ -6,26 +6,32 @@ How the work is shared and why a launch cannot hang is told in persistent.py, wh
     part    BN columns of W, which stay on chip for the whole range of steps
     group   takes the row blocks group, group + groups, … of BM batch rows each
 
-**The product.** acc (SLICES, BM, BN) = Σ_chunks h (SLICES, BM, DEPTH) · W (SLICES, DEPTH, BN), summed over SLICES at the
-end of a step. A batched product for a plain one, because every warp then has its own slice of the sum over k and a tile of
-4 × 4 results a thread, where the columns of a whole BM × BN tile would give a thread one or two: in exact float32 the step
-is then bound by multiply-adds instead of by shared memory. H is covered by chunks of SLICES · DEPTH, nothing by powers of two.
+**The product.** acc (SLICES, BM, BN) = Σ_chunks h (SLICES, BM, DEPTH) · W (SLICES, DEPTH, BN), summed over SLICES at
+the end of a step. A batched product in the place of a plain one, because then every warp has its own slice of the sum
+over k and a thread a tile of 4 × 4 results, where a plain BM × BN product would give it one or two: in exact float32
+the step is then bound by multiply-adds instead of by shared memory. H is covered by chunks of SLICES · DEPTH, not by
+a power of two.
 
 **Memory order.** h_{t-1} is written by all parts of a group and read by all of them one step later:
 
     writer   every thread: st h_t      bar.sync      thread 0: red.release.gpu arrived[block] += 1
     reader   thread 0: ld.acquire.gpu arrived[block] until it is parts · t      bar.sync      every thread: ld h_{t-1}
 
-In the PTX memory model the first bar.sync puts the block's stores before thread 0's release, a chain of atomic additions
-passes every release in it on to the acquire that reads the last of them, and the second bar.sync puts the acquire before
-the block's loads; the causality order is transitive, so every load sees every store. (This is the pattern of a grid-wide
-barrier in cooperative groups, for a part of the grid.) Nothing may be moved across by a compiler: loads, stores and the two
-inline-asm blocks are marked as having side effects, barriers order both kinds of memory, and num_stages=1 keeps Triton from
-fetching the loads of a step ahead of the loop. A test reads this order back from the PTX. The loads are .cg, past the first-level
-cache, so they do not rest on its invalidation either.
+In the PTX memory model the first bar.sync puts the program's stores before thread 0's release, a chain of atomic
+additions passes every release in it on to the acquire that reads the last of them, and the second bar.sync puts the
+acquire before the program's loads; the causality order is transitive, so every load sees every store. It is the
+pattern of a grid-wide barrier, for a part of the grid. No compiler may move anything across: loads, stores and the
+two blocks of inline assembly are marked as having side effects, barriers order memory too, and num_stages=1 keeps
+Triton from fetching the loads of a later step ahead. A test reads this order back from the PTX. The loads are .cg,
+past the first-level cache, so that they do not rest on its being emptied.
 
-**Overwriting.** With KEEP_H false, h has two slots and h_t overwrites h_{t-2}. A part writes h_t only after all parts have
-arrived at t-1, and a part arrives at t-1 only after it has read h_{t-2}.
+**Ahead of time.** What a step reads beside h_{t-1} is fetched at the end of the step before, while others still work.
+The loads stand behind the product in the program for another reason too: Triton then gives the arithmetic after the
+product their layout, one or two results a thread, instead of that of the product, which all warps would compute
+alike.
+
+**Overwriting.** With KEEP_H false, h has two slots and h_t overwrites h_{t-2}. A part writes h_t only after all parts
+have arrived at t-1, and a part arrives at t-1 only after it has read h_{t-2}.
 """
 
 import triton
@@ -33,7 +39,7 @@ import triton.language as tl
 
 DEPTH = 16              # of a slice of a chunk: the least that tl.dot takes
 COUNTER_STRIDE = 32     # int32 between the counters of two row blocks: a cache line each
-SPIN_LIMIT = 1 << 24    # polls, of about half a microsecond each
+SPIN_LIMIT = 1 << 24    # polls: some seconds, where a wait is a step
 
 _DEPTH = tl.constexpr(DEPTH)
 _COUNTER_STRIDE = tl.constexpr(COUNTER_STRIDE)
@@ -49,7 +55,7 @@ _WAIT = tl.constexpr(f"""{{
     @other bra DONE;
 POLL:
     ld.acquire.gpu.global.u32 count, [$1];
-    setp.ge.u32 done, count, $2;
+    setp.ge.s32 done, count, $2;
     @done bra DONE;
     add.u32 polls, polls, 1;
     setp.lt.u32 more, polls, {SPIN_LIMIT};
@@ -151,7 +157,8 @@ def _columns(kernel, part, hidden, BN: tl.constexpr, SLICES: tl.constexpr, CHUNK
     chunks = ()
     for c in tl.static_range(CHUNKS):
         row = k + c * SLICES * _DEPTH
-        chunks = chunks + (tl.load(kernel + row * hidden + n, mask=(row < hidden) & (n < hidden), other=0.0),)
+        chunk = tl.load(kernel + row * hidden + n, mask=(row < hidden) & (n < hidden), other=0.0)
+        chunks = chunks + (chunk,)  # noqa: RUF005 (Triton has no unpacking)
     return chunks
 
 
@@ -170,7 +177,7 @@ def _product(rows, columns, block, batch, hidden, BM: tl.constexpr, BN: tl.const
                 column = k + c * SLICES * _DEPTH
                 chunk = tl.load(rows + m * hidden + column, mask=(m < batch) & (column < hidden), other=0.0,
                                 cache_modifier=".cg")
-                fetched = fetched + (chunk,)
+                fetched = fetched + (chunk,)  # noqa: RUF005
         for c in tl.static_range(start, start + AHEAD):
             if c < CHUNKS:
                 acc = tl.dot(fetched[c - start], columns[c], acc, input_precision=PRECISION, out_dtype=dtype)
@@ -196,7 +203,8 @@ def _gradient(grad, grad_step, grad_row, i, steps, block, n, batch, hidden, want
     if LAST_ONLY:
         tile = _tile(grad, 0, grad_row, block, n, batch, hidden, wanted & (i == 0), BM)
     else:
-        tile = _tile(grad, (steps - 1 - i) * tl.cast(grad_step, tl.int64), grad_row, block, n, batch, hidden, wanted, BM)
+        start = (steps - 1 - i) * tl.cast(grad_step, tl.int64)
+        tile = _tile(grad, start, grad_row, block, n, batch, hidden, wanted, BM)
     return tile
 
 
