@@ -80,7 +80,7 @@ def sizes(dtype):
 def loops(dtype):
     """More row blocks than groups, in one launch (H 19) and with several parts (H 190, 300)."""
     for programs, hidden, batch in ((1, 19, 40), (2, 19, 70), (4, 190, 40), (2, 300, 33)):
-        with mock.patch.object(persistent, "_capacity", lambda device, n=programs: (n, persistent.HOPPER[1])):
+        with mock.patch.object(persistent, "_capacity", return_value=(programs, persistent.HOPPER[1])):
             plan = persistent.make_plan(batch, hidden, dtype, "ieee", programs, persistent.HOPPER[1])
             assert plan.blocks > plan.groups
             given = problem("exponential", "modrelu", 2, batch, hidden, dtype)
