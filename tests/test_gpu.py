@@ -11,6 +11,7 @@ import subprocess
 import sys
 from unittest import mock
 
+import problems
 import pytest
 import torch
 from conftest import ROOT, module_of, tiny
@@ -19,7 +20,6 @@ from benchmarks.__main__ import SHAPES, our_network, our_step
 from common.data import CopyingTask
 from common.orthogonal import matrix_exponential, skew_start
 from common.recurrence import ENGINES, persistent
-from common.recurrence.reference import reference_recurrence
 from common.run import prepare_machine
 from common.stair import NONLINEARITIES, RULES
 
@@ -38,33 +38,13 @@ def exact():
     prepare_machine(True, None)
 
 
-def problem(rule, phi, steps, batch, hidden, dtype):
-    random = torch.Generator().manual_seed(1000 * steps + 10 * hidden + batch)
-    size = 0.3 if rule == "literal" else 0.8
-
-    def leaf(*shape, scale=1.0, shift=0.0):
-        made = torch.randn(shape, generator=random, dtype=torch.float64) * scale + shift
-        return made.to(CUDA, dtype).requires_grad_()
-
-    numbers = leaf(steps, scale=0.3, shift=-0.7) if rule == "scale" else leaf(steps, scale=0.05, shift=0.4)
-    bias = leaf(hidden, scale=0.1) if phi == "modrelu" else None
-    return [leaf(steps, batch, hidden, scale=size, shift=0.1), leaf(hidden, hidden, scale=size / hidden**0.5),
-            leaf(batch, hidden, scale=0.5), numbers, bias]
-
-
-def solve(engine, given, rule, phi, last_only):
-    h = engine(*given[:4], rule, phi, given[4], last_only)
-    weight = torch.linspace(-1, 2, h.numel(), dtype=h.dtype, device=CUDA).view(h.shape)
-    leaves = [t for t in given if t is not None]
-    return [h.detach(), *torch.autograd.grad((h * weight).sum(), leaves)]
+def problem(*sizes):
+    return problems.problem(*sizes, CUDA)
 
 
 def compare(engine, given, rule, phi, last_only, tolerance):
-    exact = [None if t is None else t.detach().double().requires_grad_() for t in given]
-    expected = solve(reference_recurrence, exact, rule, phi, last_only)
-    for ours, theirs in zip(solve(engine, given, rule, phi, last_only), expected, strict=True):
-        assert theirs.abs().max() > 0
-        assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
+    found = problems.errors(engine, given, rule, phi, last_only)
+    assert max(found.values()) <= tolerance, found
 
 
 # ── numbers ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -119,11 +99,13 @@ def test_200_repetitions_give_the_same_bits(steps, batch, hidden, tf32):
     """A load that overtakes a store on another multiprocessor would show here, and nowhere else."""
     prepare_machine(True, None, tf32=tf32)
     given = problem("scale", "modrelu", steps, batch, hidden, torch.float32)
-    first = solve(persistent.triton_recurrence, given, "scale", "modrelu", False)
+    def solve():
+        return problems.solve(persistent.triton_recurrence, given, "scale", "modrelu", False).values()
+
+    first = list(solve())
     same = torch.ones((), dtype=torch.bool, device=CUDA)
     for _ in range(200):
-        for one, other in zip(first, solve(persistent.triton_recurrence, given, "scale", "modrelu", False),
-                              strict=True):
+        for one, other in zip(first, solve(), strict=True):
             same &= (one == other).all()
     assert same.item()
 
