@@ -19,7 +19,7 @@ import math
 import torch
 from torch import nn
 
-from common.orthogonal import ROTATION_STARTS, matrix_exponential, skew_start, triangle, triangle_indices
+from common.orthogonal import ROTATION_STARTS, skew_exponential, skew_start, triangle, triangle_indices
 from common.recurrence import stair_recurrence
 from common.stair import Nonlinearity
 
@@ -33,13 +33,33 @@ def glorot_normal(rows: int, columns: int) -> torch.Tensor:
     return torch.randn(rows, columns) * math.sqrt(2 / (rows + columns))
 
 
-def read_out(hidden_size: int, classes: int) -> nn.Linear:
-    """A linear read-out, weight (C, H) Glorot normal, bias 0."""
-    linear = nn.Linear(hidden_size, classes)
-    with torch.no_grad():
-        linear.weight.copy_(glorot_normal(classes, hidden_size))
-        linear.bias.zero_()
-    return linear
+class ReadOut(nn.Linear):
+    """A linear read-out, weight (C, H) Glorot normal, bias 0. Its logits lie in memory class by class, (C, N)."""
+
+    def __init__(self, hidden_size: int, classes: int):
+        super().__init__(hidden_size, classes)
+        with torch.no_grad():
+            self.weight.copy_(glorot_normal(classes, hidden_size))
+            self.bias.zero_()
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        """h (..., H) → logits (..., C)."""
+        return class_by_class(h, self.weight, self.bias)
+
+
+def class_by_class(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """h (..., H), weight (C, H), bias (C,) → logits (..., C), a view of (C, N) numbers.
+
+    A softmax over few classes then runs along long rows of memory: 7 times faster on a CPU for 9 classes.
+    """
+    logits = torch.addmm(bias.unsqueeze(1), weight, h.flatten(0, -2).t())                # (C, N)
+    return logits.t().unflatten(0, h.shape[:-1])
+
+
+def mean_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Over all positions: logits (..., C), best as `class_by_class` lays them out, and target (...) → a scalar."""
+    log_probabilities = logits.flatten(0, -2).t().log_softmax(0)                         # (C, N)
+    return -log_probabilities.gather(0, target.flatten().unsqueeze(0)).mean()
 
 
 def input_start(name: str, input_size: int, hidden_size: int) -> torch.Tensor:
@@ -112,7 +132,7 @@ class RNN(Cell):
         elif rinit == "random":
             start = nn.init.orthogonal_(torch.empty(hidden_size, hidden_size))    # Haar on O(H)
         else:
-            start = matrix_exponential(skew_start(rinit, hidden_size))
+            start = skew_exponential(skew_start(rinit, hidden_size))
         self.recurrent_weight = nn.Parameter(start)
 
     def kernel(self):
@@ -135,7 +155,7 @@ class Rotation(nn.Module):
 
     def forward(self) -> torch.Tensor:
         """exp(S) (H, H)."""
-        return matrix_exponential(self.skew())
+        return skew_exponential(self.skew())
 
 
 class ExpRNN(Cell):

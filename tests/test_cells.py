@@ -17,12 +17,12 @@ from common.cells import (
     RECURRENT_STARTS,
     RNN,
     ExpRNN,
+    ReadOut,
     Rotation,
     StairRNN,
     build,
     glorot_normal,
     input_start,
-    read_out,
 )
 from common.copytask import CopyModel
 from common.data import CopyingTask
@@ -234,7 +234,7 @@ def test_glorot_normal():
 
 def test_read_out_start():
     torch.manual_seed(0)
-    linear = read_out(400, 9)
+    linear = ReadOut(400, 9)
     assert linear.weight.shape == (9, 400)
     assert linear.weight.var().item() == pytest.approx(2 / 409, rel=0.1)
     assert not linear.bias.any()
