@@ -95,9 +95,8 @@ def authors_step(task: str, net_type: str, device):
     steps, batch, hidden, input_size, classes, every_step = SHAPES[task]
     model = authors_way.AuthorsModel(net_type, input_size, hidden, classes).to(device)
     x, target = inputs(task, device)
-    if not x.is_floating_point():
-        rows = torch.eye(input_size) if task == "copying" else torch.randn(classes, input_size)
-        x = nn.functional.embedding(x, rows.to(device))
+    if task == "characters":
+        x = nn.functional.embedding(x, torch.randn(classes, input_size, device=device))
     return authors_way.training_step(model, x, target.view(steps, batch) if every_step else target, every_step)
 
 
