@@ -43,47 +43,35 @@ class OrthogonalRMSprop(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if not params:
-                continue
-            grads = [p.grad for p in params]
-            if group["weight_decay"]:
-                grads = torch._foreach_add(grads, params, alpha=group["weight_decay"])
             step = self._adam if group["method"] == "Adam" else self._rmsprop
-            step(params, grads, [self.state[p] for p in params], group)
-            if group["minimum"] is not None:
-                torch._foreach_clamp_min_(params, group["minimum"])
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                g = p.grad.add(p, alpha=group["weight_decay"]) if group["weight_decay"] else p.grad
+                step(p, g, self.state[p], group)
+                if group["minimum"] is not None:
+                    p.clamp_(min=group["minimum"])
         return loss
 
-    # A whole group in one call an operation (torch.foreach): a step costs a few calls, not a few for every tensor.
+    @staticmethod
+    def _rmsprop(p, g, state, group):
+        if not state:
+            state["square_avg"] = torch.zeros_like(p)
+        v = state["square_avg"]
+        v.mul_(group["alpha"]).addcmul_(g, g, value=1 - group["alpha"])
+        p.addcdiv_(g, v.sqrt().add_(group["eps"]), value=-group["lr"])
 
     @staticmethod
-    def _rmsprop(params, grads, states, group):
-        for p, state in zip(params, states, strict=True):
-            if not state:
-                state["square_avg"] = torch.zeros_like(p)
-        v = [state["square_avg"] for state in states]
-        torch._foreach_mul_(v, group["alpha"])
-        torch._foreach_addcmul_(v, grads, grads, value=1 - group["alpha"])
-        root = torch._foreach_sqrt(v)
-        torch._foreach_add_(root, group["eps"])
-        torch._foreach_addcdiv_(params, grads, root, value=-group["lr"])
-
-    @staticmethod
-    def _adam(params, grads, states, group):
-        for p, state in zip(params, states, strict=True):
-            if not state:
-                state["step"], state["exp_avg"], state["exp_avg_sq"] = 0, torch.zeros_like(p), torch.zeros_like(p)
-            state["step"] += 1
+    def _adam(p, g, state, group):
+        if not state:
+            state["step"], state["exp_avg"], state["exp_avg_sq"] = 0, torch.zeros_like(p), torch.zeros_like(p)
+        state["step"] += 1
         first, second = group["betas"]
-        m, v = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
-        torch._foreach_lerp_(m, grads, 1 - first)
-        torch._foreach_mul_(v, second)
-        torch._foreach_addcmul_(v, grads, grads, value=1 - second)
-        unbiased = torch._foreach_div(v, [1 - second ** state["step"] for state in states])
-        torch._foreach_sqrt_(unbiased)
-        torch._foreach_add_(unbiased, group["eps"])
-        torch._foreach_addcdiv_(params, m, unbiased, [-group["lr"] / (1 - first ** state["step"]) for state in states])
+        m, v = state["exp_avg"], state["exp_avg_sq"]
+        m.lerp_(g, 1 - first)
+        v.mul_(second).addcmul_(g, g, value=1 - second)
+        unbiased = (v / (1 - second ** state["step"])).sqrt_().add_(group["eps"])
+        p.addcdiv_(m, unbiased, value=-group["lr"] / (1 - first ** state["step"]))
 
 
 def parameter_groups(model, lr: float, lr_orth: float, method: str = "RMSprop", alpha: float = 0.99,
