@@ -6,7 +6,7 @@
     python -m common.plot --task copytask --vary T 200 500 1000    the score against the value of a flag
     python -m common.plot --stairs                         the schedules ρ_t over t
     python -m common.plot --alpha RUN_FOLDER ...           the learned α_t over t
-    python -m common.plot --spectrum RUN_FOLDER ...        the eigenvalues of W in the complex plane
+    python -m common.plot --spectrum RUN_FOLDER ...        the eigenvalues of W, their modulus over their angle
 
 -o names the picture (curves.png). Lines differ in dash and marker as well as in colour, so they can be told apart
 in greyscale. --published draws the curves of results/published, where the table has their row. Folders are those of
@@ -19,7 +19,7 @@ import math
 import statistics
 from pathlib import Path
 
-from common.cli import UserError, start
+from common.cli import MEANING, UserError, start
 from common.published import curve_points
 from common.rows import RUNS, SEEDS, find_runs, log_rows, result, rows_of, select
 from common.run import read_config, write_atomically
@@ -39,7 +39,7 @@ def figure(width: float = 7.0, height: float = 4.2):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    picture = Figure(figsize=(width, height), layout="constrained", dpi=130)
+    picture = Figure(figsize=(width, height), layout="constrained", dpi=100)
     FigureCanvasAgg(picture)
     axes = picture.add_subplot()
     axes.grid(alpha=0.3)
@@ -76,6 +76,7 @@ def prepare_axes(axes, task: str, memoryless: float | None) -> None:
     axes.set(xlabel=xlabel, ylabel=ylabel)
     if memoryless:
         axes.set_yscale("log")
+        axes.set_ylim(top=min(axes.get_ylim()[1], 30.0))  # what blows up leaves the picture
         axes.axhline(memoryless, color="0.3", linewidth=1.0)
         axes.annotate("memoryless", (1, memoryless), xycoords=("axes fraction", "data"), xytext=(-4, 3),
                       textcoords="offset points", ha="right", fontsize=8)
@@ -121,7 +122,7 @@ def rows_with_runs(task: str, only: list[str] | None, runs: Path, seeds, extra: 
 
 def draw_rows(rows: list, task: str, path: Path, published: bool) -> None:
     """One learning curve a row of a task's table: the median over its seeds and the span from least to most."""
-    picture, axes = figure(7.5, 5.0)
+    picture, axes = figure(7.0, 4.6)
     x, y, _, _ = CURVES[task]
     for number, row in enumerate(rows):
         curves = [dict(zip(*points(log[x], log[y]), strict=True)) for log in map(read_log, row.runs.values()) if log]
@@ -132,9 +133,9 @@ def draw_rows(rows: list, task: str, path: Path, published: bool) -> None:
         axes.fill_between(places, list(map(min, values)), list(map(max, values)), color=f"C{number % 10}", alpha=0.12)
         if published and task != "language" and row.model in curve_points(task)[0]:
             curve = curve_points(task)[number::3 if task == "copytask" else 1]  # thinned: a dot here and there
-            axes.plot([float(point[x]) for point in curve], [float(point[row.model]) for point in curve], ".",
-                      marker=MARKERS[number % 8], markersize=3, color=f"C{number % 10}", markerfacecolor="none",
-                      markeredgewidth=0.7, label=f"{row.model}, published")
+            axes.plot([float(point[x]) for point in curve], [float(point[row.model]) for point in curve],
+                      linestyle="none", marker=MARKERS[number % 8], markersize=3, color=f"C{number % 10}",
+                      markerfacecolor="none", markeredgewidth=0.7, label=f"{row.model}, published")
     prepare_axes(axes, task, memoryless_line(next(iter(rows[0].runs.values()))))
     axes.legend(fontsize=7)
     save(picture, path)
@@ -162,7 +163,7 @@ def draw_training(rows: list, task: str, path: Path, published: bool) -> None:
                   color=f"C{number % 10}", markeredgecolor="black")
         if published and task == "sMNIST" and row.baseline not in drawn:
             drawn.add(row.baseline)
-            for point in curve_points(task)[:max(1, sum(value is not None for value in valid))]:
+            for point in curve_points(task)[:sum(value is not None for value in valid)]:
                 place, height = int(point["epoch"]) * updates_an_epoch, float(point[row.baseline])
                 axes.plot(place, height, marker="_", markersize=16, markeredgewidth=2, color="black")
                 axes.annotate(f"{row.baseline}, published", (place, height), xytext=(10, -3), fontsize=7,
@@ -183,8 +184,9 @@ def draw_vary(columns: dict[str, list], task: str, name: str, path: Path) -> Non
         values = {float(value): [r[measure] for r in map(result, row.runs.values()) if r is not None]
                   for value, row in zip(columns, rows, strict=True)}
         values = {value: found for value, found in values.items() if found}
+        aside = 1 + 0.015 * (number - len(next(iter(columns.values()))) / 2)  # so that no bar hides another
         if values:
-            axes.errorbar(list(values), list(map(statistics.mean, values.values())),
+            axes.errorbar([value * aside for value in values], list(map(statistics.mean, values.values())),
                           [statistics.stdev(found) if len(found) > 1 else 0 for found in values.values()], capsize=3,
                           marker=MARKERS[number % 8], markersize=5,
                           **line(number, f"{rows[0].model}, {rows[0].stair}"))
@@ -192,7 +194,7 @@ def draw_vary(columns: dict[str, list], task: str, name: str, path: Path) -> Non
         axes.axhline(1 / 8, color="0.3", linewidth=1.0)
         axes.annotate("memoryless", (1, 1 / 8), xycoords=("axes fraction", "data"), xytext=(-4, 3),
                       textcoords="offset points", ha="right", fontsize=8)
-    axes.set(xlabel=f"--{name}", ylabel=ylabel, xscale="log")
+    axes.set(xlabel=f"{name}: {MEANING[name.replace('-', '_')][2]}", ylabel=ylabel, xscale="log")
     axes.set_xticks([float(value) for value in columns], list(columns))
     axes.minorticks_off()
     axes.legend(fontsize=7)
@@ -220,16 +222,15 @@ def best_weights(folder: Path) -> dict:
 
 
 def name_of(folder: Path) -> str:
-    """What a run is, for a legend: its row and its stair."""
+    """What a run is, for a legend: its row, its start where that was typed, and its stair."""
     config = read_config(folder)
-    stair = config["options"].get("nvar", {"value": config["script"].split("_")[1]})["value"]
-    return f"{config['row']}, {stair}" if config["row"] else Path(folder).name
+    options, stair = config["options"], config["script"].split("_")[1]
+    start_of = [options["rinit"]["value"]] if options["rinit"]["origin"] == "typed" else []
+    return ", ".join([config["row"] or Path(folder).name, *start_of, options.get("nvar", {"value": stair})["value"]])
 
 
 def draw_alpha(folders: list[Path], path: Path) -> None:
     """The learned α_t of runs of the alpha and expalpha scripts; an axis for each of the two."""
-    from matplotlib.ticker import MaxNLocator
-
     scripts = list(dict.fromkeys(read_config(folder)["script"].split("_")[1] for folder in folders))
     picture, first = figure(7.5, 3.0 * len(scripts))
     first.remove()
@@ -242,21 +243,20 @@ def draw_alpha(folders: list[Path], path: Path) -> None:
                 raise UserError(f"{folder} has no learned stair; name runs of the alpha or expalpha scripts")
             axes.plot(weights["network.stair.numbers"].tolist(), **{**line(number, name_of(folder)), "linewidth": 1.2})
         axes.set(xlabel="step t", ylabel="α_t")
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.set_title({"alpha": "g_t = α_t", "expalpha": "g_t = 1 − exp(−α_t |z|)"}.get(script), fontsize=9)
         axes.legend(fontsize=8)
     save(picture, path)
 
 
 def draw_spectrum(folders: list[Path], path: Path) -> None:
-    """The eigenvalues of W, of any cell, beside the unit circle."""
+    """The eigenvalues of W, of any cell: how far from the unit circle, and where. They come in conjugate pairs."""
     import torch
 
     from common import cells
     from common.stair import FixedStair
 
-    picture, axes = figure(5.0, 5.0)
-    circle = torch.linspace(0, 2 * torch.pi, 400)
-    axes.plot(circle.cos().tolist(), circle.sin().tolist(), color="0.6", linewidth=0.8)
+    picture, axes = figure()
+    axes.axhline(1.0, color="0.3", linewidth=0.8)
     for number, folder in enumerate(map(Path, folders)):
         options = {name: entry["value"] for name, entry in read_config(folder)["options"].items()}
         weights = {name.removeprefix("network."): value for name, value in best_weights(folder).items()
@@ -268,9 +268,10 @@ def draw_spectrum(folders: list[Path], path: Path) -> None:
         network.load_state_dict(weights)
         with torch.no_grad():
             eigenvalues = torch.linalg.eigvals(network.kernel().double())
-        axes.scatter(eigenvalues.real.tolist(), eigenvalues.imag.tolist(), s=10, marker="o+x^sDv"[number % 7],
-                     color=f"C{number % 10}", label=name_of(folder), linewidths=0.8)
-    axes.set(xlabel="real part", ylabel="imaginary part", aspect="equal")
+        angle, modulus = eigenvalues.angle().abs(), eigenvalues.abs()
+        axes.scatter(angle.tolist(), modulus.tolist(), s=18, marker=MARKERS[number % 8], facecolors="none",
+                     edgecolors=f"C{number % 10}", label=name_of(folder), linewidths=0.9)
+    axes.set(xlabel="|angle of λ|, radians", ylabel="|λ|")
     axes.legend(fontsize=8)
     save(picture, path)
 
