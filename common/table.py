@@ -14,6 +14,7 @@ of an epoch task shows its last whole epoch, beside what the published curve of 
 """
 
 import argparse
+import math
 import os
 import shlex
 import statistics
@@ -32,7 +33,7 @@ MEASURES = {
     "language": {"test_accuracy": ("test accuracy, %", 100, ".2f"),
                  "test_bits_per_character": ("test bits per character", 1, ".4f"),
                  "validation_accuracy": ("validation accuracy, %", 100, ".2f"),
-                 "validation_loss": ("validation bits per character", 1 / 0.6931471805599453, ".4f")},
+                 "validation_loss": ("validation bits per character", 1 / math.log(2), ".4f")},
 }
 WITHOUT = ("command", "device")  # the columns that --short leaves out
 
@@ -52,21 +53,28 @@ def at_common_epoch(folders: list[Path]) -> list[dict]:
     return [log[last - 1] for log in logs] if last else []
 
 
+def split(row: Row) -> tuple[list[dict], list[Path]]:
+    """The results of a row's finished runs, and the folders of the others."""
+    results = {folder: result(folder) for folder in row.runs.values()}
+    return [r for r in results.values() if r is not None], [folder for folder, r in results.items() if r is None]
+
+
+def states(folders: list[Path]) -> str:
+    return f"unfinished: {', '.join(sorted(set(map(how_far, folders))))}"
+
+
 def line_of(task: str, row: Row) -> dict[str, str]:
     """A row of the table as {column: cell}."""
-    results = {seed: result(folder) for seed, folder in row.runs.items()}
-    done = [r for r in results.values() if r is not None]
-    open_ones = [row.runs[seed] for seed, r in results.items() if r is None]
+    done, unfinished = split(row)
     (main, (title, scale, form)), *others = MEASURES[task].items()
-    states = ", ".join(sorted({how_far(folder) for folder in open_ones}))
+    shown = done or at_common_epoch(unfinished)
     if done:
-        ours, shown = f"{mean_and_deviation([r[main] for r in done], scale, form)}, n = {len(done)}", done
-        ours += f" (unfinished: {states})" if open_ones else ""
+        ours = f"{mean_and_deviation([r[main] for r in done], scale, form)}, n = {len(done)}"
+        ours += f" ({states(unfinished)})" if unfinished else ""
     else:
-        ours, shown = f"**unfinished: {states}**, n = {len(open_ones)}" if open_ones else "not run", \
-            at_common_epoch(open_ones)
-    epochs = sorted({r["best_epoch"] for r in done if "best_epoch" in r})
-    at = {int(r.get("best_epoch", r.get("epoch", 0))) for r in shown}
+        ours = f"**{states(unfinished)}**, n = {len(unfinished)}" if unfinished else "not run"
+    best = sorted({r["best_epoch"] for r in done if "best_epoch" in r})
+    epochs = {int(r.get("best_epoch", r.get("epoch", 0))) for r in shown}   # one, where a curve can be compared
     seconds = f"{statistics.median([r['seconds'] for r in shown]):.0f} s" if shown else ""
     return {
         "model": row.model, "stair": row.stair,
@@ -75,8 +83,8 @@ def line_of(task: str, row: Row) -> dict[str, str]:
         **{name: mean_and_deviation([r[key] for r in shown if key in r], scale, form)
            for key, (name, scale, form) in others},
         "published validation accuracy at that epoch, % (± standard error)":
-            validation_at(row, *at) if task == "sMNIST" and len(at) == 1 else "",
-        "best epoch": "–".join(map(str, (epochs[0], epochs[-1]) if len(epochs) > 1 else epochs)),
+            validation_at(row, *epochs) if task == "sMNIST" and len(epochs) == 1 else "",
+        "best epoch": "–".join(map(str, best if len(best) < 2 else (best[0], best[-1]))),
         "time a run": seconds + (" so far" if seconds and not done else ""),
         "command": f"`{shlex.join(row.command())}`", "device": ", ".join(sorted({r["device"] for r in done})),
     }
@@ -96,27 +104,27 @@ def table(task: str, rows: list[Row], short: bool = False) -> str:
                      for line in lines])
 
 
+def vary_cell(task: str, row: Row) -> str:
+    """What a row's runs say, in one cell: the main measure, in the copying task recall too, and how many runs."""
+    done, unfinished = split(row)
+    if not done:
+        return f"**{states(unfinished)}**" if unfinished else ""
+    (main, (_, scale, form)), *_ = MEASURES[task].items()
+    parts = [mean_and_deviation([r[main] for r in done], scale, form)]
+    if task == "copytask":
+        parts.append(f"recall {mean_and_deviation([r['recall'] for r in done], 1, '.3f')}")
+    return "; ".join([*parts, f"n = {len(done)}" + (f" of {len(row.runs)}" if unfinished else "")])
+
+
 def vary_table(task: str, name: str, columns: dict[str, list[Row]], short: bool = False) -> str:
     """A column a value of the flag `name`: columns[value] holds the same rows, run with that value."""
-    lines, chance = [], {"model": "a memoryless model", "stair": ""}
-    for rows in zip(*columns.values(), strict=True):
-        line = {"model": rows[0].model, "stair": rows[0].stair}
-        for value, row in zip(columns, rows, strict=True):
-            done = [r for r in map(result, row.runs.values()) if r is not None]
-            parts = [mean_and_deviation([r[key] for r in done], scale, form) if i == 0 else
-                     f"{title} {mean_and_deviation([r[key] for r in done], scale, '.3f')}"
-                     for i, (key, (title, scale, form)) in enumerate(MEASURES[task].items())
-                     if i == 0 or task == "copytask"]
-            parts += [f"n = {len(done)}" + (f" of {len(row.runs)}" if len(done) < len(row.runs) else "")]
-            line[f"{name} {value}"] = "; ".join(parts) if done else \
-                f"**unfinished: {', '.join(sorted(set(map(how_far, row.runs.values()))))}**" if row.runs else \
-                "" if short else "not run"
-            for r in done:
-                chance[f"{name} {value}"] = f"{r['memoryless_loss']:.4f}" if "memoryless_loss" in r else ""
-        if not short or any(row.runs for row in rows):
-            lines.append(line)
-    if lines and any(chance.get(column) for column in lines[0] if column not in ("model", "stair")):
-        lines.append({column: chance.get(column, "") for column in lines[0]})
+    lines = [{"model": rows[0].model, "stair": rows[0].stair,
+              **{f"{name} {value}": vary_cell(task, row) for value, row in zip(columns, rows, strict=True)}}
+             for rows in zip(*columns.values(), strict=True) if not short or any(row.runs for row in rows)]
+    memoryless = {f"{name} {value}": f"{r['memoryless_loss']:.4f}" for value, rows in columns.items()
+                  for row in rows for r in split(row)[0] if "memoryless_loss" in r}
+    if memoryless:  # it depends on T, and so does what a loss is worth
+        lines.append(dict.fromkeys(lines[0], "") | {"model": "a memoryless model"} | memoryless)
     return markdown(lines)
 
 
