@@ -21,14 +21,13 @@ import time
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from benchmarks import authors_way
 from common import cells, copytask, language, smnist
 from common.cli import UserError, number, one_of, start
 from common.data import CopyingTask
 from common.optim import OrthogonalRMSprop, parameter_groups, update
-from common.orthogonal import matrix_exponential, skew_start
+from common.orthogonal import skew_exponential, skew_start
 from common.recurrence import ENGINES, stair_recurrence, why_not
 from common.run import device_name, prepare_machine
 from common.stair import FixedStair, Nonlinearity
@@ -89,7 +88,7 @@ def our_step(task: str, network, device):
     def step():
         out = model(x)
         logits = out[0] if isinstance(out, tuple) else out
-        update(model, optimizer, cross_entropy(logits.flatten(0, -2), target.flatten()), alam=1e-4)
+        update(model, optimizer, cells.mean_cross_entropy(logits, target), alam=1e-4)
 
     return step
 
@@ -98,9 +97,8 @@ def authors_step(task: str, net_type: str, device):
     steps, batch, hidden, input_size, classes, every_step = SHAPES[task]
     model = authors_way.AuthorsModel(net_type, input_size, hidden, classes).to(device)
     x, target = inputs(task, device)
-    if not x.is_floating_point():
-        rows = torch.eye(input_size) if task == "copying" else torch.randn(classes, input_size)
-        x = nn.functional.embedding(x, rows.to(device))
+    if task == "characters":
+        x = nn.functional.embedding(x, torch.randn(classes, input_size, device=device))
     return authors_way.training_step(model, x, target.view(steps, batch) if every_step else target, every_step)
 
 
@@ -192,7 +190,7 @@ def where_the_time_goes(task: str, rounds: int, engine: str, device, floor: floa
     stair, phi = FixedStair("expn", steps).to(device), Nonlinearity("modrelu", hidden).to(device)
     x = (0.1 * torch.randn(steps, batch, hidden, device=device)).requires_grad_()
     skew = skew_start("henaff", hidden).to(device).requires_grad_()
-    kernel = matrix_exponential(skew).detach().requires_grad_()
+    kernel = skew_exponential(skew).detach().requires_grad_()
     h0 = torch.zeros(batch, hidden, device=device)
     grad = torch.randn((steps, batch, hidden) if every_step else (batch, hidden), device=device) / (batch * steps)
     grad_kernel = torch.randn(hidden, hidden, device=device)
@@ -204,7 +202,7 @@ def where_the_time_goes(task: str, rounds: int, engine: str, device, floor: floa
         torch.autograd.grad(forward(), (x, kernel, phi.bias), grad)
 
     def exponential():
-        torch.autograd.grad(matrix_exponential(skew), skew, grad_kernel)
+        torch.autograd.grad(skew_exponential(skew), skew, grad_kernel)
 
     def torch_exponential():
         torch.autograd.grad(torch.matrix_exp(skew), skew, grad_kernel)

@@ -9,8 +9,12 @@
     copytask.py, smnist.py, language.py    model and training loop of each task
     run.py           a run's folder: config, log, checkpoints, resume, result
     cli.py           the flags' meaning, rows of published hyperparameters, where a value came from
-    table.py         the published tables beside ours: which runs they need, what those say
-    plot.py          pictures: learning curves, the shapes of the stairs
+    rows.py          the rows of the published tables, and the runs that belong to them
+    published.py     what others measured
+    launch.py        runs what a table is missing
+    table.py         the published tables beside ours: python -m common.table
+    plot.py          pictures: learning curves, the shapes of the stairs: python -m common.plot
+    pages.py         the pages that show them, made anew from the records
 
 Letters in comments and shapes: B batch, T time steps, I input size, H hidden units, C classes.
 Rows are examples, so matrices act on the right: z_t = x_t U + h_{t-1} W.

@@ -2,21 +2,27 @@
 
     python -m common.plot RUN_FOLDER [RUN_FOLDER ...]      learning curves, a line a run
     python -m common.plot --task copytask --only expn      learning curves, a line a row of the table, over its seeds
+    python -m common.plot --task sMNIST --training --published     the training score within the epochs, and validation
+    python -m common.plot --task copytask --vary T 200 500 1000    the score against the value of a flag
     python -m common.plot --stairs                         the schedules ρ_t over t
     python -m common.plot --alpha RUN_FOLDER ...           the learned α_t over t
-    python -m common.plot --spectrum RUN_FOLDER ...        the eigenvalues of W in the complex plane
+    python -m common.plot --spectrum RUN_FOLDER ...        the eigenvalues of W, their modulus over their angle
 
--o names the picture (curves.png). Lines differ in dash as well as in colour, so they can be told apart in
-greyscale. Folders are those of runs (common/run.py); α and W are read from their best.pt.
+-o names the picture (curves.png). Lines differ in dash and marker as well as in colour, so they can be told apart
+in greyscale. --published draws the curves of results/published, where the table has their row. Folders are those of
+runs (common/run.py); α and W are read from their best.pt.
 """
 
 import argparse
-import contextlib
-import csv
+import io
+import math
 import statistics
 from pathlib import Path
 
-from common.cli import UserError, start
+from common.cli import MEANING, UserError, start
+from common.published import curve_points
+from common.rows import RUNS, SEEDS, find_runs, log_rows, result, rows_of, select
+from common.run import read_config, write_atomically
 
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 2)))
 # What a task's curve shows: columns of log.csv, and the axes' names.
@@ -25,6 +31,7 @@ CURVES = {
     "sMNIST": ("epoch", "validation_accuracy", "epoch", "validation accuracy"),
     "language": ("epoch", "validation_accuracy", "epoch", "validation accuracy"),
 }
+MARKERS = "osD^vPX*"
 
 
 def figure(width: float = 7.0, height: float = 4.2):
@@ -32,7 +39,7 @@ def figure(width: float = 7.0, height: float = 4.2):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    picture = Figure(figsize=(width, height), layout="constrained", dpi=130)
+    picture = Figure(figsize=(width, height), layout="constrained", dpi=100)
     FigureCanvasAgg(picture)
     axes = picture.add_subplot()
     axes.grid(alpha=0.3)
@@ -47,14 +54,9 @@ def line(number: int, label: str | None) -> dict:
 
 def read_log(folder: Path) -> dict[str, list]:
     """log.csv of a run → {column: numbers}, None where a row leaves a column out."""
-    path = Path(folder) / "log.csv"
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); name the folder of a run") from None
-    columns = rows[0].keys() if rows else ()
-    return {name: [float(row[name]) if row[name] else None for row in rows] for name in columns}
+    read_config(folder)  # or a sentence: this is no run
+    rows = log_rows(folder)
+    return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
 
 def points(x: list, y: list) -> tuple[list, list]:
@@ -65,8 +67,6 @@ def points(x: list, y: list) -> tuple[list, list]:
 
 def task_of(folder: Path) -> str:
     """The task that a run belongs to."""
-    from common.run import read_config
-
     return read_config(folder)["script"].split("_")[0]
 
 
@@ -76,6 +76,7 @@ def prepare_axes(axes, task: str, memoryless: float | None) -> None:
     axes.set(xlabel=xlabel, ylabel=ylabel)
     if memoryless:
         axes.set_yscale("log")
+        axes.set_ylim(top=min(axes.get_ylim()[1], 30.0))  # what blows up leaves the picture
         axes.axhline(memoryless, color="0.3", linewidth=1.0)
         axes.annotate("memoryless", (1, memoryless), xycoords=("axes fraction", "data"), xytext=(-4, 3),
                       textcoords="offset points", ha="right", fontsize=8)
@@ -84,7 +85,6 @@ def prepare_axes(axes, task: str, memoryless: float | None) -> None:
 def memoryless_line(folder: Path) -> float | None:
     """The loss of a memoryless model on a copying run's task; None for the other tasks."""
     from common.data import CopyingTask
-    from common.run import read_config
 
     options = {name: entry["value"] for name, entry in read_config(folder)["options"].items()}
     if "c_length" not in options:
@@ -111,25 +111,92 @@ def draw_run(folder: Path) -> None:
     draw_curves([folder], Path(folder) / "curves.png")
 
 
-def draw_rows(task: str, only: str | None, runs: Path, seeds, path: Path) -> None:
-    """One learning curve a row of a task's table: the median over its seeds and the span from least to most."""
-    from common.table import find_runs, rows_of, select
-
-    rows = select(rows_of(task, []), only)
+def rows_with_runs(task: str, only: list[str] | None, runs: Path, seeds, extra: list[str]) -> list:
+    """The rows of a task's table that have runs."""
+    rows = select(rows_of(task, extra), only)
     find_runs(rows, seeds, runs)
-    rows = [row for row in rows if row.runs]
-    if not rows:
+    if not any(row.runs for row in rows):
         raise UserError(f"no run of {task} in {runs} matches; run some with python -m common.table {task} --run")
-    picture, axes = figure(7.5, 5.0)
+    return [row for row in rows if row.runs]
+
+
+def draw_rows(rows: list, task: str, path: Path, published: bool) -> None:
+    """One learning curve a row of a task's table: the median over its seeds and the span from least to most."""
+    picture, axes = figure(7.0, 4.6)
     x, y, _, _ = CURVES[task]
     for number, row in enumerate(rows):
         curves = [dict(zip(*points(log[x], log[y]), strict=True)) for log in map(read_log, row.runs.values()) if log]
-        places = sorted(set.union(*map(set, curves)))
+        places = sorted(set().union(*curves))
         values = [[curve[place] for curve in curves if place in curve] for place in places]
         axes.plot(places, list(map(statistics.median, values)),
                   **line(number, f"{row.model}, {row.stair} (n = {len(curves)})"))
         axes.fill_between(places, list(map(min, values)), list(map(max, values)), color=f"C{number % 10}", alpha=0.12)
+        if published and task != "language" and row.model in curve_points(task)[0]:
+            curve = curve_points(task)[number::3 if task == "copytask" else 1]  # thinned: a dot here and there
+            axes.plot([float(point[x]) for point in curve], [float(point[row.model]) for point in curve],
+                      linestyle="none", marker=MARKERS[number % 8], markersize=3, color=f"C{number % 10}",
+                      markerfacecolor="none", markeredgewidth=0.7, label=f"{row.model}, published")
     prepare_axes(axes, task, memoryless_line(next(iter(rows[0].runs.values()))))
+    axes.legend(fontsize=7)
+    save(picture, path)
+
+
+def draw_training(rows: list, task: str, path: Path, published: bool) -> None:
+    """The training score at every report within the epochs, one run a row, and the validation after each of them.
+
+    psMNIST: accuracy; characters: bits per character. `published` adds the published validation of the row's cell.
+    """
+    names, scale = (("train_accuracy", "validation_accuracy"), 1) if task == "sMNIST" else \
+        (("train_loss", "validation_loss"), 1 / math.log(2))
+    picture, axes = figure(8.0, 5.0)
+    drawn = set()
+    for number, row in enumerate(rows):
+        log = read_log(next(iter(row.runs.values())))
+        if not log:
+            continue
+        updates_an_epoch = max(log["batch"])
+        places = [(epoch - 1) * updates_an_epoch + batch for epoch, batch in zip(log["epoch"], log["batch"],
+                                                                                   strict=True)]
+        train, valid = ([None if value is None else scale * value for value in log[name]] for name in names)
+        axes.plot(places, train, **line(number, f"{row.model}, {row.stair}"), marker=MARKERS[number % 8], markersize=4)
+        axes.plot(*points(places, valid), linestyle="none", marker=MARKERS[number % 8], markersize=9,
+                  color=f"C{number % 10}", markeredgecolor="black")
+        if published and task == "sMNIST" and row.baseline not in drawn:
+            drawn.add(row.baseline)
+            for point in curve_points(task)[:sum(value is not None for value in valid)]:
+                place, height = int(point["epoch"]) * updates_an_epoch, float(point[row.baseline])
+                axes.plot(place, height, marker="_", markersize=16, markeredgewidth=2, color="black")
+                axes.annotate(f"{row.baseline}, published", (place, height), xytext=(10, -3), fontsize=7,
+                              textcoords="offset points")
+    axes.set(xlabel="update", ylabel="accuracy" if task == "sMNIST" else "bits per character",
+             title="small: training, the mean since the last report; large: validation after an epoch")
+    axes.title.set_fontsize(9)
+    axes.legend(fontsize=7)
+    save(picture, path)
+
+
+def draw_vary(columns: dict[str, list], task: str, name: str, path: Path) -> None:
+    """The score of a task's rows against the value of the flag `name`: mean and standard deviation over seeds."""
+    picture, axes = figure(7.5, 4.6)
+    measure, ylabel = ("recall", "recall over the last 50 updates") if task == "copytask" else \
+        ("test_accuracy", "test accuracy")
+    for number, rows in enumerate(zip(*columns.values(), strict=True)):
+        values = {float(value): [r[measure] for r in map(result, row.runs.values()) if r is not None]
+                  for value, row in zip(columns, rows, strict=True)}
+        values = {value: found for value, found in values.items() if found}
+        aside = 1 + 0.015 * (number - len(next(iter(columns.values()))) / 2)  # so that no bar hides another
+        if values:
+            axes.errorbar([value * aside for value in values], list(map(statistics.mean, values.values())),
+                          [statistics.stdev(found) if len(found) > 1 else 0 for found in values.values()], capsize=3,
+                          marker=MARKERS[number % 8], markersize=5,
+                          **line(number, f"{rows[0].model}, {rows[0].stair}"))
+    if task == "copytask":
+        axes.axhline(1 / 8, color="0.3", linewidth=1.0)
+        axes.annotate("memoryless", (1, 1 / 8), xycoords=("axes fraction", "data"), xytext=(-4, 3),
+                      textcoords="offset points", ha="right", fontsize=8)
+    axes.set(xlabel=f"{name}: {MEANING[name.replace('-', '_')][2]}", ylabel=ylabel, xscale="log")
+    axes.set_xticks([float(value) for value in columns], list(columns))
+    axes.minorticks_off()
     axes.legend(fontsize=7)
     save(picture, path)
 
@@ -154,30 +221,42 @@ def best_weights(folder: Path) -> dict:
     return load_tensors(Path(folder) / "best.pt")
 
 
+def name_of(folder: Path) -> str:
+    """What a run is, for a legend: its row, its start where that was typed, and its stair."""
+    config = read_config(folder)
+    options, stair = config["options"], config["script"].split("_")[1]
+    start_of = [options["rinit"]["value"]] if options["rinit"]["origin"] == "typed" else []
+    return ", ".join([config["row"] or Path(folder).name, *start_of, options.get("nvar", {"value": stair})["value"]])
+
+
 def draw_alpha(folders: list[Path], path: Path) -> None:
-    """The learned α_t of runs of the alpha and expalpha scripts."""
-    picture, axes = figure()
-    for number, folder in enumerate(map(Path, folders)):
-        weights = best_weights(folder)
-        if "network.stair.numbers" not in weights:
-            raise UserError(f"{folder} has no learned stair; name runs of the alpha or expalpha scripts")
-        axes.plot(weights["network.stair.numbers"].tolist(), **line(number, folder.name))
-    axes.set(xlabel="step t", ylabel="α_t")
-    axes.legend(fontsize=8)
+    """The learned α_t of runs of the alpha and expalpha scripts; an axis for each of the two."""
+    scripts = list(dict.fromkeys(read_config(folder)["script"].split("_")[1] for folder in folders))
+    picture, first = figure(7.5, 3.0 * len(scripts))
+    first.remove()
+    for place, script in enumerate(scripts):
+        axes = picture.add_subplot(len(scripts), 1, place + 1)
+        axes.grid(alpha=0.3)
+        for number, folder in enumerate(f for f in folders if read_config(f)["script"].endswith(f"_{script}")):
+            weights = best_weights(folder)
+            if "network.stair.numbers" not in weights:
+                raise UserError(f"{folder} has no learned stair; name runs of the alpha or expalpha scripts")
+            axes.plot(weights["network.stair.numbers"].tolist(), **{**line(number, name_of(folder)), "linewidth": 1.2})
+        axes.set(xlabel="step t", ylabel="α_t")
+        axes.set_title({"alpha": "g_t = α_t", "expalpha": "g_t = 1 − exp(−α_t |z|)"}.get(script), fontsize=9)
+        axes.legend(fontsize=8)
     save(picture, path)
 
 
 def draw_spectrum(folders: list[Path], path: Path) -> None:
-    """The eigenvalues of W, of any cell, beside the unit circle."""
+    """The eigenvalues of W, of any cell: how far from the unit circle, and where. They come in conjugate pairs."""
     import torch
 
     from common import cells
-    from common.run import read_config
     from common.stair import FixedStair
 
-    picture, axes = figure(5.0, 5.0)
-    circle = torch.linspace(0, 2 * torch.pi, 400)
-    axes.plot(circle.cos().tolist(), circle.sin().tolist(), color="0.6", linewidth=0.8)
+    picture, axes = figure()
+    axes.axhline(1.0, color="0.3", linewidth=0.8)
     for number, folder in enumerate(map(Path, folders)):
         options = {name: entry["value"] for name, entry in read_config(folder)["options"].items()}
         weights = {name.removeprefix("network."): value for name, value in best_weights(folder).items()
@@ -189,45 +268,61 @@ def draw_spectrum(folders: list[Path], path: Path) -> None:
         network.load_state_dict(weights)
         with torch.no_grad():
             eigenvalues = torch.linalg.eigvals(network.kernel().double())
-        axes.scatter(eigenvalues.real.tolist(), eigenvalues.imag.tolist(), s=10, marker="o+x^sDv"[number % 7],
-                     color=f"C{number % 10}", label=folder.name, linewidths=0.8)
-    axes.set(xlabel="real part", ylabel="imaginary part", aspect="equal")
+        angle, modulus = eigenvalues.angle().abs(), eigenvalues.abs()
+        axes.scatter(angle.tolist(), modulus.tolist(), s=18, marker=MARKERS[number % 8], facecolors="none",
+                     edgecolors=f"C{number % 10}", label=name_of(folder), linewidths=0.9)
+    axes.set(xlabel="|angle of λ|, radians", ylabel="|λ|")
     axes.legend(fontsize=8)
     save(picture, path)
 
 
 def save(picture, path: Path) -> None:
-    """Write the picture under a temporary name, then rename it."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
+    """Write the picture, whole or not at all."""
+    path, buffer = Path(path), io.BytesIO()
     try:
-        picture.savefig(temporary, format=path.suffix.lstrip(".") or "png")
-        temporary.replace(path)
-    except (OSError, ValueError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise UserError(f"{path} could not be written ({error}); free the disk or its permissions", 1) from None
+        picture.savefig(buffer, format=path.suffix.lstrip(".") or "png")
+    except ValueError as error:
+        raise UserError(f"{path} cannot be drawn ({error}); choose another ending, such as .png") from None
+    write_atomically(path, buffer.getvalue(), "then draw it again")
 
 
-def main(argv=None) -> None:
-    from common import table
-
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m common.plot", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, help="folders of runs")
     parser.add_argument("--task", choices=CURVES, help="draw the rows of a task's table")
-    parser.add_argument("--only", help="rows whose model and stair hold this text")
-    parser.add_argument("--seeds", type=int, nargs="+", default=table.SEEDS, help="with --task; default: 400 to 404")
-    parser.add_argument("--save", type=Path, default=table.RUNS, help="with --task, where runs are: %(default)s")
+    parser.add_argument("--only", nargs="+", metavar="TEXT", help="rows as --only of common.table picks them")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="with --task; default: 400 to 404")
+    parser.add_argument("--save", type=Path, default=RUNS, help="with --task, where runs are: %(default)s")
+    parser.add_argument("--training", action="store_true", help="with --task sMNIST or language: within the epochs")
+    parser.add_argument("--vary", nargs="+", metavar=("FLAG", "VALUE"),
+                        help="with --task, the score against the value of this flag, as in --vary T 200 500")
+    parser.add_argument("--published", action="store_true", help="with --task, draw the published curves in")
     parser.add_argument("--stairs", action="store_true", help="draw the schedules of nvar")
     parser.add_argument("--alpha", action="store_true", help="draw the learned α_t of the runs")
     parser.add_argument("--spectrum", action="store_true", help="draw the eigenvalues of W of the runs")
     parser.add_argument("-o", "--output", type=Path, default=Path("curves.png"), help="default: %(default)s")
+    return parser
+
+
+def main(argv=None) -> None:
+    parser = make_parser()
     args = parser.parse_args(argv)
+    if args.training and args.task not in ("sMNIST", "language"):
+        parser.error("--training needs --task sMNIST or language; the copying task's curve is its training")
+    if args.vary and (len(args.vary) < 2 or not args.task):
+        parser.error("--vary needs --task, a flag and its values, as in --task copytask --vary T 200 500")
     if args.stairs:
         draw_stairs(args.output)
+    elif args.vary:
+        name, *values = args.vary[0].lstrip("-"), *args.vary[1:]
+        columns = {value: select(rows_of(args.task, [f"--{name}", value]), args.only) for value in values}
+        for rows in columns.values():
+            find_runs(rows, args.seeds, args.save)
+        draw_vary(columns, args.task, name, args.output)
     elif args.task:
-        draw_rows(args.task, args.only, args.save, args.seeds, args.output)
+        rows = rows_with_runs(args.task, args.only, args.save, args.seeds, [])
+        (draw_training if args.training else draw_rows)(rows, args.task, args.output, args.published)
     elif args.runs:
         draw = draw_alpha if args.alpha else draw_spectrum if args.spectrum else draw_curves
         draw(args.runs, args.output)

@@ -40,8 +40,11 @@ WRONG_CONTENT = (LookupError, TypeError, ValueError, RuntimeError, AttributeErro
 # ── files ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that the file is the old one or the new one, whole, at every moment."""
+def write_atomically(path: Path, content: bytes, afterwards: str | None = None) -> None:
+    """Write `content` to `path` so that the file is the old one or the new one, whole, at every moment.
+
+    `afterwards` ends the sentence for a disk that is full; of a run, how to go on.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -53,7 +56,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):  # the folder may be gone, or closed to us
             temporary.unlink(missing_ok=True)
         raise UserError(f"{path} could not be written ({error.strerror}); what was saved before is untouched. "
-                        f"Free the disk or its permissions, then go on with --resume {path.parent}", 1) from None
+                        f"Free the disk or its permissions, {afterwards or f'then go on with --resume {path.parent}'}",
+                        1) from None
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -1,218 +1,148 @@
-"""The published tables beside ours: which runs they need, which are there, and what those say.
+"""The published tables beside ours, from the records of runs alone.
 
     python -m common.table copytask                     the table, from the runs in results/runs
     python -m common.table copytask --list              the commands of its runs, one a line, for a scheduler
     python -m common.table copytask --run --jobs 2      run what is missing, resume what is unfinished
-    python -m common.table sMNIST --only "expRNN" --seeds 400 --with='--epochs 5'
+    python -m common.table sMNIST --only "expRNN none" "sRNN (exponential)" --seeds 400 --with='--epochs 5'
+    python -m common.table sMNIST --seeds 400 --run --until-epoch 1     every row for one epoch, to be gone on with
+    python -m common.table copytask --short --vary T 200 500 1000       a column a value of --T
+    python -m common.table --update                     write README.md, results/*.md and their pictures anew
+    python -m common.table --collect FOLDER             copy the records of the runs in FOLDER to results/runs
 
-A task's rows are those of its scripts' PAPER: baselines with --nvar none, sRNN rows with every schedule, with a
-learned and with an exponential stair; rows of a free matrix that starts orthogonal twice, as published and from
-henaff. A run belongs to a row when its config.json holds the values that the row's command resolves to, wherever
-its folder lies and whatever it is called. Numbers come from result.json alone.
+Rows and which runs belong to them: common/rows.py. ± is the standard deviation over seeds. An unfinished run
+of an epoch task shows its last whole epoch, beside what the published curve of its cell is worth there.
 """
 
 import argparse
-import importlib
-import itertools
-import json
+import math
 import os
 import shlex
 import statistics
-import subprocess
-import sys
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from common import cli
-from common.run import plain, read_config
-from common.stair import SCHEDULES
+from common import cli, pages
+from common.launch import missing, run_all
+from common.published import FINAL, FINAL_TITLE, validation_at
+from common.rows import RUNS, SEEDS, TASKS, Row, epochs_of, find_runs, how_far, result, rows_of, select
 
-TASKS = ("copytask", "sMNIST", "language")
-STAIRS = ("nvar", "alpha", "expalpha")
-SEEDS = (400, 401, 402, 403, 404)
-RUNS = Path("results/runs")
-NOT_SCIENCE = ("save", "name", "resume", "threads", "cuda", "tf32", "engine", "data", "log_interval", "save_freq")
-
-# Kerg et al. 2019 (arXiv 1905.12080), figure 4 and table 4 of the supplement. No result of the sRNN paper is known.
-PUBLISHED = {
-    "copytask": {"RNN": "0.0945", "RNN-Orth": "0.0016", "expRNN": "0.0003 (H 176)", "nnRNN": "0.0018",
-                 "LSTM": "0.0945"},
-    "sMNIST": {"RNN": "82.5", "RNN-Orth": "95.3", "expRNN": "96.1 (H 722)", "nnRNN": "94.9", "LSTM": "90.9 (H 257)"},
-    "language": {"RNN": "40.01", "RNN-Orth": "66.29", "expRNN": "67.51", "nnRNN": "68.78", "RNN 300": "39.97",
-                 "RNN-Orth 300": "65.53", "expRNN 300": "66.89", "nnRNN 300": "68.52"},
+# result.json's and log.csv's names → title, scale and digits of a column. The first of a task is its main one.
+MEASURES = {
+    "copytask": {"loss": ("loss over the last 50 updates", 1, ".4f"), "recall": ("recall", 1, ".4f")},
+    "sMNIST": {"test_accuracy": ("test accuracy, %", 100, ".2f"),
+               "validation_accuracy": ("validation accuracy, %", 100, ".2f")},
+    "language": {"test_accuracy": ("test accuracy, %", 100, ".2f"),
+                 "test_bits_per_character": ("test bits per character", 1, ".4f"),
+                 "validation_accuracy": ("validation accuracy, %", 100, ".2f"),
+                 "validation_loss": ("validation bits per character", 1 / math.log(2), ".4f")},
 }
-MEASURE = {
-    "copytask": ("loss", "recall", "loss over the last 50 updates", 1, ".4f"),
-    "sMNIST": ("test_accuracy", "validation_accuracy", "test accuracy, %", 100, ".2f"),
-    "language": ("test_accuracy", "test_bits_per_character", "test accuracy, %", 100, ".2f"),
-}
-
-
-@dataclass
-class Row:
-    """A line of a table: a model with a stair, and the flags that make it."""
-
-    script: str
-    model: str
-    stair: str
-    flags: list
-    runs: dict = field(default_factory=dict)  # seed → folder
-
-    def command(self, seed: int | None = None) -> list[str]:
-        """The command line, without the interpreter."""
-        return [f"{self.script}.py", *self.flags, *(["--seed", str(seed)] if seed is not None else [])]
-
-    def options(self, seed: int) -> dict:
-        """What the command resolves to, as a run's config.json holds it."""
-        module = importlib.import_module(self.script)
-        resolved = cli.parse(self.command(seed)[1:], self.script, module.__doc__, module.DEFAULTS, module.PAPER)
-        return science({name: plain(getattr(resolved, name)) for name in resolved.origin})
-
-
-def science(options: dict) -> dict:
-    """The options that decide what is computed."""
-    return {name: value for name, value in options.items() if name not in NOT_SCIENCE}
-
-
-def rows_of(task: str, extra: list[str]) -> list[Row]:
-    """Every row of a task's table; `extra` flags are added to each command."""
-    rows = []
-    for kind in STAIRS:
-        script = f"{task}_{kind}"
-        module = importlib.import_module(script)
-        for model, row in module.PAPER.items():
-            nets = row["net_type"] if isinstance(row["net_type"], tuple) else (row["net_type"],)
-            stairs = [row["nvar"]] if "nvar" in row else [s for s in SCHEDULES if s != "none"]
-            lengths = [row["bptt"]] if "bptt" in row else [150, 300] if task == "language" else [None]
-            for stair, bptt in itertools.product(stairs if kind == "nvar" else [kind], lengths):
-                flags = ["--net-type", nets[0]]
-                flags += ["--nvar", stair] if kind == "nvar" else []
-                flags += ["--bptt", str(bptt)] if bptt else []
-                flags += ["--permute"] if task == "sMNIST" else []
-                name = model.removesuffix(" 300") + (" 300" if bptt == 300 else "")
-                rows.append(Row(script, name, stair, [*flags, *extra]))
-                if row["rinit"] == "random":
-                    rows.append(Row(script, f"{name}, henaff", stair, [*flags, "--rinit", "henaff", *extra]))
-    return rows
-
-
-def select(rows: list[Row], only: str | None) -> list[Row]:
-    """The rows whose "model stair" holds the text `only`; all without one."""
-    return [row for row in rows if only is None or only in f"{row.model} {row.stair}"]
-
-
-def find_runs(rows: list[Row], seeds, folder: Path) -> None:
-    """Give every row the folders of its runs below `folder`; of several with the same values, a finished one."""
-    found = {}
-    for config_path in sorted(Path(folder).glob("*/*/config.json")):
-        config = read_config(config_path.parent)
-        options = science({name: entry["value"] for name, entry in config["options"].items()})
-        key = (config["script"], json.dumps(options, sort_keys=True))
-        if key not in found or (config_path.parent / "result.json").exists():
-            found[key] = config_path.parent
-    for row in rows:
-        for seed in seeds:
-            key = (row.script, json.dumps(row.options(seed), sort_keys=True))
-            if key in found:
-                row.runs[seed] = found[key]
-
-
-def result(folder: Path) -> dict | None:
-    """result.json of a run, None if it is not finished."""
-    path = folder / "result.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-def how_far(folder: Path) -> str:
-    """The place that an unfinished run has reached."""
-    log = folder / "log.csv"
-    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    if len(lines) < 2:
-        return "started"
-    last = dict(zip(lines[0].split(","), lines[-1].split(","), strict=True))
-    return f"update {last['update']}" if "update" in last else f"epoch {last['epoch']}"
+WITHOUT = ("command", "device")  # the columns that --short leaves out
 
 
 def mean_and_deviation(values: list[float], scale: float, form: str) -> str:
+    """As in 0.0012 ± 0.0003; nothing of no value. A run that blew up is not worth a line of digits."""
     values = [scale * value for value in values]
+    form = form if all(abs(value) < 1e4 for value in values) else ".1e"
     deviation = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):{form}}{deviation}"
+    return f"{statistics.mean(values):{form}}{deviation}" if values else ""
+
+
+def at_common_epoch(folders: list[Path]) -> list[dict]:
+    """The log's row of every run at the last epoch that all of them have completed; empty before the first one."""
+    logs = [epochs_of(folder) for folder in folders]
+    last = min(map(len, logs), default=0)
+    return [log[last - 1] for log in logs] if last else []
+
+
+def split(row: Row) -> tuple[list[dict], list[Path]]:
+    """The results of a row's finished runs, and the folders of the others."""
+    results = {folder: result(folder) for folder in row.runs.values()}
+    return [r for r in results.values() if r is not None], [folder for folder, r in results.items() if r is None]
+
+
+def states(folders: list[Path]) -> str:
+    return f"unfinished: {', '.join(sorted(set(map(how_far, folders))))}"
+
+
+def line_of(task: str, row: Row) -> dict[str, str]:
+    """A row of the table as {column: cell}."""
+    done, unfinished = split(row)
+    (main, (title, scale, form)), *others = MEASURES[task].items()
+    shown = done or at_common_epoch(unfinished)
+    if done:
+        ours = f"{mean_and_deviation([r[main] for r in done], scale, form)}, n = {len(done)}"
+        ours += f" ({states(unfinished)})" if unfinished else ""
+    else:
+        ours = f"**{states(unfinished)}**, n = {len(unfinished)}" if unfinished else "not run"
+    best = sorted({r["best_epoch"] for r in done if "best_epoch" in r})
+    epochs = {int(r.get("best_epoch", r.get("epoch", 0))) for r in shown}   # one, where a curve can be compared
+    seconds = f"{statistics.median([r['seconds'] for r in shown]):.0f} s" if shown else ""
+    return {
+        "model": row.model, "stair": row.stair,
+        FINAL_TITLE[task]: FINAL[task].get(row.model.removesuffix(", henaff"), "none known"),
+        f"ours: {title} (mean ± std, n)": ours,
+        **{name: mean_and_deviation([r[key] for r in shown if key in r], scale, form)
+           for key, (name, scale, form) in others},
+        "published validation accuracy at that epoch, % (± standard error)":
+            validation_at(row, *epochs) if task == "sMNIST" and len(epochs) == 1 else "",
+        "best epoch": "–".join(map(str, best if len(best) < 2 else (best[0], best[-1]))),
+        "time a run": seconds + (" so far" if seconds and not done else ""),
+        "command": f"`{shlex.join(row.command())}`", "device": ", ".join(sorted({r["device"] for r in done})),
+    }
+
+
+def markdown(lines: list[dict]) -> str:
+    """Lines with the same columns as a Markdown table, without the columns that are empty in all of them."""
+    columns = [name for name in lines[0] if any(line[name] for line in lines)] if lines else ["no run is there"]
+    cells = [columns, ["---"] * len(columns), *([line[name] for name in columns] for line in lines)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
 def table(task: str, rows: list[Row], short: bool = False) -> str:
     """The table as Markdown; `short` leaves out the command, the device and the rows that were not run."""
-    main, beside, title, scale, form = MEASURE[task]
-    columns = ["model", "stair", "published", f"ours: {title} (mean ± std, n)", beside.replace("_", " "), "best epoch",
-               "time a run", "command", "device"]
-    lines = []
-    for row in rows:
-        results = {seed: result(folder) for seed, folder in row.runs.items()}
-        done = [r for r in results.values() if r is not None]
-        open_ones = [how_far(row.runs[seed]) for seed, r in results.items() if r is None]
-        ours = f"{mean_and_deviation([r[main] for r in done], scale, form)}, n = {len(done)}" if done else "not run"
-        if open_ones:
-            ours += f" (unfinished: {', '.join(open_ones)})"
-        epochs = sorted({r["best_epoch"] for r in done if "best_epoch" in r})
-        line = [row.model, row.stair, PUBLISHED[task].get(row.model.replace(", henaff", ""), "none known"), ours,
-                mean_and_deviation([r[beside] for r in done], 1, ".4f") if done else "",
-                "–".join(map(str, (epochs[0], epochs[-1]) if len(epochs) > 1 else epochs)),
-                f"{statistics.median([r['seconds'] for r in done]):.0f} s" if done else "",
-                f"`{shlex.join(row.command())}`", ", ".join(sorted({r["device"] for r in done}))]
-        if done or open_ones or not short:
-            lines.append(line)
-    if short:
-        wanted = [i for i, name in enumerate(columns[:7]) if name != "best epoch" or any(line[i] for line in lines)]
-        columns, lines = [columns[i] for i in wanted], [[line[i] for i in wanted] for line in lines]
-    return "".join(f"| {' | '.join(line)} |\n" for line in [columns, ["---"] * len(columns), *lines])
+    lines = [line_of(task, row) for row in rows if row.runs or not short]
+    return markdown([{name: cell for name, cell in line.items() if not short or name not in WITHOUT}
+                     for line in lines])
 
 
-def missing(rows: list[Row], seeds, folder: Path, threads: int, more: list[str]) -> list[list[str]]:
-    """The commands that would finish the table: a new run, or --resume for one that is not finished."""
-    commands = []
-    for seed in seeds:  # one seed of everything first
-        for row in rows:
-            if seed not in row.runs:
-                commands.append([*row.command(seed), "--save", str(folder), "--threads", str(threads), *more])
-            elif result(row.runs[seed]) is None:
-                commands.append([f"{row.script}.py", "--resume", str(row.runs[seed]), "--threads", str(threads)])
-    return commands
+def vary_cell(task: str, row: Row) -> str:
+    """What a row's runs say, in one cell: the main measure, in the copying task recall too, and how many runs."""
+    done, unfinished = split(row)
+    if not done:
+        return f"**{states(unfinished)}**" if unfinished else ""
+    (main, (_, scale, form)), *_ = MEASURES[task].items()
+    parts = [mean_and_deviation([r[main] for r in done], scale, form)]
+    if task == "copytask":
+        parts.append(f"recall {mean_and_deviation([r['recall'] for r in done], 1, '.3f')}")
+    return "; ".join([*parts, f"n = {len(done)}" + (f" of {len(row.runs)}" if unfinished else "")])
 
 
-def run_all(commands: list[list[str]], jobs: int) -> int:
-    """Run the commands, `jobs` at a time, in this folder; → how many failed. Ctrl-C lets each save and stop."""
-    waiting, running, failed, done = list(commands), [], 0, 0
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                command = waiting.pop(0)
-                process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL,
-                                           stderr=subprocess.PIPE, text=True)
-                running.append((process, command))
-            time.sleep(0.2)
-            for process, command in [pair for pair in running if pair[0].poll() is not None]:
-                running.remove((process, command))
-                done += 1
-                errors = process.stderr.read().strip()
-                failed += process.returncode != 0
-                state = "done" if process.returncode == 0 else f"FAILED ({errors.splitlines()[-1] if errors else ''})"
-                print(f"{done}/{len(commands)} {shlex.join(command)}: {state}", flush=True)
-    except KeyboardInterrupt:
-        print("stopping: every run saves first", flush=True)
-        for process, _ in running:
-            process.wait()
-        raise cli.UserError("stopped; the same command goes on", 130) from None
-    return failed
+def vary_table(task: str, name: str, columns: dict[str, list[Row]], short: bool = False) -> str:
+    """A column a value of the flag `name`: columns[value] holds the same rows, run with that value."""
+    lines = [{"model": rows[0].model, "stair": rows[0].stair,
+              **{f"{name} {value}": vary_cell(task, row) for value, row in zip(columns, rows, strict=True)}}
+             for rows in zip(*columns.values(), strict=True) if not short or any(row.runs for row in rows)]
+    memoryless = {f"{name} {value}": f"{r['memoryless_loss']:.4f}" for value, rows in columns.items()
+                  for row in rows for r in split(row)[0] if "memoryless_loss" in r}
+    if memoryless:  # it depends on T, and so does what a loss is worth
+        lines.append(dict.fromkeys(lines[0], "") | {"model": "a memoryless model"} | memoryless)
+    return markdown(lines)
 
 
-def main(argv=None) -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m common.table", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("task", choices=TASKS, nargs="?")
+    parser.add_argument("--update", action="store_true", help="write the tables and pictures of the pages anew")
+    parser.add_argument("--collect", type=Path, metavar="FOLDER", help="copy the records of runs to --save")
     parser.add_argument("--run", action="store_true", help="run what is missing, then print the table")
     parser.add_argument("--list", action="store_true", help="print the missing commands, one a line, and stop")
+    parser.add_argument("--until-epoch", type=cli.number(int, 1), metavar="K",
+                        help="with --run, stop each run, saved, when its log holds this epoch")
     parser.add_argument("--short", action="store_true", help="without commands, devices and rows that were not run")
-    parser.add_argument("--only", help="rows whose model and stair hold this text, as in 'expRNN' or 'sRNN expn'")
+    parser.add_argument("--only", nargs="+", metavar="TEXT",
+                        help="the rows with this model and stair, as in 'expRNN none'; or all that hold the text")
+    parser.add_argument("--vary", nargs="+", metavar=("FLAG", "VALUE"),
+                        help="a column a value of this flag of the scripts, as in --vary T 200 500")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="default: 400 to 404")
     parser.add_argument("--jobs", type=cli.number(int, 1), default=1, help="runs at a time (default: %(default)s)")
     parser.add_argument("--with", dest="extra", default="", metavar="FLAGS",
@@ -221,18 +151,50 @@ def main(argv=None) -> None:
     parser.add_argument("--cuda", action="store_true", help="run on the GPU")
     parser.add_argument("--save", type=Path, default=RUNS, help="where runs are (default: %(default)s)")
     parser.add_argument("-o", "--output", type=Path, help="write the table to this file too")
-    args = parser.parse_args(argv)
+    return parser
 
-    rows = select(rows_of(args.task, shlex.split(args.extra)), args.only)
-    find_runs(rows, args.seeds, args.save)
+
+def columns_of(args) -> dict[str, list[Row]]:
+    """The rows that were asked for: a list for each value of --vary, or one. With their runs."""
+    name, *values = args.vary or [None, ""]
+    extra, columns = shlex.split(args.extra), {}
+    for value in values:
+        flags = [f"--{name.lstrip('-')}", value] if name else []
+        columns[value] = select(rows_of(args.task, [*extra, *flags]), args.only)
+        find_runs(columns[value], args.seeds, args.save)
+    return columns
+
+
+def text_of(args) -> str:
+    """The table that was asked for."""
+    columns = columns_of(args)
+    if args.vary:
+        return vary_table(args.task, args.vary[0].lstrip("-"), columns, args.short)
+    return table(args.task, *columns.values(), args.short)
+
+
+def main(argv=None) -> None:
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.update:
+        return pages.update(Path("."))
+    if args.collect:
+        return pages.collect(args.collect, args.save)
+    if args.task is None:
+        parser.error("name a task, --update or --collect")
+    if args.vary and len(args.vary) < 2:
+        parser.error(f"--vary {args.vary[0]} needs values, as in --vary T 200 500")
+    if args.until_epoch and args.task == "copytask":
+        parser.error("--until-epoch has no meaning here: the copying task has updates and no epochs")
+
+    rows = [row for rows in columns_of(args).values() for row in rows]
     more = [*(["--data", args.data] if args.data else []), *(["--cuda"] if args.cuda else [])]
-    commands = missing(rows, args.seeds, args.save, max(1, (os.cpu_count() or 1) // args.jobs), more)
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    commands = missing(rows, args.seeds, args.save, threads, more, args.until_epoch)
     if args.list:
-        print("\n".join(shlex.join(["python", *command]) for command in commands))
-        return
-    failed = run_all(commands, args.jobs) if args.run else 0
-    find_runs(rows, args.seeds, args.save)
-    text = table(args.task, rows, args.short)
+        return print("\n".join(shlex.join(["python", *command]) for command in commands))
+    failed = run_all(commands, args.jobs, args.until_epoch) if args.run else 0
+    text = text_of(args)
     print(text, end="")
     if args.output:
         args.output.write_text(text, encoding="utf-8")

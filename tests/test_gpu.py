@@ -18,7 +18,7 @@ from conftest import ROOT, module_of, tiny
 
 from benchmarks.__main__ import SHAPES, our_network, our_step
 from common.data import CopyingTask
-from common.orthogonal import matrix_exponential, skew_start
+from common.orthogonal import skew_exponential, skew_start
 from common.recurrence import ENGINES, persistent
 from common.run import prepare_machine
 from common.stair import NONLINEARITIES, RULES
@@ -181,7 +181,7 @@ def test_the_exponential_in_a_cuda_graph():
     grad = torch.randn(128, 128, device=CUDA)
 
     def both():
-        out = matrix_exponential(skew, 6)
+        out = skew_exponential(skew)
         return out, torch.autograd.grad(out, skew, grad)[0]
 
     expected = [t.detach().clone() for t in both()]

@@ -1,33 +1,73 @@
 """What the README and results/ say is what the records in results/runs say."""
 
-from pathlib import Path
+import re
+import shlex
 
 import pytest
+from conftest import ROOT
 
-from common.table import RUNS, SEEDS, find_runs, rows_of, table
+from common import pages, plot
+from common.rows import RUNS
+from common.run import read_config
 
-ROOT = Path(__file__).resolve().parent.parent
-ONE_EPOCH = ["--epochs", "1"]
-
-
-def text(task, extra=(), short=False):
-    """The table that `python -m common.table` prints from the committed records."""
-    rows = rows_of(task, list(extra))
-    find_runs(rows, SEEDS, ROOT / RUNS)
-    return table(task, rows, short)
+PAGES = pages.pages(ROOT)
 
 
-def test_the_copying_table():
-    assert (ROOT / "results" / "copytask.md").read_text(encoding="utf-8") == text("copytask")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_shows_the_records(page, monkeypatch):
+    """Otherwise: python -m common.table --update."""
+    monkeypatch.chdir(ROOT)
+    text = page.read_text(encoding="utf-8")
+    assert pages.fill(text) == text
+    assert text.count("<!-- python -m common.table ") == len(pages.TABLE.findall(text)), "a table without an end"
+    assert "no run is there" not in text
 
 
-@pytest.mark.parametrize(("task", "extra"), [("copytask", ()), ("sMNIST", ONE_EPOCH), ("language", ONE_EPOCH)])
-def test_the_readme_shows_the_records(task, extra):
-    shown = text(task, extra, short=True)
-    assert len(shown.splitlines()) > 2, "no record was found"
-    assert shown in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_readme_shows_every_task():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tasks = {shlex.split(command)[0] for _, command, _ in pages.TABLE.findall(text)}
+    assert tasks == {"copytask", "sMNIST", "language"}
 
 
-def test_records_name_no_machine():
+def test_pictures_are_there_and_small():
+    """Every picture that a page shows or draws, and no other one."""
+    shown = set()
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        shown |= {(page.parent / link).resolve() for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)}
+        for command in pages.PICTURE.findall(text):
+            assert (ROOT / plot.make_parser().parse_args(shlex.split(command)).output).resolve() in shown
+    assert shown == set((ROOT / "results").glob("*.png"))
+    assert all(path.stat().st_size < 150_000 for path in shown)
+
+
+def test_records_are_whole_and_name_no_machine():
     for config in (ROOT / RUNS).glob("*/*/config.json"):
-        assert '"/' not in config.read_text(encoding="utf-8"), config
+        read_config(config.parent)
+        for name in ("config.json", "result.json"):
+            if (config.parent / name).exists():
+                text = (config.parent / name).read_text(encoding="utf-8")
+                assert pages.without_machine(text) == text, config.parent
+
+
+def test_tables_are_filled_in(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    text = "a\n<!-- python -m common.table copytask --short --only 'expRNN none' -->\nold\n<!-- end -->\nb\n"
+    new = pages.fill(text)
+    assert new.startswith("a\n<!-- python -m common.table copytask --short --only 'expRNN none' -->\n\n| no run")
+    assert new.endswith("|\n\n<!-- end -->\nb\n")
+    assert pages.fill(new) == new
+
+
+def test_update_writes_pages_and_pictures(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    page = tmp_path / "README.md"
+    page.write_text("<!-- python -m common.table copytask --short -->\n<!-- end -->\n"
+                    "<!-- python -m common.plot --stairs -o results/stairs.png -->\n", encoding="utf-8")
+    pages.update(tmp_path)
+    assert "no run is there" in page.read_text(encoding="utf-8")
+    assert (tmp_path / "results" / "stairs.png").read_bytes().startswith(b"\x89PNG")
+    assert "1 tables, changed" in capsys.readouterr().out
+    pages.update(tmp_path)
+    assert "1 tables\n" in capsys.readouterr().out

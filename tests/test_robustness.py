@@ -37,12 +37,12 @@ def test_killed_in_the_middle_of_a_write(workplace, task, resumed):
 def test_every_kind_of_write_has_its_moments(workplace):
     place = workplace.new_folder()
     names = set(kills.moments_of(workplace, "language", place, workplace.arguments("language")))
-    for file in ("config.json", "last.pt", "best.pt", "result.json"):
+    for file in ("config.json", "last.pt", "best.pt", "curves.png", "result.json"):
         for moment in ("open, before", "half written", "written", "flush to the disk, before", "rename, before",
                        "rename, after"):
             assert f"{file}: {moment}" in names
-    assert {"log.csv: half written", "log.csv: flush to the disk, after", "curves.png: half drawn",
-            "curves.png: rename, before"} <= names
+    assert {"log.csv: half written", "log.csv: flush to the disk, after", "curves.png: draw, before",
+            "curves.png: draw, after"} <= names
 
 
 @pytest.mark.parametrize("trouble", [troubles.closed_output, troubles.another_device, troubles.another_version])
@@ -64,7 +64,7 @@ def test_what_a_killed_process_left_is_removed(workplace):
     place = workplace.new_folder()
     Session(place, "copytask_nvar", workplace.arguments("copytask"), troubles.ask_after(2)).wait()
     folder = run_folder(place)
-    for name in (".last.pt.1.tmp", ".best.pt.22.tmp", ".curves.png.tmp"):
+    for name in (".last.pt.1.tmp", ".best.pt.22.tmp", ".curves.png.333.tmp"):
         (folder / name).write_bytes(b"half")
     assert troubles.finished(workplace, place, "copytask", expected) is None
 

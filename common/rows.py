@@ -1,0 +1,146 @@
+"""The rows of the published tables, and the runs that belong to them.
+
+A task's rows are those of its scripts' PAPER: baselines with --nvar none, sRNN rows with every schedule, with a
+learned and with an exponential stair; rows of a free matrix that starts orthogonal twice, as published and from
+henaff. A run belongs to a row when its config.json holds the values that the row's command resolves to, wherever
+its folder lies and whatever it is called.
+"""
+
+import csv
+import importlib
+import itertools
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common import cli
+from common.run import plain, read_config
+from common.stair import SCHEDULES
+
+TASKS = ("copytask", "sMNIST", "language")
+STAIRS = ("nvar", "alpha", "expalpha")
+SEEDS = (400, 401, 402, 403, 404)
+RUNS = Path("results/runs")
+NOT_SCIENCE = ("save", "name", "resume", "threads", "cuda", "tf32", "engine", "data", "log_interval", "save_freq")
+
+
+@dataclass
+class Row:
+    """A line of a table: a model with a stair, and the flags that make it."""
+
+    script: str
+    model: str
+    stair: str
+    flags: list
+    runs: dict = field(default_factory=dict)  # seed → folder
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} {self.stair}"
+
+    @property
+    def baseline(self) -> str:
+        """The published model with the same cell, its own name where the row is one."""
+        model = self.model.removesuffix(", henaff")
+        for stair, plain_name in (("sRNN (exponential)", "expRNN"), ("sRNN (non-normal)", "nnRNN"),
+                                  ("sRNN", "RNN-Orth")):
+            if model.startswith(stair):
+                return plain_name + model.removeprefix(stair)
+        return model
+
+    def command(self, seed: int | None = None) -> list[str]:
+        """The command line, without the interpreter."""
+        return [f"{self.script}.py", *self.flags, *(["--seed", str(seed)] if seed is not None else [])]
+
+    def options(self, seed: int) -> dict:
+        """What the command resolves to, as a run's config.json holds it."""
+        module = importlib.import_module(self.script)
+        resolved = cli.parse(self.command(seed)[1:], self.script, module.__doc__, module.DEFAULTS, module.PAPER)
+        return science({name: plain(getattr(resolved, name)) for name in resolved.origin})
+
+
+def science(options: dict) -> dict:
+    """The options that decide what is computed."""
+    return {name: value for name, value in options.items() if name not in NOT_SCIENCE}
+
+
+def rows_of(task: str, extra: list[str]) -> list[Row]:
+    """Every row of a task's table; `extra` flags are added to each command."""
+    rows = []
+    for kind in STAIRS:
+        script = f"{task}_{kind}"
+        module = importlib.import_module(script)
+        for model, row in module.PAPER.items():
+            nets = row["net_type"] if isinstance(row["net_type"], tuple) else (row["net_type"],)
+            stairs = [row["nvar"]] if "nvar" in row else [s for s in SCHEDULES if s != "none"]
+            lengths = [row["bptt"]] if "bptt" in row else [150, 300] if task == "language" else [None]
+            for stair, bptt in itertools.product(stairs if kind == "nvar" else [kind], lengths):
+                flags = ["--net-type", nets[0]]
+                flags += ["--nvar", stair] if kind == "nvar" else []
+                flags += ["--bptt", str(bptt)] if bptt else []
+                flags += ["--permute"] if task == "sMNIST" else []
+                name = model.removesuffix(" 300") + (" 300" if bptt == 300 else "")
+                rows.append(Row(script, name, stair, [*flags, *extra]))
+                if row["rinit"] == "random":
+                    rows.append(Row(script, f"{name}, henaff", stair, [*flags, "--rinit", "henaff", *extra]))
+    return rows
+
+
+def select(rows: list[Row], only: list[str] | None) -> list[Row]:
+    """The rows called one of the texts `only`, or that hold one which is no row's whole name; all without texts."""
+    if not only:
+        return rows
+    names = {row.name for row in rows}
+    return [row for row in rows if any(text == row.name or (text not in names and text in row.name) for text in only)]
+
+
+def find_runs(rows: list[Row], seeds, folder: Path) -> None:
+    """Give every row the folders of its runs below `folder`; of several with the same values, a finished one."""
+    found = {}
+    for config_path in sorted(Path(folder).glob("*/*/config.json")):
+        config = read_config(config_path.parent)
+        options = science({name: entry["value"] for name, entry in config["options"].items()})
+        key = (config["script"], json.dumps(options, sort_keys=True))
+        if key not in found or (config_path.parent / "result.json").exists():
+            found[key] = config_path.parent
+    for row in rows:
+        for seed in seeds:
+            key = (row.script, json.dumps(row.options(seed), sort_keys=True))
+            if key in found:
+                row.runs[seed] = found[key]
+
+
+# ── what a run says ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def result(folder: Path) -> dict | None:
+    """result.json of a run, None if it is not finished."""
+    path = Path(folder) / "result.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def log_rows(folder: Path) -> list[dict]:
+    """The rows of log.csv as numbers, None in an empty cell. A run before its first report has none."""
+    try:
+        with open(Path(folder) / "log.csv", newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise cli.UserError(f"{folder}/log.csv cannot be read ({error.strerror}); name the folder of a run") from None
+    return [{name: float(cell) if cell else None for name, cell in row.items()} for row in rows]
+
+
+def epochs_of(folder: Path) -> list[dict]:
+    """The rows of the log that end an epoch: those with a validation. The copying task has no epochs."""
+    return [row for row in log_rows(folder) if row.get("validation_accuracy") is not None]
+
+
+def how_far(folder: Path) -> str:
+    """The place that an unfinished run has reached."""
+    rows, options = log_rows(folder), read_config(folder)["options"]
+    if not rows:
+        return "started"
+    if "update" in rows[-1]:
+        return f"update {rows[-1]['update']:.0f}"
+    return f"epoch {len(epochs_of(folder))} of {options['epochs']['value']}"
