@@ -122,14 +122,14 @@ def rows_with_runs(task: str, only: list[str] | None, runs: Path, seeds, extra: 
 
 def draw_rows(rows: list, task: str, path: Path, published: bool) -> None:
     """One learning curve a row of a task's table: the median over its seeds and the span from least to most."""
-    picture, axes = figure(7.0, 4.6)
+    picture, axes = figure(8.6, 4.4)
     x, y, _, _ = CURVES[task]
     for number, row in enumerate(rows):
         curves = [dict(zip(*points(log[x], log[y]), strict=True)) for log in map(read_log, row.runs.values()) if log]
         places = sorted(set().union(*curves))
         values = [[curve[place] for curve in curves if place in curve] for place in places]
-        axes.plot(places, list(map(statistics.median, values)),
-                  **line(number, f"{row.model}, {row.stair} (n = {len(curves)})"))
+        axes.plot(places, list(map(statistics.median, values)), marker=MARKERS[number % 8], markersize=4,
+                  markevery=(number % 5, 5), **line(number, f"{row.model}, {row.stair} (n = {len(curves)})"))
         axes.fill_between(places, list(map(min, values)), list(map(max, values)), color=f"C{number % 10}", alpha=0.12)
         if published and task != "language" and row.model in curve_points(task)[0]:
             every = 3 if task == "copytask" else 1           # 150 dots a row would hide each other
@@ -138,7 +138,7 @@ def draw_rows(rows: list, task: str, path: Path, published: bool) -> None:
                       linestyle="none", marker=MARKERS[number % 8], markersize=3, color=f"C{number % 10}",
                       markerfacecolor="none", markeredgewidth=0.7, label=f"{row.model}, published")
     prepare_axes(axes, task, memoryless_line(next(iter(rows[0].runs.values()))))
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     save(picture, path)
 
 
