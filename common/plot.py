@@ -21,7 +21,7 @@ from pathlib import Path
 
 from common.cli import MEANING, UserError, start
 from common.published import curve_points
-from common.rows import RUNS, SEEDS, find_runs, log_rows, result, rows_of, select
+from common.rows import RUNS, SEEDS, find_runs, log_rows, result, rows_of, select, vary
 from common.run import read_config, write_atomically
 
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 2)))
@@ -326,7 +326,7 @@ def main(argv=None) -> None:
         draw_stairs(args.output)
     elif args.vary:
         name, *values = args.vary[0].lstrip("-"), *args.vary[1:]
-        columns = {value: select(rows_of(args.task, [f"--{name}", value]), args.only) for value in values}
+        columns = vary(args.task, name, values, [], args.only)
         for rows in columns.values():
             find_runs(rows, args.seeds, args.save)
         draw_vary(columns, args.task, name, args.output)
