@@ -4,6 +4,7 @@
     python -m benchmarks --quick            fewer repetitions
     python -m benchmarks --tasks copying    one task only
     python -m benchmarks --growth           how the step grows with T, B and H
+    python -m benchmarks --cuda --engine triton --tf32
 
 Contenders take turns, so that a busy machine hurts all of them alike; a time is the median of its turns, with
 the quartiles behind it. A whole step is forward, loss, backward and optimizer.
@@ -20,15 +21,14 @@ import time
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from benchmarks import authors_way
 from common import cells, copytask, language, smnist
-from common.cli import number, start
+from common.cli import UserError, number, one_of, start
 from common.data import CopyingTask
 from common.optim import OrthogonalRMSprop, parameter_groups, update
-from common.orthogonal import matrix_exponential, skew_start
-from common.recurrence import stair_recurrence
+from common.orthogonal import skew_exponential, skew_start
+from common.recurrence import ENGINES, stair_recurrence, why_not
 from common.run import device_name, prepare_machine
 from common.stair import FixedStair, Nonlinearity
 
@@ -56,7 +56,8 @@ class TanhRNN(nn.Module):
 
     def forward(self, x, state=None, kernel=None, embedding=None, last_only=False):
         if not x.is_floating_point():
-            x = nn.functional.embedding(x, torch.eye(self.input_size) if embedding is None else embedding)
+            rows = torch.eye(self.input_size, device=x.device) if embedding is None else embedding
+            x = nn.functional.embedding(x, rows)
         h, last = self.rnn(x)
         return (last[0], last[0]) if last_only else (h, last[0])
 
@@ -87,7 +88,7 @@ def our_step(task: str, network, device):
     def step():
         out = model(x)
         logits = out[0] if isinstance(out, tuple) else out
-        update(model, optimizer, cross_entropy(logits.flatten(0, -2), target.flatten()), alam=1e-4)
+        update(model, optimizer, cells.mean_cross_entropy(logits, target), alam=1e-4)
 
     return step
 
@@ -96,9 +97,8 @@ def authors_step(task: str, net_type: str, device):
     steps, batch, hidden, input_size, classes, every_step = SHAPES[task]
     model = authors_way.AuthorsModel(net_type, input_size, hidden, classes).to(device)
     x, target = inputs(task, device)
-    if not x.is_floating_point():
-        rows = torch.eye(input_size) if task == "copying" else torch.randn(classes, input_size)
-        x = nn.functional.embedding(x, rows.to(device))
+    if task == "characters":
+        x = nn.functional.embedding(x, torch.randn(classes, input_size, device=device))
     return authors_way.training_step(model, x, target.view(steps, batch) if every_step else target, every_step)
 
 
@@ -108,16 +108,20 @@ def our_network(task: str, net_type: str, engine: str):
     return cells.build(net_type, input_size, hidden, FixedStair("expn", steps), "modrelu", rinit, "xavier", engine)
 
 
-def take_turns(contenders: dict, rounds: int, device) -> dict[str, list[float]]:
-    """Seconds of every contender, `rounds` times in turn after one warm-up each."""
+def take_turns(contenders: dict, rounds: int, device, steps: int = 1) -> dict[str, list[float]]:
+    """Seconds a step of every contender, `rounds` times in turn after one warm-up each.
+
+    On a GPU the host runs ahead of it; `steps` at a time show what a step takes when the next one follows.
+    """
     def once(step):
         if device.type == "cuda":
             torch.cuda.synchronize()
         began = time.perf_counter()
-        step()
+        for _ in range(steps):
+            step()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - began
+        return (time.perf_counter() - began) / steps
 
     for step in contenders.values():
         once(step)
@@ -186,7 +190,7 @@ def where_the_time_goes(task: str, rounds: int, engine: str, device, floor: floa
     stair, phi = FixedStair("expn", steps).to(device), Nonlinearity("modrelu", hidden).to(device)
     x = (0.1 * torch.randn(steps, batch, hidden, device=device)).requires_grad_()
     skew = skew_start("henaff", hidden).to(device).requires_grad_()
-    kernel = matrix_exponential(skew).detach().requires_grad_()
+    kernel = skew_exponential(skew).detach().requires_grad_()
     h0 = torch.zeros(batch, hidden, device=device)
     grad = torch.randn((steps, batch, hidden) if every_step else (batch, hidden), device=device) / (batch * steps)
     grad_kernel = torch.randn(hidden, hidden, device=device)
@@ -198,7 +202,7 @@ def where_the_time_goes(task: str, rounds: int, engine: str, device, floor: floa
         torch.autograd.grad(forward(), (x, kernel, phi.bias), grad)
 
     def exponential():
-        torch.autograd.grad(matrix_exponential(skew), skew, grad_kernel)
+        torch.autograd.grad(skew_exponential(skew), skew, grad_kernel)
 
     def torch_exponential():
         torch.autograd.grad(torch.matrix_exp(skew), skew, grad_kernel)
@@ -239,17 +243,24 @@ def main(argv=None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=SHAPES, default=list(SHAPES), help="default: all three")
-    parser.add_argument("--engine", default="auto", help="time loop of our step (default: %(default)s)")
+    parser.add_argument("--engine", type=one_of("auto", *ENGINES), default="auto",
+                        help="time loop of our step (default: %(default)s)")
     parser.add_argument("--rounds", type=number(int, 1), default=9, help="turns of every contender (default: 9)")
     parser.add_argument("--quick", action="store_true", help="three rounds")
     parser.add_argument("--growth", action="store_true", help="only the table of growth")
     parser.add_argument("--threads", type=number(int, 1), help="CPU threads (default: all cores)")
     parser.add_argument("--cuda", action="store_true", help="run on the GPU")
+    parser.add_argument("--tf32", action="store_true", help="float32 products by the GPU's tensor cores")
     args = parser.parse_args(argv)
-    device = prepare_machine(args.cuda, args.threads)
+    if args.tf32 and not args.cuda:
+        raise UserError("--tf32 has no meaning on the CPU, whose products are exact; add --cuda or leave it out")
+    device = prepare_machine(args.cuda, args.threads, tf32=args.tf32)
+    if (reason := why_not(args.engine, device)) is not None:
+        raise UserError(reason)
     torch.manual_seed(0)
     rounds = 3 if args.quick else args.rounds
-    print(f"{device_name(device)}, torch {torch.__version__}, float32; medians of {rounds} turns")
+    products = "tf32" if args.tf32 else "float32"
+    print(f"{device_name(device)}, torch {torch.__version__}, {products}; medians of {rounds} turns")
     if not args.growth:
         for task in args.tasks:
             compare(task, rounds, args.engine, device)

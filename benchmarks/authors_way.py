@@ -1,15 +1,17 @@
 """How the authors' code computes a training step, written anew for comparison: autograd through a Python loop.
 
-Every time step is an input map, a matrix product, a stair factor, a modReLU of five operations and, where the
-task asks for one, a read-out with its own loss. W = exp(S) is formed by torch.matrix_exp and differentiated
-by its own backward. Two torch.optim.RMSprop objects step the parameters.
+Every time step is a one-hot input where the task has symbols, an input map, a matrix product, a stair factor, a
+modReLU of five operations and, where the task asks for one, a read-out with its own loss. W = exp(S) is formed by
+torch.matrix_exp and differentiated by its own backward, in the place of their own expm. As in the public nnRNN
+code, every γ_k and θ_k is a parameter of its own, Λ is filled number by number, and the penalty is summed term by
+term. Two torch.optim.RMSprop objects step the parameters.
 """
 
 import math
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, mse_loss, one_hot
 
 
 class AuthorsModel(nn.Module):
@@ -30,8 +32,8 @@ class AuthorsModel(nn.Module):
             blocks[even, even + 1] = angles
             self.log_rotation = nn.Parameter(blocks)
         if net_type == "nnRNN":
-            self.gamma = nn.Parameter(torch.ones(hidden_size // 2))
-            self.theta = nn.Parameter(2 * math.pi * torch.rand(hidden_size // 2))
+            self.gamma = nn.ParameterList(torch.ones(1) for _ in range(hidden_size // 2))
+            self.theta = nn.ParameterList(2 * math.pi * torch.rand(1) for _ in range(hidden_size // 2))
             self.upper = nn.Parameter(torch.zeros(hidden_size, hidden_size))
 
     def kernel(self):
@@ -42,12 +44,16 @@ class AuthorsModel(nn.Module):
         rotation = torch.matrix_exp(a - a.t())
         if self.net_type == "expRNN":
             return rotation
-        schur = self.upper.triu(1)
-        even = torch.arange(0, self.hidden_size, 2)
-        cos, sin = self.gamma * self.theta.cos(), self.gamma * self.theta.sin()
-        schur = schur + torch.diag(cos.repeat_interleave(2))
-        schur = schur.index_put((even, even + 1), -sin, accumulate=True).index_put((even + 1, even), sin)
-        return rotation @ schur @ rotation.t()
+        turn, size = torch.zeros_like(rotation), torch.zeros_like(rotation)
+        for k, (gamma, theta) in enumerate(zip(self.gamma, self.theta, strict=True)):
+            i, j = 2 * k, 2 * k + 1
+            turn[i, i], turn[i, j], turn[j, i], turn[j, j] = theta.cos(), -theta.sin(), theta.sin(), theta.cos()
+            size[i, i] = size[i, j] = size[j, i] = size[j, j] = gamma
+        return rotation @ (self.upper.triu(1) + size * turn) @ rotation.t()
+
+    def penalty(self):
+        """Σ_k (γ_k − 1)²."""
+        return sum(mse_loss(gamma, torch.ones_like(gamma)) for gamma in self.gamma) if self.net_type == "nnRNN" else 0.0
 
     def modrelu(self, z):
         norm = torch.abs(z)
@@ -55,12 +61,13 @@ class AuthorsModel(nn.Module):
         return torch.sign(z) * magnitude
 
     def states(self, x):
-        """x (T, B, I) → a list of T hidden states (B, H)."""
+        """x (T, B, I), or symbols (T, B), → a list of T hidden states (B, H)."""
         kernel = self.kernel()
-        h = x.new_zeros(x.shape[1], self.hidden_size)
+        h = kernel.new_zeros(x.shape[1], self.hidden_size)
         states = []
         for t in range(x.shape[0]):
-            h = (1 - math.exp(-(t + 2))) * self.modrelu(self.input(x[t]) + h @ kernel)
+            x_t = x[t] if x.is_floating_point() else one_hot(x[t], self.input.in_features).to(h.dtype)
+            h = (1 - math.exp(-(t + 2))) * self.modrelu(self.input(x_t) + h @ kernel)
             states.append(h)
         return states
 
@@ -84,7 +91,7 @@ def training_step(model: AuthorsModel, x, target, every_step: bool):
             loss = loss / len(states)
         else:
             loss = cross_entropy(model.readout(states[-1]), target)
-        loss.backward()
+        (loss + 1e-4 * model.penalty()).backward()
         for optimizer in optimizers:
             optimizer.step()
 

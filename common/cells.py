@@ -18,8 +18,9 @@ import math
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
-from common.orthogonal import ROTATION_STARTS, matrix_exponential, skew_start, triangle, triangle_indices
+from common.orthogonal import ROTATION_STARTS, skew_exponential, skew_start, triangle, triangle_indices
 from common.recurrence import stair_recurrence
 from common.stair import Nonlinearity
 
@@ -33,13 +34,33 @@ def glorot_normal(rows: int, columns: int) -> torch.Tensor:
     return torch.randn(rows, columns) * math.sqrt(2 / (rows + columns))
 
 
-def read_out(hidden_size: int, classes: int) -> nn.Linear:
-    """A linear read-out, weight (C, H) Glorot normal, bias 0."""
-    linear = nn.Linear(hidden_size, classes)
-    with torch.no_grad():
-        linear.weight.copy_(glorot_normal(classes, hidden_size))
-        linear.bias.zero_()
-    return linear
+class ReadOut(nn.Linear):
+    """A linear read-out, weight (C, H) Glorot normal, bias 0. Its logits lie in memory class by class, (C, N)."""
+
+    def __init__(self, hidden_size: int, classes: int):
+        super().__init__(hidden_size, classes)
+        with torch.no_grad():
+            self.weight.copy_(glorot_normal(classes, hidden_size))
+            self.bias.zero_()
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        """h (..., H) → logits (..., C)."""
+        return class_by_class(h, self.weight, self.bias)
+
+
+def class_by_class(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """h (..., H), weight (C, H), bias (C,) → logits (..., C), a view of (C, N) numbers.
+
+    A softmax over few classes then runs along long rows of memory: 7 times faster on a CPU for 9 classes.
+    """
+    logits = torch.addmm(bias.unsqueeze(1), weight, h.flatten(0, -2).t())                # (C, N)
+    return logits.t().unflatten(0, h.shape[:-1])
+
+
+def mean_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Over all positions: logits (..., C), best as `class_by_class` lays them out, and target (...) → a scalar."""
+    log_probabilities = logits.flatten(0, -2).t().log_softmax(0)                         # (C, N)
+    return -log_probabilities.gather(0, target.flatten().unsqueeze(0)).mean()
 
 
 def input_start(name: str, input_size: int, hidden_size: int) -> torch.Tensor:
@@ -112,7 +133,7 @@ class RNN(Cell):
         elif rinit == "random":
             start = nn.init.orthogonal_(torch.empty(hidden_size, hidden_size))    # Haar on O(H)
         else:
-            start = matrix_exponential(skew_start(rinit, hidden_size))
+            start = skew_exponential(skew_start(rinit, hidden_size))
         self.recurrent_weight = nn.Parameter(start)
 
     def kernel(self):
@@ -135,7 +156,7 @@ class Rotation(nn.Module):
 
     def forward(self) -> torch.Tensor:
         """exp(S) (H, H)."""
-        return matrix_exponential(self.skew())
+        return skew_exponential(self.skew())
 
 
 class ExpRNN(Cell):
@@ -167,30 +188,50 @@ class NNRNN(Cell):
         self.gamma = nn.Parameter(torch.ones(hidden_size // 2))
         self.theta = nn.Parameter(torch.empty(hidden_size // 2).uniform_(0, 2 * math.pi))
         self.upper = nn.Parameter(torch.zeros(hidden_size * (hidden_size - 1) // 2))
-        first = torch.arange(0, hidden_size, 2) * (hidden_size + 1)                      # a block's upper left
-        blocks = (first, first + hidden_size + 1, first + hidden_size, first + 1)        # cos, cos, sin, −sin
-        self.register_buffer("entry_indices", torch.cat((self.rotation.indices, *blocks)), persistent=False)
-
-    def schur_form(self) -> torch.Tensor:
-        """Λ + T (H, H). T and −sin θ meet above the diagonal of a block, so the entries are added, not copied."""
-        cos, sin = self.gamma * self.theta.cos(), self.gamma * self.theta.sin()          # (H/2,)
-        entries = torch.cat((self.upper, cos, cos, sin, -sin))
-        size = self.hidden_size
-        return entries.new_zeros(size * size).index_add(0, self.entry_indices, entries).view(size, size)
 
     def kernel(self):
-        p = self.rotation()
-        return p @ self.schur_form() @ p.t()
+        return _SchurProduct.apply(self.rotation(), self.upper, self.gamma, self.theta, self.rotation.indices)
 
     def penalty(self):
         """Σ_k (γ_k − 1)², a scalar tensor."""
-        return (self.gamma - 1).square().sum()
+        return nn.functional.mse_loss(self.gamma, torch.ones_like(self.gamma), reduction="sum")
 
     def rotation_parameters(self):
         return [self.rotation.logarithm]
 
     def triangular_parameters(self):
         return [self.upper]
+
+
+class _SchurProduct(torch.autograd.Function):
+    """P (Λ + T) Pᵀ from P (H, H), the entries of T, γ and θ (H/2,). One node of autograd for a dozen small ones."""
+
+    @staticmethod
+    def forward(ctx, p, upper, gamma, theta, indices):
+        cos, sin = theta.cos(), theta.sin()
+        schur = triangle(upper, indices, len(p))                                         # T
+        _blocks(schur).add_((gamma * torch.stack((cos, -sin, sin, cos))).t().view(-1, 2, 2))
+        left = p @ schur
+        ctx.save_for_backward(p, schur, left, gamma, cos, sin, indices)
+        return left @ p.t()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        p, schur, left, gamma, cos, sin, indices = ctx.saved_tensors
+        d_left = grad @ p
+        d_p = torch.addmm(grad.t() @ left, d_left, schur.t())
+        d_schur = p.t() @ d_left
+        d_00, d_01, d_10, d_11 = _blocks(d_schur).flatten(1).unbind(1)
+        d_cos, d_sin = d_00 + d_11, d_10 - d_01                                          # of γ cos θ and γ sin θ
+        return (d_p, d_schur.flatten().index_select(0, indices), cos * d_cos + sin * d_sin,
+                gamma * (cos * d_sin - sin * d_cos), None)
+
+
+def _blocks(matrix: torch.Tensor) -> torch.Tensor:
+    """The 2×2 blocks on the diagonal of a contiguous matrix (H, H), as a view (H/2, 2, 2)."""
+    size = len(matrix)
+    return matrix.as_strided((size // 2, 2, 2), (2 * (size + 1), size, 1))
 
 
 class StairRNN(nn.Module):

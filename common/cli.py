@@ -129,6 +129,7 @@ MEANING = {
     "save_freq": ("run", COUNT, "epochs between two checkpoints"),
     "random_seed": ("run", number(int, 0, 2**63 - 1), "seed of the weights and of drawn data"),
     "cuda": ("run", SWITCH, "run on the GPU"),
+    "tf32": ("run", SWITCH, "float32 products by tensor cores, from 10 bits of mantissa; needs --cuda"),
     "threads": ("run", number(int, 1, 1024), "CPU threads (all cores)"),
     "engine": ("run", one_of("auto", *ENGINES), "time loop of common/recurrence"),
     "name": ("run", name_part, "added to the name of the run's folder"),
@@ -141,9 +142,10 @@ SPELLING = {"net_type": "--net-type", "random_seed": "--random-seed", "c_length"
 
 # Every script has these; its own DEFAULTS come first.
 SHARED = dict(optimizer="RMSprop", betas=(0.9, 0.999), clip=0.0, nonlin="modrelu", random_seed=400, cuda=False,
-              threads=None, engine="auto", name=None, save=Path("saves"), resume=None)
+              tf32=False, threads=None, engine="auto", name=None, save=Path("saves"), resume=None)
 FROM_PAPER = dict(lr=None, lr_orth=None, alpha=None, alam=0.0, Tdecay=0.0, rinit=None)  # where a row leaves it out
 MAY_CHANGE_ON_RESUME = ("resume", "cuda", "threads", "data")
+NEW = ("tf32",)  # flags that older runs did not have; what they did is the default
 
 
 class Parser(argparse.ArgumentParser):
@@ -271,6 +273,8 @@ def check(options: Options, typed: dict) -> None:
                         f"not {options.emsize} and {options.nhid}")
     if options.origin.get("alpha_start") == "typed" and options.alpha_start < 0 and hasattr(options, "literal"):
         raise UserError(f"--alpha-start must be at least 0 for the exponential stair, not {options.alpha_start}")
+    if options.tf32 and not options.cuda:
+        raise UserError("--tf32 has no meaning on the CPU, whose products are exact; add --cuda or leave it out")
     rotates, adam = net in ("expRNN", "nnRNN"), options.optimizer == "Adam"
     means_nothing = {
         "lr_orth": (not rotates, f"{net} has no rotation"),
@@ -310,6 +314,7 @@ def _resumed(script: str, defaults: dict, typed: dict) -> Options:
 def _saved_values(run: Path, entries: dict, defaults: dict) -> dict:
     """The values in a config.json, as strict as if they were typed. Raises UserError for a foreign or spoiled one."""
     path, known = run / "config.json", {dest for dest in MEANING if dest in defaults or dest in FROM_PAPER}
+    entries = {**{dest: {"value": defaults[dest], "origin": "default"} for dest in NEW}, **entries}
     if entries.keys() != known:
         which = ", ".join(sorted(map(str, entries.keys() ^ known)))
         raise UserError(f"{path} was written by another version of this project (the options differ in {which}); "

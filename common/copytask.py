@@ -8,9 +8,8 @@ import math
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
-from common.cells import read_out
+from common.cells import ReadOut, mean_cross_entropy
 from common.data import CopyingTask
 from common.optim import update
 from common.run import Progress, Run
@@ -24,7 +23,7 @@ class CopyModel(nn.Module):
     def __init__(self, network, classes: int, onehot: bool = True):
         super().__init__()
         self.network, self.onehot = network, onehot
-        self.readout = read_out(network.hidden_size, classes)
+        self.readout = ReadOut(network.hidden_size, classes)
 
     def forward(self, symbols: torch.Tensor) -> torch.Tensor:
         """symbols (T, B) int64 → logits (T, B, C)."""
@@ -49,7 +48,7 @@ def train(model: CopyModel, optimizer, task: CopyingTask, run: Run, *, updates: 
     while progress.update < updates:
         symbols, target = task.batch(batch, device)                              # (T + 2c, B) each
         logits = model(symbols)                                                  # (T + 2c, B, C)
-        loss = cross_entropy(logits.flatten(0, 1), target.flatten())
+        loss = mean_cross_entropy(logits, target)
         update(model, optimizer, loss, alam, clip)
 
         with torch.no_grad():

@@ -69,12 +69,14 @@ class CopyingTask:
         if self.vari:
             delay = int(torch.randint(1, self.T + 1, (), generator=self.generator))
         symbols = torch.randint(1, self.labels + 1, (c, size), generator=self.generator)
-        x = torch.zeros(delay + 2 * c, size, dtype=torch.int64)
-        target = torch.zeros_like(x)
+        # One copy to a GPU, from page-locked memory: from any other the host would wait for it.
+        pinned = device is not None and torch.device(device).type == "cuda"
+        x, target = both = torch.zeros(2, delay + 2 * c, size, dtype=torch.int64, pin_memory=pinned)
         x[:c] = symbols
         x[c + delay - 1] = self.labels + 1
         target[-c:] = symbols
-        return x.to(device, non_blocking=True), target.to(device, non_blocking=True)
+        x, target = both.to(device, non_blocking=True)
+        return x, target
 
     def state_dict(self) -> dict:
         return {"generator": self.generator.get_state()}

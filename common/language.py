@@ -9,8 +9,9 @@ import math
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy
 
+from common.cells import class_by_class, mean_cross_entropy
 from common.cli import UserError
 from common.data import Characters
 from common.optim import update
@@ -35,7 +36,7 @@ class CharacterModel(nn.Module):
     def forward(self, symbols, state=None, kernel=None) -> tuple[torch.Tensor, torch.Tensor]:
         """symbols (T, B) int64, state (B, H) → logits (T·B, V) and the last state."""
         h, state = self.network(symbols, state, kernel, embedding=self.embedding)                # (T, B, H)
-        return linear(h.flatten(0, 1), self.decoder, self.decoder_bias), state
+        return class_by_class(h.flatten(0, 1), self.decoder, self.decoder_bias), state
 
 
 def parallel_streams(tokens: torch.Tensor, streams: int, part: str = "train") -> torch.Tensor:
@@ -94,7 +95,7 @@ def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epo
         while progress.batch < batches:
             symbols, target = segment(train_set, progress.batch, bptt)                           # (L, B), (L·B,)
             logits, state = model(symbols, progress.state)                                       # (L·B, V)
-            loss = cross_entropy(logits, target)
+            loss = mean_cross_entropy(logits, target)
             update(model, optimizer, loss, alam, clip)
 
             with torch.no_grad():

@@ -21,7 +21,7 @@ TASKS = ("copytask", "sMNIST", "language")
 STAIRS = ("nvar", "alpha", "expalpha")
 SEEDS = (400, 401, 402, 403, 404)
 RUNS = Path("results/runs")
-NOT_SCIENCE = ("save", "name", "resume", "threads", "cuda", "engine", "data", "log_interval", "save_freq")
+NOT_SCIENCE = ("save", "name", "resume", "threads", "cuda", "tf32", "engine", "data", "log_interval", "save_freq")
 
 
 @dataclass

@@ -31,6 +31,7 @@ import torch
 from tqdm import tqdm
 
 from common.cli import Options, UserError, close_output, describe
+from common.recurrence import why_not
 
 AUTOSAVE_SECONDS = 60
 WRONG_CONTENT = (LookupError, TypeError, ValueError, RuntimeError, AttributeError)  # of a checkpoint of something else
@@ -109,12 +110,17 @@ def read_config(folder: Path) -> dict:
 # ── the machine ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def prepare_machine(cuda: bool, threads: int | None, keep_memory: bool = True) -> torch.device:
-    """Set up the CPU for speed and → the device. Raises UserError if `cuda` is asked for and not there."""
+def prepare_machine(cuda: bool, threads: int | None, keep_memory: bool = True, tf32: bool = False) -> torch.device:
+    """Set up the CPU for speed, the precision of a GPU's float32 products, and → the device.
+
+    Raises UserError if `cuda` is asked for and not there.
+    """
     if cuda and not torch.cuda.is_available():
         raise UserError("--cuda was given but torch sees no GPU; leave it out to run on the CPU")
     if threads is not None:
         torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32  # of an LSTM; torch's own default is on
     # Gradients that underflow through hundreds of steps are 10 times slower as denormals than as zeros.
     torch.set_flush_denormal(True)
     if keep_memory:
@@ -269,7 +275,9 @@ class Run:
 
     def __init__(self, options: Options, label: str):
         self.options = options
-        self.device = prepare_machine(options.cuda, options.threads, keep_memory=False)
+        self.device = prepare_machine(options.cuda, options.threads, keep_memory=False, tf32=options.tf32)
+        if (reason := why_not(options.engine, self.device)) is not None:
+            raise UserError(reason)
         self.resumed = options.resume is not None
         self.signal = None
         self.bar = None

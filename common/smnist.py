@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from common.cells import read_out
+from common.cells import ReadOut
 from common.data import PixelSequences
 from common.optim import update
 from common.run import Progress, Run
@@ -23,7 +23,7 @@ class PixelModel(nn.Module):
     def __init__(self, network):
         super().__init__()
         self.network = network
-        self.readout = read_out(network.hidden_size, CLASSES)
+        self.readout = ReadOut(network.hidden_size, CLASSES)
 
     def forward(self, x: torch.Tensor, kernel: torch.Tensor | None = None) -> torch.Tensor:
         """x (T, B, 1) → logits (B, 10)."""

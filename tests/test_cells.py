@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import cross_entropy, linear, one_hot
 
 from common.cells import (
     INPUT_STARTS,
@@ -17,12 +17,14 @@ from common.cells import (
     RECURRENT_STARTS,
     RNN,
     ExpRNN,
+    ReadOut,
     Rotation,
     StairRNN,
     build,
+    class_by_class,
     glorot_normal,
     input_start,
-    read_out,
+    mean_cross_entropy,
 )
 from common.copytask import CopyModel
 from common.data import CopyingTask
@@ -79,6 +81,31 @@ def test_nnrnn_kernel(float64, start, size):
         schur[2 * k:2 * k + 2, 2 * k:2 * k + 2] += block
     p = slow_rotation(cell.rotation)
     np.testing.assert_allclose(cell.kernel().detach().numpy(), p @ schur @ p.T, atol=1e-13)
+
+
+class Kernel(torch.nn.Module):
+    """A cell's kernel as a module, for torch.func."""
+
+    def __init__(self, cell):
+        super().__init__()
+        self.cell = cell
+
+    def forward(self):
+        return self.cell.kernel()
+
+
+@pytest.mark.parametrize("size", [2, 4, 6])
+def test_nnrnn_kernel_gradients(float64, size):
+    torch.manual_seed(2)
+    cell = NNRNN(3, size, "random")
+    with torch.no_grad():
+        cell.gamma.uniform_(0.5, 1.5)
+        cell.upper.normal_()
+    names = ("rotation.logarithm", "upper", "gamma", "theta")
+    leaves = [dict(cell.named_parameters())[name].detach().requires_grad_() for name in names]
+    assert torch.autograd.gradcheck(
+        lambda *values: torch.func.functional_call(
+            Kernel(cell), {f"cell.{name}": value for name, value in zip(names, values, strict=True)}, ()), leaves)
 
 
 def test_nnrnn_start():
@@ -232,9 +259,22 @@ def test_glorot_normal():
     assert glorot_normal(300, 100).var().item() == pytest.approx(2 / 400, rel=0.03)
 
 
+def test_mean_cross_entropy_equals_torch():
+    """In any layout; and the logits of the read-out are those of torch.nn.functional.linear."""
+    h, target = torch.randn(7, 3, 6, dtype=torch.float64), torch.randint(5, (7, 3))
+    weight, bias = (torch.randn(*size, dtype=torch.float64, requires_grad=True) for size in ((5, 6), (5,)))
+    logits, plain = class_by_class(h, weight, bias), linear(h, weight, bias)
+    torch.testing.assert_close(logits, plain, rtol=1e-14, atol=1e-14)
+    expected = cross_entropy(plain.flatten(0, 1), target.flatten())
+    for loss in (mean_cross_entropy(logits, target), mean_cross_entropy(plain, target)):
+        torch.testing.assert_close(loss, expected, rtol=1e-14, atol=0)
+        torch.testing.assert_close(torch.autograd.grad(loss, (weight, bias), retain_graph=True),
+                                   torch.autograd.grad(expected, (weight, bias), retain_graph=True))
+
+
 def test_read_out_start():
     torch.manual_seed(0)
-    linear = read_out(400, 9)
+    linear = ReadOut(400, 9)
     assert linear.weight.shape == (9, 400)
     assert linear.weight.var().item() == pytest.approx(2 / 409, rel=0.1)
     assert not linear.bias.any()

@@ -86,8 +86,9 @@ FLAGS = [
     (LANGUAGE, "bptt", "60", 60, ()),
     (LANGUAGE, "data", "there", Path("there"), ()),
 ]
-SWITCHES = [(SCRIPTS, "cuda", ()), (EXPALPHA, "literal", ()), (COPY, "onehot", ()), (COPY, "vari", ()),
-            (MNIST, "permute", ()), (LANGUAGE, "tied", ("--emsize", "8", "--nhid", "8"))]
+SWITCHES = [(SCRIPTS, "cuda", ()), (SCRIPTS, "tf32", ("--cuda",)), (EXPALPHA, "literal", ()),
+            (COPY, "onehot", ()), (COPY, "vari", ()), (MNIST, "permute", ()),
+            (LANGUAGE, "tied", ("--emsize", "8", "--nhid", "8"))]
 DEST = {"seed": "random_seed"}
 
 
@@ -391,6 +392,8 @@ MEANINGLESS = [
     ("copytask_nvar", "--net-type nnRNN --nhid 127", "even, not 127"),
     ("language_expalpha", "--nhid 7", "even, not 7"),
     ("language_nvar", "--tied", "200 and 1024"),
+    ("sMNIST_nvar", "--tf32", "add --cuda or leave it out"),
+    ("language_alpha", "--tf32 --no-cuda", "add --cuda or leave it out"),
     ("copytask_nvar", "--net-type RNN --lr_orth 1e-4", "--lr_orth"),
     ("sMNIST_alpha", "--net-type RNN-Orth --lr-orth 1e-4", "--lr_orth"),
     ("copytask_nvar", "--net-type expRNN --alam 1", "--alam"),

@@ -3,17 +3,28 @@
     reference   a plain loop under autograd: slow and obviously right, the yardstick of every test
     torch       the whole sequence as one autograd.Function in pure PyTorch; any device, any dtype
     native      the same in one call of compiled code; float32 and float64 on the CPU
+    triton      the same in one launch on a GPU; float32 and float64. No GPU has run it yet, so `auto` leaves it out
 
 `stair_recurrence` is the only function that callers need.
 """
 
 import torch
 
-from common.recurrence import native
+from common.recurrence import native, persistent
 from common.recurrence.reference import reference_recurrence
 from common.recurrence.sequence import sequence_recurrence
 
-ENGINES = {"reference": reference_recurrence, "torch": sequence_recurrence, "native": native.native_recurrence}
+ENGINES = {"reference": reference_recurrence, "torch": sequence_recurrence, "native": native.native_recurrence,
+           "triton": persistent.triton_recurrence}
+
+
+def why_not(engine: str, device) -> str | None:
+    """Why `engine` cannot run on `device`, in a sentence; None if it can."""
+    if engine == "triton":
+        return persistent.why_not(device)
+    if engine == "native" and device.type != "cpu":
+        return "the native engine runs on the CPU; leave out --cuda, or use --engine auto"
+    return None
 
 
 def stair_recurrence(x, kernel, h0, stair, nonlinearity, engine="auto", last_only=False) -> torch.Tensor:

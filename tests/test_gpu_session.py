@@ -1,0 +1,77 @@
+"""The session for somebody who has a GPU for half an hour, rehearsed on the CPU; what it asks for, in its order."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, environment
+
+from benchmarks import gpu_session
+from common import table
+
+
+@pytest.fixture(scope="module")
+def both_folders(tmp_path_factory, mnist_folder, penn_folder):
+    """One data folder with MNIST and the characters."""
+    folder = tmp_path_factory.mktemp("both")
+    os.symlink(mnist_folder / "MNIST", folder / "MNIST")
+    os.symlink(penn_folder / "pennchar", folder / "pennchar")
+    return folder
+
+
+def test_a_rehearsal_from_start_to_end(tmp_path, both_folders):
+    command = [sys.executable, "-m", "benchmarks.gpu_session", "--rehearse", "--minutes", "0.4", "--rounds", "1",
+               "--save", str(tmp_path), "--data", str(both_folders)]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=280,
+                          check=False)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert text.strip() == done.stdout.strip()
+    parts = [line.removeprefix("## ").split(":")[0] for line in text.splitlines() if line.startswith("## ")]
+    assert parts == ["Tests", "psMNIST", "characters", "copying", "Targets", "Rows"]
+    assert "The triton engine is left out: the triton engine needs" in text
+    verdicts = [line for line in text.splitlines() if line.startswith(("- reached", "- MISSED"))]
+    assert len(verdicts) == 3 * 4
+    ended = [line for line in text.splitlines() if line.startswith("- sRNN (exponential), expn: ")]
+    assert [line.split(": ")[1].split(";")[0] for line in ended] == ["finished", "stopped"]
+    finished, = tmp_path.glob("runs/language_nvar/*/result.json")
+    stopped, = tmp_path.glob("runs/sMNIST_nvar/*/last.pt")
+    assert not stopped.with_name("result.json").exists()
+
+    rows = gpu_session.wanted_rows(rehearse=True)
+    assert gpu_session.command_of(rows[0], tmp_path / "runs", [], 1) is None
+    assert "--resume" in gpu_session.command_of(rows[1], tmp_path / "runs", [], 1)
+    assert finished.exists()
+
+
+def test_rows_most_valuable_first():
+    rows = [(row.script.split("_")[0], row.model, row.stair) for row in gpu_session.wanted_rows(rehearse=False)]
+    first = list(gpu_session.FIRST)
+    assert rows[:10] == [("sMNIST", *pair) for pair in first] + [("language", *pair) for pair in first]
+    assert len(set(rows)) == len(rows)
+    assert len(rows) == len(table.rows_of("sMNIST", [])) * 2
+    assert not any("300" in model for _, model, _ in rows)
+
+
+@pytest.mark.parametrize("model", ["LSTM", "expRNN"])
+def test_an_lstm_has_no_engine(tmp_path, model):
+    row = next(r for r in gpu_session.wanted_rows(rehearse=False) if r.model == model)
+    command = gpu_session.command_of(row, tmp_path, ["--cuda", "--engine", "triton"], 1)
+    assert "--cuda" in command
+    assert ("--engine" in command) == (model != "LSTM")
+    row.options(gpu_session.SEED)                           # and it can be typed
+
+
+def test_a_command_that_fails_is_told(tmp_path):
+    ended = gpu_session.run_until([str(ROOT / "copytask_nvar.py"), "--nhid", "0"], time.monotonic() + 60)
+    assert ended.startswith("failed (copytask_nvar.py: --nhid: '0' is not")
+
+
+def test_without_a_gpu_is_one_sentence(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "benchmarks.gpu_session", "--save", str(tmp_path)], cwd=ROOT,
+                          env=environment(), capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "torch sees no GPU" in done.stderr

@@ -1,0 +1,220 @@
+"""The triton engine without a GPU: its arithmetic through Triton's interpreter, its kernels compiled for sm_90.
+
+Compiling shows that the kernels fit (registers, shared memory) and that what synchronises them stands in the order that
+it must; that it works, and how fast, only a GPU can show (test_gpu.py).
+"""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, module_of, tiny
+
+from common.cli import UserError
+from common.recurrence import persistent, stair_recurrence, why_not
+from common.recurrence.persistent import HOPPER, make_plan
+from common.stair import FixedStair, Nonlinearity
+
+MISSING = importlib.util.find_spec("triton") is None
+needs_triton = pytest.mark.skipif(MISSING, reason="triton is not installed (requirements-dev.txt names it)")
+GPU_MEMORY_LIMIT = 227 * 1024       # shared memory that one program can have on Hopper
+
+
+# ── arithmetic ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@needs_triton
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-13), ("float32", 3e-6)])
+@pytest.mark.parametrize("group", ["formulas", "sizes", "loops", "gradients", "layouts"])
+def test_equals_the_float64_reference(group, dtype, tolerance):
+    """Groups of cases, told in interpreted.py; all in one process, which takes a second or two to start."""
+    done = subprocess.run([sys.executable, ROOT / "tests" / "interpreted.py", group, dtype], capture_output=True,
+                          text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    cases = json.loads(done.stdout)
+    assert len(cases) >= 4
+    wrong = {case: found for case, found in cases.items() if not max(found.values()) < tolerance}
+    assert not wrong
+
+
+# ── what a kernel becomes ────────────────────────────────────────────────────────────────────────────────
+
+SHAPES = [(10, 128), (100, 512), (128, 1024)]                                           # B, H of the three tasks
+MODES = [(torch.float32, "ieee"), (torch.float32, "tf32"), (torch.float64, "ieee")]
+
+
+def compile_for_hopper(direction, plan, hidden, dtype, **constants):
+    """The kernel as a launch with this plan makes it, for compute capability 9.0."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from common.recurrence import persistent_kernels
+
+    kernel = getattr(persistent_kernels, direction)
+    constants = dict(RULE="scale", PHI="modrelu", WAIT=plan.waits, **constants, **plan.constants)
+    if direction == "forward":
+        constants = dict(KEEP_Z=True, KEEP_H=True, **constants)
+    else:
+        constants = dict(LAST_ONLY=False, NEED_NUMBERS=True, NEED_BIAS=True, **constants)
+    pointers = {"x", "kernel", "h0", "numbers", "bias", "z", "h", "grad", "transposed", "dz", "number_parts",
+                "bias_parts"}
+    scalar = {torch.float32: "*fp32", torch.float64: "*fp64"}[dtype]
+    signature = {name: "constexpr" if name in constants else "*i32" if name == "arrived" else
+                 scalar if name in pointers else "i32" for name in kernel.arg_names}
+    aligned = {*pointers, "arrived"} | ({"hidden", "x_step", "x_row", "grad_step", "grad_row"} if hidden % 16 == 0
+                                        else set())
+    attributes = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name in aligned}
+    return triton.compile(ASTSource(kernel, signature, constants, attributes), target=GPUTarget("cuda", 90, 32),
+                          options=plan.options)
+
+
+def resources(compiled, folder) -> dict:
+    """Registers, bytes of stack (spilled registers) and shared memory, as the binary says."""
+    import triton
+
+    binary = folder / "kernel.cubin"
+    binary.write_bytes(compiled.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    told = subprocess.run([tool, "-res-usage", binary], capture_output=True, text=True, check=True).stdout
+    found = {name: int(re.search(rf"{name}:(\d+)", told)[1]) for name in ("REG", "STACK", "LOCAL")}
+    return {**found, "SHARED": compiled.metadata.shared}
+
+
+def events(ptx: str) -> list[str]:
+    """What the kernel does to memory that others see, in the order of the program text."""
+    kinds = {r"ld\.acquire\.gpu": "acquire", r"red\.release\.gpu": "release", r"bar\.sync": "barrier",
+             r"\btrap;": "trap", r"ld\.global\S*\.cg": "load h", r"ld\.global": "load", r"st\.global": "store"}
+    found = (next((kind for pattern, kind in kinds.items() if re.search(pattern, line)), None)
+             for line in ptx.splitlines())
+    return [kind for kind in found if kind]
+
+
+@needs_triton
+@pytest.mark.parametrize(("dtype", "precision"), MODES)
+@pytest.mark.parametrize(("batch", "hidden"), SHAPES)
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_compiles_for_hopper(monkeypatch, tmp_path, direction, batch, hidden, dtype, precision):
+    """No spilled registers, the shared memory that the plan foresees, the synchronisation in its order."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    plan = make_plan(batch, hidden, dtype, precision, *HOPPER)
+    assert plan.resident
+    assert plan.parts * plan.groups <= HOPPER[0]
+    compiled = compile_for_hopper(direction, plan, hidden, dtype)
+    used = resources(compiled, tmp_path)
+    assert used["STACK"] == used["LOCAL"] == 0, used
+    assert used["SHARED"] <= plan.shared <= GPU_MEMORY_LIMIT
+    assert used["REG"] * 32 * plan.warps <= 65536
+
+    order = events(compiled.asm["ptx"])
+    if not plan.waits:
+        assert not {"acquire", "release", "trap"} & set(order)
+        after = order[order.index("store", order.index("load h")):]
+        assert next(kind for kind in after if kind != "store") == "barrier"             # before the next step's loads
+        return
+    assert [order.count(kind) for kind in ("acquire", "trap", "release")] == [1, 1, 1]
+    acquire, release = order.index("acquire"), order.index("release")
+    loads = [i for i, kind in enumerate(order) if kind == "load h"]
+    assert loads
+    assert order[acquire:acquire + 3] == ["acquire", "trap", "barrier"]
+    assert acquire + 2 < min(loads)
+    assert max(loads) < release
+    assert order[release - 1] == "barrier"
+    stores = [i for i, kind in enumerate(order[:release]) if kind == "store"]
+    assert stores
+    assert min(stores) > max(loads)
+    assert max(stores) == release - 2
+
+
+# ── the plan ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("dtype", "precision"), MODES)
+@pytest.mark.parametrize("machine", [HOPPER, (114, 227 * 1024), (108, 163 * 1024), (24, 99 * 1024)])
+def test_plans_cover_and_fit(machine, dtype, precision):
+    programs, shared = machine
+    for batch in (1, 3, 10, 17, 100, 128, 1000):
+        for hidden in (1, 5, 19, 37, 128, 190, 256, 500, 512):
+            plan = make_plan(batch, hidden, dtype, precision, programs, shared)
+            assert plan.shared <= shared
+            assert plan.parts * plan.columns >= hidden
+            assert plan.chunks * plan.slices * persistent.DEPTH >= hidden
+            assert plan.blocks * plan.rows >= batch
+            assert plan.groups <= plan.blocks
+            assert plan.parts * plan.groups <= programs or not plan.resident
+            assert 4 <= plan.warps <= 16
+
+
+@pytest.mark.parametrize("batch", [1, 10, 128])
+def test_nobody_waits_for_a_small_matrix(batch):
+    plan = make_plan(batch, 128, torch.float32, "ieee", *HOPPER)
+    assert plan.parts == 1
+    assert not plan.waits
+
+
+def test_plans_pad_little():
+    """H = 190 costs 192."""
+    plan = make_plan(10, 190, torch.float32, "ieee", *HOPPER)
+    assert plan.parts * plan.columns == plan.chunks * plan.slices * persistent.DEPTH == 192
+
+
+def test_sizes_that_do_not_fit():
+    assert make_plan(64, 3072, torch.float32, "ieee", *HOPPER) is not None
+    assert not make_plan(64, 3072, torch.float32, "ieee", *HOPPER).resident             # launched step by step
+    assert make_plan(64, 3400, torch.float32, "ieee", *HOPPER) is None
+    assert make_plan(64, 1300, torch.float32, "ieee", 24, 99 * 1024) is None
+    assert make_plan(2**22, 512, torch.float32, "ieee", *HOPPER) is None
+
+
+@needs_triton
+def test_a_size_that_does_not_fit_takes_the_pytorch_engine(monkeypatch, capsys):
+    monkeypatch.setattr(persistent, "why_not", lambda device: None)
+    persistent._say.cache_clear()
+    x = torch.zeros(2, 1, 3700)
+    for _ in range(2):
+        h = stair_recurrence(x, torch.zeros(3700, 3700), x[0], FixedStair("n", 2), Nonlinearity("tanh", 1), "triton")
+    assert h.shape == x.shape
+    assert capsys.readouterr().err.splitlines() == [
+        "stair: running the PyTorch engine, the triton one has no room for H = 3700 in torch.float32"]
+
+
+# ── asked for where it cannot run ────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("script", ["copytask_nvar", "sMNIST_alpha", "language_expalpha"])
+@pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="the interpreter runs it on the CPU")
+def test_without_a_gpu_is_one_sentence(tmp_path, script):
+    with pytest.raises(UserError, match="the triton engine needs") as error:
+        module_of(script).main([*tiny(script), "--engine", "triton", "--save", str(tmp_path)])
+    assert len(str(error.value).splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_triton_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "not installed" in why_not("triton", torch.device("cuda"))
+    with pytest.raises(ValueError, match="not installed"):
+        stair_recurrence(torch.zeros(1, 1, 1), torch.zeros(1, 1), torch.zeros(1, 1), FixedStair("n", 1),
+                         Nonlinearity("none", 1), "triton")
+
+
+def test_the_other_engines_and_their_devices():
+    assert "runs on the CPU" in why_not("native", torch.device("cuda"))
+    for engine in ("auto", "torch", "reference", "native"):
+        assert why_not(engine, torch.device("cpu")) is None
+    for engine in ("auto", "torch", "reference"):
+        assert why_not(engine, torch.device("cuda")) is None
+
+
+@needs_triton
+def test_other_dtypes_are_one_sentence(monkeypatch):
+    monkeypatch.setattr(persistent, "why_not", lambda device: None)
+    half = torch.zeros(1, 1, 1, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"needs float32 or float64 tensors, all alike, on one GPU; got torch.float16"):
+        stair_recurrence(half, half[0], half[0], FixedStair("n", 1), Nonlinearity("none", 1), "triton")
