@@ -32,6 +32,7 @@ CURVES = {
     "language": ("epoch", "validation_accuracy", "epoch", "validation accuracy"),
 }
 MARKERS = "osD^vPX*"
+BLOWN_UP = 30.0  # a loss above it leaves the picture: what is worth seeing lies below, the memoryless line with it
 
 
 def figure(width: float = 7.0, height: float = 4.2):
@@ -76,8 +77,9 @@ def prepare_axes(axes, task: str, memoryless: float | None) -> None:
     axes.set(xlabel=xlabel, ylabel=ylabel)
     if memoryless:
         axes.set_yscale("log")
-        axes.set_ylim(top=min(axes.get_ylim()[1], 30.0))  # what blows up leaves the picture
         axes.axhline(memoryless, color="0.3", linewidth=1.0)
+        if axes.get_ylim()[1] > BLOWN_UP:
+            axes.set_ylim(top=BLOWN_UP)
         axes.annotate("memoryless", (1, memoryless), xycoords=("axes fraction", "data"), xytext=(-4, 3),
                       textcoords="offset points", ha="right", fontsize=8)
 

@@ -69,6 +69,16 @@ def test_training_is_drawn_in_updates_and_bits(records, monkeypatch, tmp_path):
     assert [text.get_text() for text in drawn["axes"].texts] == ["expRNN, published"]
 
 
+@pytest.mark.parametrize("loss", [1e-9, 0.1, 1e9])
+def test_the_memoryless_line_is_always_seen(loss, tmp_path, recwarn):
+    """And the layout holds: a run of the copying task draws this at its end."""
+    folder = write_run(tmp_path, row_of("copytask", "expRNN", "none"), 400,
+                       f"update,loss,loss_median,recall,seconds\n50,{loss},{loss},0.1,1\n")
+    plot.draw_run(folder)
+    assert (folder / "curves.png").stat().st_size > 5000
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize(("asked", "sentence"), [
     (["--task", "copytask", "--only", "nothing"], "no run of copytask"),
     (["nowhere"], "is not a run's folder"),
