@@ -64,9 +64,9 @@ def test_training_is_drawn_in_updates_and_bits(records, monkeypatch, tmp_path):
     assert training.get_ydata()[0] == pytest.approx(1 / math.log(2))
     assert list(validation.get_xdata()) == [500, 1000]
     plot.main(["--task", "sMNIST", "--training", "--published", "--only", "expRNN none", "--save", str(records)])
-    marks = drawn["axes"].lines[2:]
-    assert [(mark.get_xdata()[0], mark.get_ydata()[0]) for mark in marks] == [(500, 0.8401), (1000, 0.8678)]
-    assert [text.get_text() for text in drawn["axes"].texts] == ["expRNN, published"] * 2
+    marks = drawn["axes"].lines[2]
+    assert list(zip(*marks.get_data(), strict=True)) == [(500, 0.8401), (1000, 0.8678)]
+    assert [text.get_text() for text in drawn["axes"].texts] == ["expRNN, published"]
 
 
 @pytest.mark.parametrize(("asked", "sentence"), [
