@@ -41,8 +41,8 @@ from benchmarks.__main__ import (
 )
 from common import table
 from common.cli import UserError, folder, number, start
+from common.machine import device_name, git_commit, keep_freed_memory, prepare_machine, versions
 from common.recurrence import persistent, why_not
-from common.run import device_name, git_commit, prepare_machine, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = ("RNN", "expRNN", "nnRNN")
@@ -162,7 +162,7 @@ def verdict(sentence: str, reached: bool) -> str:
 def blocks(task: str, rounds: int, device) -> str:
     """Recurrence forward and backward of the triton engine, cut in other ways."""
     steps, batch, hidden, _, _, every_step = SHAPES[task]
-    programs, shared = persistent._capacity(torch.device(device.type, torch.cuda.current_device()))
+    programs, shared = persistent._capacity(device)
     given = [0.1 * torch.randn(steps, batch, hidden, device=device),
              torch.nn.init.orthogonal_(torch.empty(hidden, hidden, device=device)),
              torch.zeros(batch, hidden, device=device), torch.ones(steps, device=device),
@@ -277,7 +277,10 @@ def main(argv=None) -> None:
 
     began = time.monotonic()
     deadline = began + 60 * args.minutes
+    if not args.rehearse and not torch.cuda.is_available():
+        raise UserError("torch sees no GPU; add --rehearse to try the session on the CPU")
     device = prepare_machine(not args.rehearse, 1 if args.rehearse else None)
+    keep_freed_memory()
     save, data = args.save.resolve(), args.data and args.data.resolve()
     try:
         save.mkdir(parents=True, exist_ok=True)

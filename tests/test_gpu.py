@@ -17,10 +17,10 @@ from conftest import ROOT, module_of, tiny
 
 from benchmarks.__main__ import SHAPES, our_network, our_step
 from common.data import CopyingTask
+from common.machine import prepare_machine
 from common.orthogonal import skew_exponential, skew_start
 from common.recurrence import ENGINES, persistent
 from common.recurrence.reference import reference_recurrence
-from common.run import prepare_machine
 from common.stair import NONLINEARITIES, RULES
 
 CUDA = torch.device("cuda")
@@ -92,7 +92,7 @@ def test_tf32(batch, hidden):
     given = problem("scale", "tanh", 9, batch, hidden, torch.float32)
     compare(persistent.triton_recurrence, given, "scale", "tanh", False, 2e-2)
     with pytest.raises(AssertionError):     # and it is not the exact product by another name
-        compare(persistent.triton_recurrence, given, "scale", "tanh", False, 1e-6)
+        compare(persistent.triton_recurrence, given, "scale", "tanh", False, TOLERANCE[torch.float32])
 
 
 @needs_triton

@@ -1,5 +1,6 @@
 """The session for somebody who has a GPU for half an hour, rehearsed on the CPU; what it asks for, in its order."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -75,3 +76,22 @@ def test_without_a_gpu_is_one_sentence(tmp_path):
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "torch sees no GPU" in done.stderr
+
+
+BLOCKS = """
+import torch
+from benchmarks import gpu_session
+gpu_session.SHAPES.update(gpu_session.TINY)
+print(gpu_session.blocks("characters", 1, torch.device("cpu")))
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_other_ways_to_cut_it():
+    """The part of the session that a rehearsal leaves out, through Triton's interpreter."""
+    done = subprocess.run([sys.executable, "-c", BLOCKS], cwd=ROOT, env={**environment(), "TRITON_INTERPRET": "1"},
+                          capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("| ieee", "| tf32"))]
+    assert sum("chosen" in line for line in lines) == 2
+    assert "error" not in done.stdout.lower()
