@@ -26,10 +26,10 @@ from benchmarks import authors_way
 from common import cells, copytask, language, smnist
 from common.cli import UserError, number, one_of, start
 from common.data import CopyingTask
+from common.machine import device_name, keep_freed_memory, prepare_machine
 from common.optim import OrthogonalRMSprop, parameter_groups, update
 from common.orthogonal import skew_exponential, skew_start
 from common.recurrence import ENGINES, stair_recurrence, why_not
-from common.run import device_name, prepare_machine
 from common.stair import FixedStair, Nonlinearity
 
 SHAPES = {  # T, B, H, I, C, a read-out at every step
@@ -254,7 +254,8 @@ def main(argv=None) -> None:
     args = parser.parse_args(argv)
     if args.tf32 and not args.cuda:
         raise UserError("--tf32 has no meaning on the CPU, whose products are exact; add --cuda or leave it out")
-    device = prepare_machine(args.cuda, args.threads, tf32=args.tf32)
+    device = prepare_machine(args.cuda, args.threads, args.tf32)
+    keep_freed_memory()
     if (reason := why_not(args.engine, device)) is not None:
         raise UserError(reason)
     torch.manual_seed(0)

@@ -41,8 +41,8 @@ from benchmarks.__main__ import (
 )
 from common import table
 from common.cli import UserError, folder, number, start
+from common.machine import device_name, git_commit, keep_freed_memory, prepare_machine, versions
 from common.recurrence import persistent, why_not
-from common.run import device_name, git_commit, prepare_machine, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = ("RNN", "expRNN", "nnRNN")
@@ -280,6 +280,7 @@ def main(argv=None) -> None:
     if not args.rehearse and not torch.cuda.is_available():
         raise UserError("torch sees no GPU; add --rehearse to try the session on the CPU")
     device = prepare_machine(not args.rehearse, 1 if args.rehearse else None)
+    keep_freed_memory()
     save, data = args.save.resolve(), args.data and args.data.resolve()
     try:
         save.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@
     data.py          copying sequences, MNIST as pixel sequences, Penn Treebank characters
     copytask.py, smnist.py, language.py    model and training loop of each task
     run.py           a run's folder: config, log, checkpoints, resume, result
+    machine.py       device, speed, memory: what a run finds
     cli.py           the flags' meaning, rows of published hyperparameters, where a value came from
     rows.py          the rows of the published tables, and the runs that belong to them
     published.py     what others measured

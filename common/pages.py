@@ -41,6 +41,8 @@ def update(root: Path) -> None:
     """Write the tables and the pictures of all pages anew."""
     from common import plot
 
+    if not (root / "README.md").exists():
+        raise UserError("there is no README.md here; update in the project's folder, where README.md and results/ are")
     for page in pages(root):
         old = page.read_text(encoding="utf-8")
         new = fill(old)

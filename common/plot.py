@@ -21,7 +21,7 @@ from pathlib import Path
 
 from common.cli import MEANING, UserError, start
 from common.published import curve_points
-from common.rows import RUNS, SEEDS, find_runs, log_rows, result, rows_of, select
+from common.rows import RUNS, SEEDS, find_runs, log_rows, result, rows_of, select, vary
 from common.run import read_config, write_atomically
 
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 2)))
@@ -32,6 +32,7 @@ CURVES = {
     "language": ("epoch", "validation_accuracy", "epoch", "validation accuracy"),
 }
 MARKERS = "osD^vPX*"
+BLOWN_UP = 30.0  # a loss above it leaves the picture: what is worth seeing lies below, the memoryless line with it
 
 
 def figure(width: float = 7.0, height: float = 4.2):
@@ -76,8 +77,9 @@ def prepare_axes(axes, task: str, memoryless: float | None) -> None:
     axes.set(xlabel=xlabel, ylabel=ylabel)
     if memoryless:
         axes.set_yscale("log")
-        axes.set_ylim(top=min(axes.get_ylim()[1], 30.0))  # what blows up leaves the picture
         axes.axhline(memoryless, color="0.3", linewidth=1.0)
+        if axes.get_ylim()[1] > BLOWN_UP:
+            axes.set_ylim(top=BLOWN_UP)
         axes.annotate("memoryless", (1, memoryless), xycoords=("axes fraction", "data"), xytext=(-4, 3),
                       textcoords="offset points", ha="right", fontsize=8)
 
@@ -122,22 +124,23 @@ def rows_with_runs(task: str, only: list[str] | None, runs: Path, seeds, extra: 
 
 def draw_rows(rows: list, task: str, path: Path, published: bool) -> None:
     """One learning curve a row of a task's table: the median over its seeds and the span from least to most."""
-    picture, axes = figure(7.0, 4.6)
+    picture, axes = figure(8.6, 4.4)
     x, y, _, _ = CURVES[task]
     for number, row in enumerate(rows):
         curves = [dict(zip(*points(log[x], log[y]), strict=True)) for log in map(read_log, row.runs.values()) if log]
         places = sorted(set().union(*curves))
         values = [[curve[place] for curve in curves if place in curve] for place in places]
-        axes.plot(places, list(map(statistics.median, values)),
-                  **line(number, f"{row.model}, {row.stair} (n = {len(curves)})"))
+        axes.plot(places, list(map(statistics.median, values)), marker=MARKERS[number % 8], markersize=4,
+                  markevery=(number % 5, 5), **line(number, f"{row.model}, {row.stair} (n = {len(curves)})"))
         axes.fill_between(places, list(map(min, values)), list(map(max, values)), color=f"C{number % 10}", alpha=0.12)
         if published and task != "language" and row.model in curve_points(task)[0]:
-            curve = curve_points(task)[number::3 if task == "copytask" else 1]  # thinned: a dot here and there
+            every = 3 if task == "copytask" else 1           # 150 dots a row would hide each other
+            curve = curve_points(task)[number % every::every]
             axes.plot([float(point[x]) for point in curve], [float(point[row.model]) for point in curve],
                       linestyle="none", marker=MARKERS[number % 8], markersize=3, color=f"C{number % 10}",
                       markerfacecolor="none", markeredgewidth=0.7, label=f"{row.model}, published")
     prepare_axes(axes, task, memoryless_line(next(iter(rows[0].runs.values()))))
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     save(picture, path)
 
 
@@ -149,30 +152,39 @@ def draw_training(rows: list, task: str, path: Path, published: bool) -> None:
     names, scale = (("train_accuracy", "validation_accuracy"), 1) if task == "sMNIST" else \
         (("train_loss", "validation_loss"), 1 / math.log(2))
     picture, axes = figure(8.0, 5.0)
-    drawn = set()
+    whole = {}                                               # published curve → updates and number of epochs to draw
     for number, row in enumerate(rows):
         log = read_log(next(iter(row.runs.values())))
         if not log:
             continue
-        updates_an_epoch = max(log["batch"])
-        places = [(epoch - 1) * updates_an_epoch + batch for epoch, batch in zip(log["epoch"], log["batch"],
-                                                                                   strict=True)]
+        an_epoch = max(log["batch"])
+        places = [(epoch - 1) * an_epoch + batch for epoch, batch in zip(log["epoch"], log["batch"], strict=True)]
         train, valid = ([None if value is None else scale * value for value in log[name]] for name in names)
         axes.plot(places, train, **line(number, f"{row.model}, {row.stair}"), marker=MARKERS[number % 8], markersize=4)
         axes.plot(*points(places, valid), linestyle="none", marker=MARKERS[number % 8], markersize=9,
-                  color=f"C{number % 10}", markeredgecolor="black")
-        if published and task == "sMNIST" and row.baseline not in drawn:
-            drawn.add(row.baseline)
-            for point in curve_points(task)[:sum(value is not None for value in valid)]:
-                place, height = int(point["epoch"]) * updates_an_epoch, float(point[row.baseline])
-                axes.plot(place, height, marker="_", markersize=16, markeredgewidth=2, color="black")
-                axes.annotate(f"{row.baseline}, published", (place, height), xytext=(10, -3), fontsize=7,
-                              textcoords="offset points")
-    axes.set(xlabel="update", ylabel="accuracy" if task == "sMNIST" else "bits per character",
-             title="small: training, the mean since the last report; large: validation after an epoch")
-    axes.title.set_fontsize(9)
-    axes.legend(fontsize=7)
+                  markerfacecolor="none", markeredgecolor=f"C{number % 10}", markeredgewidth=1.6)
+        whole[row.baseline] = max(whole.get(row.baseline, (0, 0)), (an_epoch, len(points(places, valid)[0])))
+    if published and task == "sMNIST":
+        draw_published_marks(axes, whole)
+    axes.set(xlabel="update", ylabel="accuracy" if task == "sMNIST" else "bits per character")
+    axes.set_title("joined: training, the mean since the last report; large: validation after an epoch", fontsize=9)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     save(picture, path)
+
+
+def draw_published_marks(axes, whole: dict) -> None:
+    """Bars where the published curves stand after each epoch. whole: {curve: (updates an epoch, epochs)}."""
+    marks = {name: [(int(point["epoch"]) * updates, float(point[name])) for point in curve_points("sMNIST")[:epochs]]
+             for name, (updates, epochs) in whole.items() if epochs}
+    height = -math.inf
+    for name, places in sorted(marks.items(), key=lambda item: item[1][-1][1]):
+        axes.plot(*zip(*places, strict=True), linestyle="none", marker="_", markersize=16, markeredgewidth=2, color="0")
+        low, high = axes.get_ylim()
+        height = max(height + 0.035 * (high - low), places[-1][1])          # names of marks that lie close
+        axes.annotate(f"{name}, published", (places[-1][0], height), xytext=(12, -3), fontsize=7,
+                      textcoords="offset points")
+    if marks:
+        axes.set_xlim(right=1.25 * axes.dataLim.x1)                         # room for the names
 
 
 def draw_vary(columns: dict[str, list], task: str, name: str, path: Path) -> None:
@@ -316,7 +328,7 @@ def main(argv=None) -> None:
         draw_stairs(args.output)
     elif args.vary:
         name, *values = args.vary[0].lstrip("-"), *args.vary[1:]
-        columns = {value: select(rows_of(args.task, [f"--{name}", value]), args.only) for value in values}
+        columns = vary(args.task, name, values, [], args.only)
         for rows in columns.values():
             find_runs(rows, args.seeds, args.save)
         draw_vary(columns, args.task, name, args.output)

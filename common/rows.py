@@ -52,6 +52,11 @@ class Row:
         """The command line, without the interpreter."""
         return [f"{self.script}.py", *self.flags, *(["--seed", str(seed)] if seed is not None else [])]
 
+    def takes(self, flag: str) -> bool:
+        """Whether the row's script has the flag `flag`, spelled without dashes in front."""
+        defaults = importlib.import_module(self.script).DEFAULTS
+        return flag.replace("-", "_") in {**cli.SHARED, **cli.FROM_PAPER, **defaults}
+
     def options(self, seed: int) -> dict:
         """What the command resolves to, as a run's config.json holds it."""
         module = importlib.import_module(self.script)
@@ -92,6 +97,16 @@ def select(rows: list[Row], only: list[str] | None) -> list[Row]:
         return rows
     names = {row.name for row in rows}
     return [row for row in rows if any(text == row.name or (text not in names and text in row.name) for text in only)]
+
+
+def vary(task: str, flag: str, values: list[str], extra: list[str], only: list[str] | None) -> dict[str, list[Row]]:
+    """{value: the task's rows with this value of a flag}; rows whose script has no such flag are left out."""
+    columns = {value: [row for row in select(rows_of(task, [*extra, f"--{flag}", value]), only) if row.takes(flag)]
+               for value in values}
+    if not any(columns.values()):
+        raise cli.UserError(f"no row that was asked for has a flag --{flag}; the flags of a script: "
+                            f"python {task}_nvar.py --help")
+    return columns
 
 
 def find_runs(rows: list[Row], seeds, folder: Path) -> None:

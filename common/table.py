@@ -23,7 +23,7 @@ from pathlib import Path
 from common import cli, pages
 from common.launch import missing, run_all
 from common.published import FINAL, FINAL_TITLE, validation_at
-from common.rows import RUNS, SEEDS, TASKS, Row, epochs_of, find_runs, how_far, result, rows_of, select
+from common.rows import RUNS, SEEDS, TASKS, Row, epochs_of, find_runs, how_far, result, rows_of, select, vary
 
 # result.json's and log.csv's names → title, scale and digits of a column. The first of a task is its main one.
 MEASURES = {
@@ -156,12 +156,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 def columns_of(args) -> dict[str, list[Row]]:
     """The rows that were asked for: a list for each value of --vary, or one. With their runs."""
-    name, *values = args.vary or [None, ""]
-    extra, columns = shlex.split(args.extra), {}
-    for value in values:
-        flags = [f"--{name.lstrip('-')}", value] if name else []
-        columns[value] = select(rows_of(args.task, [*extra, *flags]), args.only)
-        find_runs(columns[value], args.seeds, args.save)
+    extra = shlex.split(args.extra)
+    if args.vary:
+        columns = vary(args.task, args.vary[0].lstrip("-"), args.vary[1:], extra, args.only)
+    else:
+        columns = {"": select(rows_of(args.task, extra), args.only)}
+    for rows in columns.values():
+        find_runs(rows, args.seeds, args.save)
     return columns
 
 

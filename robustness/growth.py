@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import run
+from common import machine, run
 from robustness.sessions import Session, Workplace, run_folder
 
 LONG = ("--net-type", "expRNN", "--nhid", "8", "--T", "4", "--c-length", "2", "--batch", "2", "--threads", "1",
@@ -75,7 +75,7 @@ def one_long_sequence(workplace: Workplace) -> tuple[float, float, str]:
     place = workplace.new_folder()
 
     def measured():
-        foretold, advance, base = run.memory_needed, run.Run.advance, memory("VmRSS")
+        foretold, advance, base = machine.memory_needed, run.Run.advance, memory("VmRSS")
 
         def noted(options: argparse.Namespace) -> int:
             needed = foretold(options)
@@ -86,7 +86,7 @@ def one_long_sequence(workplace: Workplace) -> tuple[float, float, str]:
             Path("measured.txt").write_text(str(memory("VmHWM") - base))
             advance(self, steps)
 
-        run.memory_needed, run.Run.advance = noted, sampled
+        machine.memory_needed, run.Run.advance = noted, sampled
 
     outcome = Session(place, "copytask_nvar", LARGE, measured).wait(600)
     numbers = [float(path.read_text()) if path.exists() else 0.0

@@ -24,7 +24,7 @@ import pytest
 import torch
 from conftest import SCRIPTS, command, environment, module_of, tiny
 
-from common import cli, data, run
+from common import cli, data, machine, run
 from common.cli import SPELLING
 from common.data import PixelSequences
 
@@ -137,7 +137,7 @@ TOO_LARGE = [
 @pytest.mark.parametrize(("scripts", "typed", "way_out"), TOO_LARGE, ids=[" ".join(t[1]) for t in TOO_LARGE])
 def test_what_cannot_fit_into_memory(scripts, typed, way_out, tmp_path, monkeypatch):
     """Said before anything is made: no folder, no weights."""
-    monkeypatch.setattr(run, "memory_available", lambda device: 16 * 10**9)
+    monkeypatch.setattr(machine, "memory_available", lambda device: 16 * 10**9)
     for script in scripts:
         refused(script, [*typed, "--save", tmp_path], "GB of memory and 16.0 GB are free; lower ", way_out, status=1)
     assert list(tmp_path.iterdir()) == []
@@ -147,11 +147,11 @@ def test_what_cannot_fit_into_memory(scripts, typed, way_out, tmp_path, monkeypa
 def test_the_published_sizes_fit_into_8_gigabytes(script):
     module = module_of(script)
     options = cli.parse([], script, "", module.DEFAULTS, module.PAPER)
-    assert 50e6 < run.memory_needed(options) < 3e9
+    assert 50e6 < machine.memory_needed(options) < 3e9
 
 
 def test_memory_is_known_here():
-    found = run.memory_available(torch.device("cpu"))
+    found = machine.memory_available(torch.device("cpu"))
     assert found is None or 10**8 < found < 10**14
 
 

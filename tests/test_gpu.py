@@ -18,9 +18,9 @@ from conftest import ROOT, module_of, tiny
 
 from benchmarks.__main__ import SHAPES, our_network, our_step
 from common.data import CopyingTask
+from common.machine import prepare_machine
 from common.orthogonal import skew_exponential, skew_start
 from common.recurrence import ENGINES, persistent
-from common.run import prepare_machine
 from common.stair import NONLINEARITIES, RULES
 
 CUDA = torch.device("cuda")

@@ -64,9 +64,19 @@ def test_training_is_drawn_in_updates_and_bits(records, monkeypatch, tmp_path):
     assert training.get_ydata()[0] == pytest.approx(1 / math.log(2))
     assert list(validation.get_xdata()) == [500, 1000]
     plot.main(["--task", "sMNIST", "--training", "--published", "--only", "expRNN none", "--save", str(records)])
-    marks = drawn["axes"].lines[2:]
-    assert [(mark.get_xdata()[0], mark.get_ydata()[0]) for mark in marks] == [(500, 0.8401), (1000, 0.8678)]
-    assert [text.get_text() for text in drawn["axes"].texts] == ["expRNN, published"] * 2
+    marks = drawn["axes"].lines[2]
+    assert list(zip(*marks.get_data(), strict=True)) == [(500, 0.8401), (1000, 0.8678)]
+    assert [text.get_text() for text in drawn["axes"].texts] == ["expRNN, published"]
+
+
+@pytest.mark.parametrize("loss", [1e-9, 0.1, 1e9])
+def test_the_memoryless_line_is_always_seen(loss, tmp_path, recwarn):
+    """And the layout holds: a run of the copying task draws this at its end."""
+    folder = write_run(tmp_path, row_of("copytask", "expRNN", "none"), 400,
+                       f"update,loss,loss_median,recall,seconds\n50,{loss},{loss},0.1,1\n")
+    plot.draw_run(folder)
+    assert (folder / "curves.png").stat().st_size > 5000
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize(("asked", "sentence"), [

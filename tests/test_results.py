@@ -6,7 +6,7 @@ import shlex
 import pytest
 from conftest import ROOT
 
-from common import pages, plot
+from common import cli, pages, plot
 from common.rows import RUNS
 from common.run import read_config
 
@@ -71,3 +71,5 @@ def test_update_writes_pages_and_pictures(monkeypatch, tmp_path, capsys):
     assert "1 tables, changed" in capsys.readouterr().out
     pages.update(tmp_path)
     assert "1 tables\n" in capsys.readouterr().out
+    with pytest.raises(cli.UserError, match="in the project's folder"):
+        pages.update(tmp_path / "results")

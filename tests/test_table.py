@@ -213,6 +213,16 @@ def test_vary_makes_a_column_a_value(tmp_path, capsys):
     assert sum("--net-type LSTM" in line for line in listed) == 3
 
 
+def test_vary_asks_the_scripts_that_have_the_flag(tmp_path, capsys):
+    columns = rows.vary("copytask", "alpha-start", ["0.5", "2"], [], None)
+    assert {row.stair for found in columns.values() for row in found} == {"alpha", "expalpha"}
+    table.main(["copytask", "--list", "--vary", "alpha-start", "2", "--only", "expalpha", "--seeds", "400", "--save",
+                str(tmp_path)])
+    assert capsys.readouterr().out.count("copytask_expalpha.py") == 4
+    with pytest.raises(cli.UserError, match="has a flag --warp"):
+        table.main(["copytask", "--vary", "warp", "9"])
+
+
 # ── starting runs ────────────────────────────────────────────────────────────────────────────────────────
 
 
