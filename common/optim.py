@@ -103,7 +103,7 @@ def parameter_groups(model, lr: float, lr_orth: float, method: str = "RMSprop", 
 def update(model, optimizer, loss, alam: float = 0.0, clip: float = 0.0) -> None:
     """One update of a task's model from `loss` + `alam` · penalty; `clip` > 0 bounds the norm of the gradient."""
     optimizer.zero_grad()
-    (loss + alam * model.network.penalty()).backward()
+    (loss + alam * model.network.penalty() if alam else loss).backward()
     if clip:
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
