@@ -6,7 +6,7 @@
 In this order, each part written to FOLDER/report.md (-2, -3, …) when it is done:
 
     environment   the GPU and the versions
-    tests         those marked gpu; only if they pass do the parts below use the triton engine
+    tests         those marked gpu; only if those of its numbers pass do the parts below use the triton engine
     benchmark     a training step of every task: triton, torch engine, authors' way, torch.nn.RNN; the targets
     blocks        other ways to cut the recurrence than the one that the triton engine chooses
     rows          published rows, most valuable first, until the time is over; the last one then saves and stops
@@ -15,9 +15,11 @@ The same command goes on with the rows where it stopped. All float32 is exact bu
 """
 
 import argparse
-import importlib.metadata
+import contextlib
+import importlib
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -52,6 +54,11 @@ FIRST = (("sRNN (exponential)", "expn"), ("expRNN", "none"), ("nnRNN", "none"), 
          ("RNN-Orth, henaff", "none"))
 SEED = 400
 STOP_SECONDS = 120      # that a run gets to save and stop
+CLOSING_SECONDS = 20    # kept for that and the last lines of the page
+BLOCKS_SHARE = 0.1      # of all the time, for other ways to cut the recurrence
+# Tests that say nothing of the triton engine's numbers: one of them may fail, and it is used all the same.
+ASIDE = {"test_the_other_engines", "test_under_compute_sanitizer", "test_a_batch_reaches_the_gpu_whole",
+         "test_the_host_does_not_wait_for_a_training_step", "test_the_exponential_in_a_cuda_graph"}
 TINY = {"copying": (220, 8, 64, 10, 9, True), "psMNIST": (20, 8, 64, 1, 10, False),
         "characters": (9, 8, 64, 6, 7, True)}
 TINY_FLAGS = {"language": "--nhid 8 --batch 4 --bptt 20 --emsize 5 --epochs 1",
@@ -70,14 +77,19 @@ class Report:
         self.path.write_text(self.text, encoding="utf-8")
 
 
+def first_line(error: Exception) -> str:
+    """What went wrong, in a line; Triton's errors are of a dozen types, some without a word."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 # ── environment, tests ───────────────────────────────────────────────────────────────────────────────────
 
 
 def environment(device) -> str:
     """What the numbers were measured on."""
     lines = [f"{name} {version}" for name, version in versions().items()]
-    if importlib.util.find_spec("triton"):
-        lines.append(f"triton {importlib.metadata.version('triton')}")
+    if importlib.util.find_spec("triton"):  # whose distribution has other names beside some builds of torch
+        lines.append(f"triton {importlib.import_module('triton').__version__}")
     lines.append(f"commit {git_commit()}")
     if device.type == "cuda":
         found = torch.cuda.get_device_properties(device)
@@ -86,20 +98,33 @@ def environment(device) -> str:
                   f"{found.shared_memory_per_block_optin // 1024} KB of shared memory a program"]
         if shutil.which("nvidia-smi"):
             asked = "driver_version,clocks.max.sm,power.limit"
-            told = subprocess.run(["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"], text=True,
-                                  capture_output=True, check=False).stdout.splitlines()
-            lines += [f"{asked}: {told[0]}"] if told else []
+            with contextlib.suppress(OSError, subprocess.SubprocessError):
+                told = subprocess.run(["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"], text=True,
+                                      capture_output=True, check=False, timeout=30).stdout.splitlines()
+                lines += [f"{asked}: {told[0]}"] if told else []
     return f"# {device_name(device)}\n\n{', '.join(lines)}\n"
 
 
+def trusted(status: int, said: str) -> tuple[bool, list[str]]:
+    """Whether a pytest that ended so leaves no doubt in the triton engine's numbers, and the tests that failed."""
+    failed = sorted(set(re.findall(r"^(?:FAILED|ERROR) \S+?::(\w+)", said, flags=re.MULTILINE)))
+    return status == 0 or (status == 1 and bool(failed) and ASIDE.issuperset(failed)), failed
+
+
 def tests(seconds: float) -> tuple[bool, str]:
-    """Whether the tests marked gpu passed, and what they said. Several at a time: most of their time is compiling."""
+    """Whether the triton engine is to be trusted, and what the tests marked gpu said.
+
+    Several at a time: most of their time is compiling.
+    """
     several = ["-n", "4"] if importlib.util.find_spec("xdist") and (os.cpu_count() or 1) >= 4 else []
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/test_gpu.py", "-rfE", "--tb=short", *several]
     began = time.monotonic()
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False)
-        passed, said = done.returncode == 0, done.stdout[-6000:]
+        passed, failed = trusted(done.returncode, done.stdout)
+        said = (done.stdout + done.stderr)[-6000:]
+        if passed and failed:
+            said += f"\nthe triton engine's numbers are right, so it is used; what failed: {', '.join(failed)}"
     except FileNotFoundError as error:
         passed, said = False, str(error)
     except subprocess.TimeoutExpired as error:
@@ -159,8 +184,8 @@ def verdict(sentence: str, reached: bool) -> str:
     return f"- {'reached' if reached else 'MISSED'}: {sentence}"
 
 
-def blocks(task: str, rounds: int, device) -> str:
-    """Recurrence forward and backward of the triton engine, cut in other ways."""
+def blocks(task: str, rounds: int, device, until: float) -> str:
+    """Recurrence forward and backward of the triton engine, cut in other ways, as many as there is time for."""
     steps, batch, hidden, _, _, every_step = SHAPES[task]
     programs, shared = persistent._capacity(device)
     given = [0.1 * torch.randn(steps, batch, hidden, device=device),
@@ -179,6 +204,8 @@ def blocks(task: str, rounds: int, device) -> str:
         for plan in dict.fromkeys([chosen, *plans]):
             if plan.shared > shared or not plan.resident or plan.parts * plan.columns >= 2 * hidden:
                 continue
+            if time.monotonic() >= until:
+                return "\n".join([*lines, "\nThe time is over; there are more ways."]) + "\n"
 
             def both(plan=plan):
                 h = persistent._Sequence.apply(*given, "scale", "modrelu", not every_step, plan)
@@ -186,8 +213,8 @@ def blocks(task: str, rounds: int, device) -> str:
 
             try:
                 took = shown(take_turns({"both": both}, rounds, device, 3)["both"])
-            except RuntimeError as error:
-                took = str(error).splitlines()[0][:100]
+            except Exception as error:
+                took = first_line(error)
             lines.append(f"| {precision}{' (chosen)' if plan == chosen else ''} | {plan.rows} | {plan.columns} "
                          f"| {plan.warps} | {plan.parts * plan.groups} | {took} |")
     return "\n".join(lines) + "\n"
@@ -304,21 +331,27 @@ def main(argv=None) -> None:
     for task in ("psMNIST", "characters", "copying"):
         try:
             text, more = benchmark(task, engine, args.rounds, device)
-        except RuntimeError as error:  # a CUDA error spoils the rest of this process, not the runs below
-            text, more, engine = f"## {task}\n\nfailed: {str(error).splitlines()[0]}\n", [], "torch"
+        except Exception as error:  # a CUDA error spoils the rest of this process, not the runs below
+            text, more, engine = f"## {task}\n\nfailed: {first_line(error)}\n", [], "torch"
         report.add(text)
         verdicts += more or [verdict(f"{task}: not measured", False)]
     report.add("## Targets\n\n" + "\n".join(verdicts) + "\n")
+    until = time.monotonic() + BLOCKS_SHARE * 60 * args.minutes
     for task in SHAPES if engine == "triton" else ():
         try:
-            report.add(blocks(task, args.rounds, device))
-        except RuntimeError as error:
-            report.add(f"### {task}\n\nfailed: {str(error).splitlines()[0]}\n")
+            report.add(blocks(task, args.rounds, device, until))
+        except Exception as error:
+            report.add(f"### {task}\n\nfailed: {first_line(error)}\n")
 
     flags = [*(["--data", str(data)] if data else []), *([] if args.rehearse else ["--cuda", "--engine", engine])]
     if args.rehearse:  # all its time is for the rows: what comes before takes as long as the CPU takes
         deadline = time.monotonic() + 60 * args.minutes
-    train_rows(report, save, flags, deadline, args.rehearse)
+    else:
+        deadline -= CLOSING_SECONDS
+    try:
+        train_rows(report, save, flags, deadline, args.rehearse)
+    except Exception as error:
+        report.add(f"\nThe rows ended early: {first_line(error)}\n")
     report.add(f"\n{(time.monotonic() - began) / 60:.1f} of {args.minutes:g} minutes")
 
 

@@ -32,8 +32,9 @@ _Y2 = (857 - 58 * _ROOT) / 630
 # The largest norm for which T8 is exact to rounding: x⁹/9! ≈ 2⁻²⁵ and 2⁻⁵³.
 _LARGEST_NORM = {torch.float32: 0.58, torch.float64: 0.0499}
 
-# Squarings that a GPU always does: enough for a norm of 37 in float32. Rotations start at π or less.
-MOST_SQUARINGS = 6
+# Squarings that a GPU always does: enough for a norm bound of 37 and 51. Rotations start at a norm of π or less, whose
+# bound is a few times that for a dense S.
+MOST_SQUARINGS = {torch.float32: 6, torch.float64: 10}
 
 
 def squarings_for(square: torch.Tensor) -> torch.Tensor:
@@ -55,7 +56,7 @@ def skew_exponential(skew: torch.Tensor, most_squarings: int | None = None) -> t
                      What would need more of them comes back as NaN.
     """
     if most_squarings is None and skew.device.type != "cpu":
-        most_squarings = MOST_SQUARINGS
+        most_squarings = MOST_SQUARINGS[skew.dtype]
     return _Exponential.apply(skew, most_squarings)
 
 

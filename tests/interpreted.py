@@ -92,7 +92,19 @@ def layouts(dtype):
     yield "gradient", {"x": ((found - expected).abs().max() / expected.abs().max()).item()}
 
 
-GROUPS = {"formulas": formulas, "sizes": sizes, "loops": loops, "gradients": gradients, "layouts": layouts}
+def not_finite(dtype):
+    """What is not finite shows, as in the reference: an error of 0, or 1 where it does not."""
+    for (rule, phi, last_only), value in itertools.product(FORMULAS, (float("nan"), float("inf"))):
+        given = [None if t is None else t.detach() for t in problem(rule, phi, 3, 2, 19, dtype)]
+        given[0][1, 0, 3] = value
+        expected = reference_recurrence(*given[:4], rule, phi, given[4], last_only)
+        found = persistent.triton_recurrence(*given[:4], rule, phi, given[4], last_only)
+        same = torch.allclose(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True)
+        yield f"{rule} {phi} {last_only} {value}", {"h": 0.0 if same else 1.0}
+
+
+GROUPS = {"formulas": formulas, "sizes": sizes, "loops": loops, "gradients": gradients, "layouts": layouts,
+          "not_finite": not_finite}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -64,6 +64,21 @@ def test_an_lstm_has_no_engine(tmp_path, model):
     row.options(gpu_session.SEED)                           # and it can be typed
 
 
+def test_what_the_engine_is_trusted_for():
+    host = "FAILED tests/test_gpu.py::test_the_host_does_not_wait_for_a_training_step[torch-LSTM-copying] - RuntimeE..."
+    sizes = "FAILED tests/test_gpu.py::test_sizes[5-1-1-dtype0] - AssertionError"
+    for status, said, expected in [(0, "100 passed", True), (1, host, True), (1, f"{host}\n{sizes}", False),
+                                   (1, sizes, False), (1, "", False), (2, "ERROR tests/test_gpu.py - Import", False)]:
+        assert gpu_session.trusted(status, said)[0] == expected, said
+    defined = (ROOT / "tests" / "test_gpu.py").read_text(encoding="utf-8")
+    assert all(f"def {name}(" in defined for name in gpu_session.ASIDE)
+
+
+def test_an_error_without_words_has_a_name():
+    assert gpu_session.first_line(AssertionError()) == "AssertionError"
+    assert gpu_session.first_line(RuntimeError("CUDA error: launch failure\nmore")) == "CUDA error: launch failure"
+
+
 def test_a_command_that_fails_is_told(tmp_path):
     ended = gpu_session.run_until([str(ROOT / "copytask_nvar.py"), "--nhid", "0"], time.monotonic() + 60)
     assert ended.startswith("failed (copytask_nvar.py: --nhid: '0' is not")
@@ -81,7 +96,8 @@ BLOCKS = """
 import torch
 from benchmarks import gpu_session
 gpu_session.SHAPES.update(gpu_session.TINY)
-print(gpu_session.blocks("characters", 1, torch.device("cpu")))
+print(gpu_session.blocks("characters", 1, torch.device("cpu"), float("inf")))
+print(gpu_session.blocks("characters", 1, torch.device("cpu"), 0.0))
 """
 
 
@@ -94,3 +110,4 @@ def test_other_ways_to_cut_it():
     lines = [line for line in done.stdout.splitlines() if line.startswith(("| ieee", "| tf32"))]
     assert sum("chosen" in line for line in lines) == 2
     assert "error" not in done.stdout.lower()
+    assert done.stdout.count("The time is over") == 1

@@ -8,6 +8,7 @@ import scipy.linalg
 import torch
 
 from common.orthogonal import (
+    MOST_SQUARINGS,
     ROTATION_STARTS,
     haar_rotation,
     rotation_logarithm,
@@ -103,6 +104,15 @@ def test_too_few_squarings_are_loud():
     skew = torch.from_numpy(random_skew(9, 3.0))
     assert skew_exponential(skew, 9).isfinite().all()
     assert skew_exponential(skew, 2).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", MOST_SQUARINGS)
+@pytest.mark.parametrize("name", ROTATION_STARTS)
+def test_what_a_gpu_squares_is_enough_for_every_start(name, dtype):
+    skew = skew_start(name, 256).to(dtype)
+    always = MOST_SQUARINGS[dtype]
+    assert squarings_for(skew @ skew) <= always - 2                                 # and S may grow fourfold
+    torch.testing.assert_close(skew_exponential(skew, always), skew_exponential(skew), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("dtype", "norm", "squarings"), [

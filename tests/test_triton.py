@@ -4,6 +4,7 @@ Compiling shows that the kernels fit (registers, shared memory) and that what sy
 it must; that it works, and how fast, only a GPU can show (test_gpu.py).
 """
 
+import collections
 import contextlib
 import importlib.util
 import json
@@ -31,7 +32,7 @@ needs_triton = pytest.mark.skipif(MISSING, reason="triton is not installed (requ
 
 @needs_triton
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-13), ("float32", 3e-6)])
-@pytest.mark.parametrize("group", ["formulas", "sizes", "loops", "gradients", "layouts"])
+@pytest.mark.parametrize("group", ["formulas", "sizes", "loops", "gradients", "layouts", "not_finite"])
 def test_equals_the_float64_reference(group, dtype, tolerance):
     """Groups of cases, told in interpreted.py; all in one process, which takes a second or two to start."""
     done = subprocess.run([sys.executable, ROOT / "tests" / "interpreted.py", group, dtype], capture_output=True,
@@ -86,6 +87,8 @@ def compiled(monkeypatch, tmp_path):
         return kernels
 
     monkeypatch.setattr(JITFunction, "run", only_compile)
+    for kernel in (persistent._kernels().forward, persistent._kernels().backward):   # a GPU's own, where there is one
+        monkeypatch.setattr(kernel, "device_caches", collections.defaultdict(kernel.create_binder))
     persistent.make_plan.cache_clear()
     driver.set_active(NoGPU())
     yield made
@@ -157,6 +160,8 @@ def test_every_formula_compiles(compiled, rule, phi, last_only, wanted):
         t.requires_grad_(wanted)
     kernels = compiled(given, rule, phi, last_only)
     assert len(kernels) == 1 + wanted
+    # A GPU's plain maximum of NaN and 0 is 0, which the interpreter's is not: what blows up would look like silence.
+    assert not any(re.search(r"\bmax\.f\d", kernel.asm["ptx"]) for kernel in kernels.values())
 
 
 def spilled_at_most() -> int:
@@ -204,6 +209,14 @@ def test_plans_cover_and_fit(machine, dtype, precision):
             assert plan.groups <= plan.blocks
             assert plan.parts * plan.groups <= programs or not plan.resident
             assert 4 <= plan.warps <= 16
+
+
+def test_rows_far_apart_are_copied():
+    """The kernels count inside a step in 32 bits."""
+    near = torch.empty(2, 3, 8, device="meta").transpose(0, 1)
+    far = torch.empty(2**34, device="meta").as_strided((2, 4, 8), (8, 2**30, 1))
+    assert persistent._rows(near) is near
+    assert persistent._rows(far).stride() == (32, 8, 1)
 
 
 @pytest.mark.parametrize("batch", [1, 10, 128])

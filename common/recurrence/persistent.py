@@ -213,8 +213,9 @@ def _counters(plan, like):
 
 
 def _rows(tensor):
-    """The tensor itself if its last dimension is contiguous, as the kernels need it, else a copy."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+    """The tensor itself if its last dimension is contiguous and a step's rows lie within 2³¹ numbers, else a copy."""
+    near = tensor.shape[-2] * tensor.stride(-2) < 2**31      # the kernels count inside a step in 32 bits
+    return tensor if near and (tensor.stride(-1) == 1 or tensor.shape[-1] == 1) else tensor.contiguous()
 
 
 def _forward(plan, x, kernel, h0, numbers, bias, rule, phi, z, keep_h):

@@ -111,13 +111,19 @@ def _sign(z):
 
 
 @triton.jit
+def _positive(z):
+    """max(z, 0), but NaN where z is, of which tl.maximum makes 0: a run that blows up has to show it."""
+    return tl.where(z < 0, 0.0, z).to(z.dtype)
+
+
+@triton.jit
 def _phi(z, bias, PHI: tl.constexpr):
     """φ(z) and φ'(z)."""
     if PHI == "modrelu":
         size = tl.abs(z) + bias
-        value, slope = _sign(z) * tl.maximum(size, 0.0), tl.where((size > 0) & (z != 0), 1.0, 0.0).to(z.dtype)
+        value, slope = _sign(z) * _positive(size), tl.where((size > 0) & (z != 0), 1.0, 0.0).to(z.dtype)
     elif PHI == "relu":
-        value, slope = tl.maximum(z, 0.0), tl.where(z > 0, 1.0, 0.0).to(z.dtype)
+        value, slope = _positive(z), tl.where(z > 0, 1.0, 0.0).to(z.dtype)
     elif PHI == "tanh":
         e = _expm1(-2 * tl.abs(z))
         value = -_sign(z) * e / (e + 2)
