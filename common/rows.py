@@ -7,6 +7,7 @@ its folder lies and whatever it is called.
 """
 
 import csv
+import difflib
 import importlib
 import itertools
 import json
@@ -92,10 +93,18 @@ def rows_of(task: str, extra: list[str]) -> list[Row]:
 
 
 def select(rows: list[Row], only: list[str] | None) -> list[Row]:
-    """The rows called one of the texts `only`, or that hold one which is no row's whole name; all without texts."""
+    """The rows called one of the texts `only`, or that hold one which is no row's whole name; all without texts.
+
+    Raises UserError for a text that no row holds: a row left out for a slip of the keyboard would not be missed.
+    """
     if not only:
         return rows
     names = {row.name for row in rows}
+    for text in only:
+        if not any(text in name for name in names):
+            near = [f"'{name}'" for name in difflib.get_close_matches(text, names, n=3, cutoff=0.4)]
+            raise cli.UserError(f"no row holds '{text}'; "
+                                + (f"near it are {', '.join(near)}" if near else "the table without --only shows all"))
     return [row for row in rows if any(text == row.name or (text not in names and text in row.name) for text in only)]
 
 
