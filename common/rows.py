@@ -140,7 +140,11 @@ def find_runs(rows: list[Row], seeds, folder: Path) -> None:
 def result(folder: Path) -> dict | None:
     """result.json of a run, None if it is not finished."""
     path = Path(folder) / "result.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except (OSError, ValueError):
+        raise cli.UserError(f"{path} is damaged; restore it from a copy, or delete it and --resume the run to "
+                            "write it again", 1) from None
 
 
 def log_rows(folder: Path) -> list[dict]:
@@ -152,7 +156,10 @@ def log_rows(folder: Path) -> list[dict]:
         return []
     except OSError as error:
         raise cli.UserError(f"{folder}/log.csv cannot be read ({error.strerror}); name the folder of a run") from None
-    return [{name: float(cell) if cell else None for name, cell in row.items()} for row in rows]
+    try:
+        return [{name: float(cell) if cell else None for name, cell in row.items()} for row in rows]
+    except (TypeError, ValueError):
+        raise cli.UserError(f"{folder}/log.csv is damaged; restore it from a copy or leave this run out", 1) from None
 
 
 def epochs_of(folder: Path) -> list[dict]:

@@ -328,6 +328,15 @@ def test_a_mistake_ends_in_a_sentence(asked, sentence, tmp_path, monkeypatch):
         table.main(["copytask", *asked])
 
 
+@pytest.mark.parametrize(("name", "text"), [("result.json", '{"loss": '), ("log.csv", "update,loss\n50,a\n"),
+                                            ("log.csv", "update\n50,1\n")])
+def test_a_spoiled_record_ends_in_a_sentence(name, text, tmp_path):
+    folder = write_run(tmp_path, row_of("copytask", "expRNN", "none"), 400)
+    (folder / name).write_text(text)
+    with pytest.raises(cli.UserError, match="is damaged"):
+        table.main(["copytask", "--save", str(tmp_path), "--only", "expRNN none"])
+
+
 def test_the_last_epoch_is_not_cut_off(tmp_path):
     """A run whose last epoch is the one that is asked for goes on to its test."""
     row = row_of("sMNIST", "expRNN", "none", ["--epochs", "2"])
