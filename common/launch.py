@@ -41,9 +41,10 @@ class Job:
 
     def __init__(self, command: list[str]):
         self.command, self.asked = command, False
-        self.output = tempfile.NamedTemporaryFile()  # noqa: SIM115 (there as long as the process)
-        self.process = subprocess.Popen([sys.executable, *command], stdout=self.output, stderr=subprocess.PIPE,
-                                        text=True, start_new_session=True)
+        # Files, not pipes, which nobody empties: a run that has much to warn of would wait for a reader for ever.
+        self.output, self.errors = tempfile.NamedTemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
+        self.process = subprocess.Popen([sys.executable, *command], stdout=self.output, stderr=self.errors,
+                                        start_new_session=True)
 
     def folder(self) -> Path | None:
         """The run's folder, as soon as the run has named it."""
@@ -62,14 +63,16 @@ class Job:
 
     def outcome(self) -> tuple[bool, str]:
         """Of a process that has ended: whether it failed, and how it went in words."""
-        lines = self.process.stderr.read().strip().splitlines()
+        self.errors.seek(0)
+        lines = self.errors.read().decode(errors="replace").strip().splitlines()
         self.output.close()
-        self.process.stderr.close()
-        if self.process.returncode == 0:
+        self.errors.close()
+        status = self.process.returncode
+        if status == 0:
             return False, "done"
-        if self.asked:
+        if self.asked and status in (-signal.SIGTERM, 128 + signal.SIGTERM):  # any other: it could not save
             return False, "stopped"
-        return True, f"FAILED ({lines[-1] if lines else f'status {self.process.returncode}'})"
+        return True, f"FAILED ({lines[-1] if lines else f'status {status}'})"
 
 
 def run_all(commands: list[list[str]], jobs: int, until: int | None = None) -> int:
@@ -97,12 +100,12 @@ def run_all(commands: list[list[str]], jobs: int, until: int | None = None) -> i
                     job.stop()
     except KeyboardInterrupt:
         print("stopping: every run saves first", flush=True)
-        for job in running:
+        raise UserError("stopped; the same command goes on", 130) from None
+    finally:
+        for job in running:  # whatever ended this, a reader that went away as well: no run is left behind alone
             job.stop()
         for job in running:
             job.process.wait()
-        raise UserError("stopped; the same command goes on", 130) from None
-    finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     return failed

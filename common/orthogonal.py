@@ -29,7 +29,7 @@ _X6 = (-99 + 11 * _ROOT) / (5040 * _X3)
 _X7 = (89 - _ROOT) / (5040 * _X3**2)
 _Y2 = (857 - 58 * _ROOT) / 630
 
-# The largest norm for which T8 is exact to rounding: x⁹/9! ≈ 2⁻²⁵ and 2⁻⁵³.
+# The largest norm x for which T8 is exact to rounding: its error beside S itself, x⁸/9!, ≈ 2⁻²⁵ and 2⁻⁵³.
 _LARGEST_NORM = {torch.float32: 0.58, torch.float64: 0.0499}
 
 # Squarings that a GPU always does: enough for a norm bound of 37 and 51. Rotations start at a norm of π or less, whose

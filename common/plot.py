@@ -97,9 +97,14 @@ def memoryless_line(folder: Path) -> float | None:
 def draw_curves(folders: list[Path], path: Path) -> None:
     """One learning curve a run."""
     picture, axes = figure()
+    tasks = {task_of(folder): folder for folder in folders}
+    if len(tasks) > 1:
+        raise UserError(f"{' and '.join(map(str, tasks.values()))} are runs of different tasks, whose scores share no "
+                        "axis; draw a picture for each task")
+    task, = tasks
+    x, y, _, _ = CURVES[task]
     for number, folder in enumerate(map(Path, folders)):
-        task, log = task_of(folder), read_log(folder)
-        x, y, _, _ = CURVES[task]
+        log = read_log(folder)
         if y in log:
             marker = "o" if sum(value is not None for value in log[y]) < 30 else None
             axes.plot(*points(log[x], log[y]), marker=marker, markersize=3, **line(number, folder.name))
@@ -188,7 +193,19 @@ def draw_published_marks(axes, whole: dict) -> None:
 
 
 def draw_vary(columns: dict[str, list], task: str, name: str, path: Path) -> None:
-    """The score of a task's rows against the value of the flag `name`: mean and standard deviation over seeds."""
+    """The score of a task's rows against the value of the flag `name`: mean and standard deviation over seeds.
+
+    Values for which no run has ended take no room.
+    """
+    try:
+        if not all(float(value) > 0 for value in columns):
+            raise ValueError
+    except ValueError:
+        raise UserError(f"--vary {name} {' '.join(columns)} has no place on a logarithmic axis, which takes numbers "
+                        f"above 0; python -m common.table {task} --vary makes a table of any values") from None
+    columns = {value: rows for value, rows in columns.items() if any(result(f) for r in rows for f in r.runs.values())}
+    if not columns:
+        raise UserError(f"no run of {task} that has ended matches; run some with python -m common.table {task} --run")
     picture, axes = figure(7.5, 4.6)
     measure, ylabel = ("recall", "recall over the last 50 updates") if task == "copytask" else \
         ("test_accuracy", "test accuracy")

@@ -7,6 +7,7 @@ its folder lies and whatever it is called.
 """
 
 import csv
+import difflib
 import importlib
 import itertools
 import json
@@ -92,10 +93,18 @@ def rows_of(task: str, extra: list[str]) -> list[Row]:
 
 
 def select(rows: list[Row], only: list[str] | None) -> list[Row]:
-    """The rows called one of the texts `only`, or that hold one which is no row's whole name; all without texts."""
+    """The rows called one of the texts `only`, or that hold one which is no row's whole name; all without texts.
+
+    Raises UserError for a text that no row holds: a row left out for a slip of the keyboard would not be missed.
+    """
     if not only:
         return rows
     names = {row.name for row in rows}
+    for text in only:
+        if not any(text in name for name in names):
+            near = [f"'{name}'" for name in difflib.get_close_matches(text, names, n=3, cutoff=0.4)]
+            raise cli.UserError(f"no row holds '{text}'; "
+                                + (f"near it are {', '.join(near)}" if near else "the table without --only shows all"))
     return [row for row in rows if any(text == row.name or (text not in names and text in row.name) for text in only)]
 
 
@@ -131,7 +140,11 @@ def find_runs(rows: list[Row], seeds, folder: Path) -> None:
 def result(folder: Path) -> dict | None:
     """result.json of a run, None if it is not finished."""
     path = Path(folder) / "result.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except (OSError, ValueError):
+        raise cli.UserError(f"{path} is damaged; restore it from a copy, or delete it and --resume the run to "
+                            "write it again", 1) from None
 
 
 def log_rows(folder: Path) -> list[dict]:
@@ -143,7 +156,10 @@ def log_rows(folder: Path) -> list[dict]:
         return []
     except OSError as error:
         raise cli.UserError(f"{folder}/log.csv cannot be read ({error.strerror}); name the folder of a run") from None
-    return [{name: float(cell) if cell else None for name, cell in row.items()} for row in rows]
+    try:
+        return [{name: float(cell) if cell else None for name, cell in row.items()} for row in rows]
+    except (TypeError, ValueError):
+        raise cli.UserError(f"{folder}/log.csv is damaged; restore it from a copy or leave this run out", 1) from None
 
 
 def epochs_of(folder: Path) -> list[dict]:

@@ -24,6 +24,7 @@ from common import cli, pages
 from common.launch import missing, run_all
 from common.published import FINAL, FINAL_TITLE, validation_at
 from common.rows import RUNS, SEEDS, TASKS, Row, epochs_of, find_runs, how_far, result, rows_of, select, vary
+from common.run import write_atomically
 
 # result.json's and log.csv's names → title, scale and digits of a column. The first of a task is its main one.
 MEASURES = {
@@ -156,7 +157,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def columns_of(args) -> dict[str, list[Row]]:
     """The rows that were asked for: a list for each value of --vary, or one. With their runs."""
-    extra = shlex.split(args.extra)
+    try:
+        extra = shlex.split(args.extra)
+    except ValueError as error:
+        raise cli.UserError(f"--with {args.extra} cannot be read ({error}); quote it as in --with='--T 500'") from None
     if args.vary:
         columns = vary(args.task, args.vary[0].lstrip("-"), args.vary[1:], extra, args.only)
     else:
@@ -177,10 +181,12 @@ def text_of(args) -> str:
 def main(argv=None) -> None:
     parser = make_parser()
     args = parser.parse_args(argv)
+    if args.collect:  # first, so that --update beside it shows what came in
+        pages.collect(args.collect, args.save)
     if args.update:
-        return pages.update(Path("."))
-    if args.collect:
-        return pages.collect(args.collect, args.save)
+        pages.update(Path("."))
+    if args.collect or args.update:
+        return
     if args.task is None:
         parser.error("name a task, --update or --collect")
     if args.vary and len(args.vary) < 2:
@@ -198,7 +204,7 @@ def main(argv=None) -> None:
     text = text_of(args)
     print(text, end="")
     if args.output:
-        args.output.write_text(text, encoding="utf-8")
+        write_atomically(args.output, text.encode(), "then ask for the table again")
     if failed:
         raise cli.UserError(f"{failed} of {len(commands)} runs failed; their sentences stand above", 1)
 

@@ -80,7 +80,11 @@ def test_the_memoryless_line_is_always_seen(loss, tmp_path, recwarn):
 
 
 @pytest.mark.parametrize(("asked", "sentence"), [
-    (["--task", "copytask", "--only", "nothing"], "no run of copytask"),
+    (["--task", "copytask", "--only", "nothing"], "no row holds 'nothing'"),
+    (["--task", "copytask", "--only", "expRNN none"], "no run of copytask"),
+    (["--task", "copytask", "--vary", "T", "5", "--only", "expRNN none"], "no run of copytask that has ended"),
+    (["--task", "copytask", "--vary", "rinit", "henaff", "--only", "expRNN none"], "takes numbers above 0"),
+    (["--task", "copytask", "--vary", "alam", "0", "1", "--only", "nnRNN none"], "takes numbers above 0"),
     (["nowhere"], "is not a run's folder"),
     (["--stairs", "-o", "stairs.docx"], "choose another ending"),
     (["--stairs", "-o", "nowhere/stairs.png"], "then draw it again"),
@@ -97,6 +101,12 @@ def test_what_has_no_meaning_is_refused(asked, capsys):
     with pytest.raises(SystemExit):
         plot.main(asked)
     assert "error:" in capsys.readouterr().err
+
+
+def test_runs_of_two_tasks_share_no_axis(tmp_path):
+    folders = [write_run(tmp_path, row_of(task, "expRNN", "none"), 400) for task in ("copytask", "sMNIST")]
+    with pytest.raises(cli.UserError, match="different tasks"):
+        plot.main([*map(str, folders), "-o", str(tmp_path / "x.png")])
 
 
 def test_weights_that_are_not_there(tmp_path):

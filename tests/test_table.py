@@ -126,7 +126,10 @@ def test_only_takes_names_and_texts():
     assert chosen("RNN none") == {"RNN none"}                                 # a name, not all that hold it
     assert chosen("sRNN n", "expRNN none") == {"sRNN n", "expRNN none"}
     assert len(chosen("(exponential)")) == 8
-    assert chosen("nothing") == set()
+    with pytest.raises(cli.UserError, match="no row holds 'expRN nome'; near it are 'expRNN none'"):
+        chosen("RNN none", "expRN nome")                                      # would not be missed among the others
+    with pytest.raises(cli.UserError, match="without --only"):
+        chosen("?")
 
 
 # ── unfinished runs ──────────────────────────────────────────────────────────────────────────────────────
@@ -267,6 +270,71 @@ def test_sigterm_saves_every_run(tmp_path, monkeypatch, capsys, penn_folder):
     assert (folder / "last.pt").exists()
     assert not pages.at_work(folder)                                          # the run has ended too
     assert not (folder / "result.json").exists()
+
+
+def test_no_run_is_left_behind_alone(tmp_path, monkeypatch, penn_folder):
+    """Where run_all ends for a reason of its own, such as `| head` that reads no more."""
+    def reader_is_gone(folder, epoch):
+        if list(tmp_path.glob("*/*/best.pt")):
+            raise BrokenPipeError
+        return False
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(launch, "reached", reader_is_gone)
+    sizes = ["--nhid", "8", "--batch", "4", "--bptt", "20", "--emsize", "5", "--epochs", "100000"]
+    command = launch.missing([row_of("language", "expRNN", "none", sizes)], (400,), tmp_path, 1,
+                             ["--data", str(penn_folder)])
+    with pytest.raises(BrokenPipeError):
+        launch.run_all(command, 1, until=1)
+    folder, = (tmp_path / "language_nvar").iterdir()
+    assert not pages.at_work(folder)
+
+
+@pytest.mark.parametrize(("code", "how"), [
+    ("pass", (False, "done")),
+    ("import sys; sys.stderr.write('x' * 10**6 + '\\nno room'); sys.exit(1)", (True, "FAILED (no room)")),
+])
+def test_how_a_run_ended(code, how):
+    """However much it had to say, which would fill a pipe."""
+    job = launch.Job(["-c", code])
+    assert job.process.wait(60) in (0, 1)
+    assert job.outcome() == how
+
+
+def test_a_run_that_could_not_save_has_failed():
+    job = launch.Job(["-c", "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit('disk full'));"
+                            "print('writing to x', flush=True); time.sleep(60)"])
+    while job.folder() is None:
+        time.sleep(0.05)
+    job.stop()
+    job.process.wait(60)
+    assert job.outcome() == (True, "FAILED (disk full)")
+
+
+def test_collect_and_update_go_together(tmp_path, monkeypatch, capsys):
+    write_run(tmp_path / "elsewhere", row_of("copytask", "expRNN", "none"), 400)
+    (tmp_path / "README.md").write_text("<!-- python -m common.table copytask --short -->\n<!-- end -->\n")
+    monkeypatch.chdir(tmp_path)
+    table.main(["--collect", "elsewhere", "--update"])
+    assert "1 new" in capsys.readouterr().out
+    assert "unfinished: started" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("asked", "sentence"), [(["--with='"], "cannot be read"),
+                                                 (["-o", "nowhere/table.md"], "nowhere/table.md could not be written")])
+def test_a_mistake_ends_in_a_sentence(asked, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(cli.UserError, match=sentence):
+        table.main(["copytask", *asked])
+
+
+@pytest.mark.parametrize(("name", "text"), [("result.json", '{"loss": '), ("log.csv", "update,loss\n50,a\n"),
+                                            ("log.csv", "update\n50,1\n")])
+def test_a_spoiled_record_ends_in_a_sentence(name, text, tmp_path):
+    folder = write_run(tmp_path, row_of("copytask", "expRNN", "none"), 400)
+    (folder / name).write_text(text)
+    with pytest.raises(cli.UserError, match="is damaged"):
+        table.main(["copytask", "--save", str(tmp_path), "--only", "expRNN none"])
 
 
 def test_the_last_epoch_is_not_cut_off(tmp_path):
