@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from common.cli import UserError
-from common.rows import Row, epochs_of, result
+from common.rows import Row, diverged, epochs_of, result
 from common.run import read_config
 
 
@@ -18,14 +18,14 @@ def missing(rows: list[Row], seeds, folder: Path, threads: int, more: list[str],
             ) -> list[list[str]]:
     """The commands that would finish the table: a new run, or --resume for one that is not finished.
 
-    With `until`, a run whose log already holds that epoch is left as it is.
+    A run that diverged is left as it is; with `until`, one whose log already holds that epoch too.
     """
     commands = []
     for seed in seeds:  # one seed of everything first
         for row in rows:
             if seed not in row.runs:
                 commands.append([*row.command(seed), "--save", str(folder), "--threads", str(threads), *more])
-            elif result(row.runs[seed]) is None and not reached(row.runs[seed], until):
+            elif result(row.runs[seed]) is None and not reached(row.runs[seed], until) and not diverged(row.runs[seed]):
                 commands.append([f"{row.script}.py", "--resume", str(row.runs[seed]), "--threads", str(threads)])
     return commands
 

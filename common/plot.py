@@ -61,8 +61,8 @@ def read_log(folder: Path) -> dict[str, list]:
 
 
 def points(x: list, y: list) -> tuple[list, list]:
-    """The pairs in which both are there."""
-    both = [(a, b) for a, b in zip(x, y, strict=True) if a is not None and b is not None]
+    """The pairs in which both are there, and finite: a run that diverged ends in one that is not."""
+    both = [(a, b) for a, b in zip(x, y, strict=True) if None not in (a, b) and math.isfinite(b)]
     return [a for a, _ in both], [b for _, b in both]
 
 
@@ -165,7 +165,8 @@ def draw_training(rows: list, task: str, path: Path, published: bool) -> None:
         an_epoch = max(log["batch"])
         places = [(epoch - 1) * an_epoch + batch for epoch, batch in zip(log["epoch"], log["batch"], strict=True)]
         train, valid = ([None if value is None else scale * value for value in log[name]] for name in names)
-        axes.plot(places, train, **line(number, f"{row.model}, {row.stair}"), marker=MARKERS[number % 8], markersize=4)
+        axes.plot(*points(places, train), **line(number, f"{row.model}, {row.stair}"), marker=MARKERS[number % 8],
+                  markersize=4)
         axes.plot(*points(places, valid), linestyle="none", marker=MARKERS[number % 8], markersize=9,
                   markerfacecolor="none", markeredgecolor=f"C{number % 10}", markeredgewidth=1.6)
         whole[row.baseline] = max(whole.get(row.baseline, (0, 0)), (an_epoch, len(points(places, valid)[0])))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common import cli
-from common.run import plain, read_config
+from common.run import is_spoiled, plain, read_config
 from common.stair import SCHEDULES
 
 TASKS = ("copytask", "sMNIST", "language")
@@ -167,6 +167,11 @@ def epochs_of(folder: Path) -> list[dict]:
     return [row for row in log_rows(folder) if row.get("validation_accuracy") is not None]
 
 
+def diverged(folder: Path) -> bool:
+    """Whether an unfinished run ended in a loss that is not finite: it would again, so it is not gone on with."""
+    return any(is_spoiled(name, value) for row in log_rows(folder)[-1:] for name, value in row.items())
+
+
 def how_far(folder: Path) -> str:
     """The place that an unfinished run has reached."""
     rows, options = log_rows(folder), read_config(folder)["options"]
@@ -174,4 +179,6 @@ def how_far(folder: Path) -> str:
         return "started"
     if "update" in rows[-1]:
         return f"update {rows[-1]['update']:.0f}"
+    if diverged(folder):
+        return f"batch {rows[-1]['batch']:.0f} of epoch {rows[-1]['epoch']:.0f}"
     return f"epoch {len(epochs_of(folder))} of {options['epochs']['value']}"

@@ -343,10 +343,11 @@ class Run:
                          f"then go on with {self.resume_command()}", 1)
 
     def report(self, line: str, **row) -> None:
-        """Print `line` and append `row` to log.csv; every row has the same columns. Stops at a loss not finite."""
-        for name, value in row.items():
-            if "loss" in name and value is not None and not math.isfinite(value):
-                raise self._diverged(f"the {name.replace('_', ' ')} is {value}")
+        """Print `line` and append `row` to log.csv; every row has the same columns.
+
+        A loss that is not finite stops the run. The log keeps that row, so that the tables can tell a run that diverged
+        from one that was interrupted; no checkpoint counts on it.
+        """
         row["seconds"] = round(self.seconds(), 2)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -366,6 +367,9 @@ class Run:
             raise UserError(f"{self.folder / 'log.csv'} was changed by another program while the run went on; stop "
                             f"that one, then go on with {self.resume_command()}", 1)
         self.log_size += len(content)
+        for name, value in row.items():
+            if is_spoiled(name, value):
+                raise self._diverged(f"the {name.replace('_', ' ')} is {value}")
         self.say(f"{line}  {self.seconds():.0f} s")
 
     def _diverged(self, what: str) -> UserError:
@@ -441,6 +445,11 @@ class Run:
                             "write it again", 1) from None
         self.say(f"this run is finished; its result is in {path}")
         return result
+
+
+def is_spoiled(name: str, value: float | None) -> bool:
+    """Whether a cell of the log's column `name` is a loss that is not finite."""
+    return "loss" in name and value is not None and not math.isfinite(value)
 
 
 def _cell(value) -> str:

@@ -23,7 +23,7 @@ from pathlib import Path
 from common import cli, pages
 from common.launch import missing, run_all
 from common.published import FINAL, FINAL_TITLE, validation_at
-from common.rows import RUNS, SEEDS, TASKS, Row, epochs_of, find_runs, how_far, result, rows_of, select, vary
+from common.rows import RUNS, SEEDS, TASKS, Row, diverged, epochs_of, find_runs, how_far, result, rows_of, select, vary
 from common.run import write_atomically
 
 # result.json's and log.csv's names → title, scale and digits of a column. The first of a task is its main one.
@@ -61,7 +61,11 @@ def split(row: Row) -> tuple[list[dict], list[Path]]:
 
 
 def states(folders: list[Path]) -> str:
-    return f"unfinished: {', '.join(sorted(set(map(how_far, folders))))}"
+    """Of runs without a result: which ended in a loss that is not finite, and how far the others are."""
+    places = {"diverged": set(), "unfinished": set()}
+    for folder in folders:
+        places["diverged" if diverged(folder) else "unfinished"].add(how_far(folder))
+    return "; ".join(f"{what}: {', '.join(sorted(found))}" for what, found in places.items() if found)
 
 
 def line_of(task: str, row: Row) -> dict[str, str]:
@@ -114,7 +118,9 @@ def vary_cell(task: str, row: Row) -> str:
     parts = [mean_and_deviation([r[main] for r in done], scale, form)]
     if task == "copytask":
         parts.append(f"recall {mean_and_deviation([r['recall'] for r in done], 1, '.3f')}")
-    return "; ".join([*parts, f"n = {len(done)}" + (f" of {len(row.runs)}" if unfinished else "")])
+    gone = sum(map(diverged, unfinished))
+    count = f"n = {len(done)}" + (f" of {len(row.runs)}" if unfinished else "") + (f", {gone} diverged" if gone else "")
+    return "; ".join([*parts, count])
 
 
 def vary_table(task: str, name: str, columns: dict[str, list[Row]], short: bool = False) -> str:

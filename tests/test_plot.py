@@ -16,6 +16,7 @@ def records(tmp_path):
     """Runs of three tasks below tmp_path / "runs"."""
     folder = tmp_path / "runs"
     curve = "update,loss,loss_median,recall,seconds\n50,0.5,0.4,0.1,1\n100,0.1,0.09,0.7,2\n"
+    write_run(folder, row_of("copytask", "sRNN", "n"), 400, curve + "150,inf,nan,0,3\n")     # diverged
     for value in ("200", "500"):
         for seed in (400, 401):
             row = row_of("copytask", "expRNN", "none", [] if value == "200" else ["--T", value])
@@ -24,6 +25,7 @@ def records(tmp_path):
         for name in ORTHOGONAL:
             write_run(folder, row_of(task, *name), 400, log_of(2))
     write_run(folder, row_of("sMNIST", "RNN", "none"), 400)                   # has not reported yet
+    write_run(folder, row_of("sMNIST", "sRNN", "n"), 400, log_of(0) + "1,200,nan,0.1,,,20\n")    # diverged
     return folder
 
 

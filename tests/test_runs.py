@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import SCRIPTS, TINY, command, environment, module_of, task_of, tiny
 
-from common import cli, language, run, smnist
+from common import cli, language, rows, run, smnist
 from common.cli import UserError
 from common.data import Characters, PixelSequences
 
@@ -638,6 +638,11 @@ def test_a_loss_that_is_not_finite(run_script, tmp_path):
     one_sentence(done, 1, "stopped", "--lr", "copytask_nvar.py: the loss is ")
     folder = only_run(tmp_path / "saves", "copytask_nvar")
     assert not (folder / "result.json").exists()
+    assert rows.diverged(folder)                            # the log says so, until the run is resumed
+    log = (folder / "log.csv").read_bytes()
+    done = run_script("copytask_nvar", "--resume", folder)
+    one_sentence(done, 1, "stopped", "--lr", "copytask_nvar.py: the loss is ")
+    assert len((folder / "log.csv").read_bytes().splitlines()) == len(log.splitlines())
 
 
 @pytest.mark.parametrize("script", ["sMNIST_nvar", "language_nvar"])

@@ -216,6 +216,25 @@ def test_vary_makes_a_column_a_value(tmp_path, capsys):
     assert sum("--net-type LSTM" in line for line in listed) == 3
 
 
+def test_a_run_that_diverged_is_told_and_left(tmp_path, capsys):
+    """It would diverge again, bit for bit; an interrupted one is gone on with."""
+    row = row_of("sMNIST", "sRNN", "n2")
+    write_run(tmp_path, row, 400, log_of(0) + "1,200,nan,0.1,,,20\n")
+    write_run(tmp_path, row, 401, log_of(1))
+    asked = ["sMNIST", "--save", str(tmp_path), "--only", "sRNN n2", "--seeds", "400", "401"]
+    table.main(asked)
+    said = cells(capsys.readouterr().out, "sRNN")
+    assert said["ours: test accuracy, % (mean ± std, n)"] == \
+        "**diverged: batch 200 of epoch 1; unfinished: epoch 1 of 100**, n = 2"
+    table.main([*asked, "--list"])
+    resumed, = capsys.readouterr().out.splitlines()
+    assert "s401" in resumed
+    write_run(tmp_path, row_of("copytask", "sRNN", "n2"), 400, "update,loss,seconds\n100,inf,1\n")
+    write_run(tmp_path, row_of("copytask", "sRNN", "n2"), 401, result=dict(loss=0.5, recall=0.5))
+    table.main(["copytask", "--save", str(tmp_path), "--only", "sRNN n2", "--vary", "T", "200"])
+    assert cells(capsys.readouterr().out, "sRNN")["T 200"].endswith("; n = 1 of 2, 1 diverged")
+
+
 def test_vary_asks_the_scripts_that_have_the_flag(tmp_path, capsys):
     columns = rows.vary("copytask", "alpha-start", ["0.5", "2"], [], None)
     assert {row.stair for found in columns.values() for row in found} == {"alpha", "expalpha"}
