@@ -141,7 +141,8 @@ class Session:
             os.dup2(descriptor, number)
         sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))  # noqa: SIM115
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in (signal.SIGTERM, signal.SIGHUP):  # which nohup would have the session ignore
+            signal.signal(number, signal.SIG_DFL)
         module = sys.modules[script]
         if hasattr(module, "load_mnist"):
             module.load_mnist = tiny_images
