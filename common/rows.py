@@ -49,6 +49,11 @@ class Row:
                 return plain_name + model.removeprefix(stair)
         return model
 
+    @property
+    def cell(self) -> str:
+        """What it shares with the same network without a stair: the published model's name and the start."""
+        return self.baseline + (", henaff" if self.model.endswith(", henaff") else "")
+
     def command(self, seed: int | None = None) -> list[str]:
         """The command line, without the interpreter."""
         return [f"{self.script}.py", *self.flags, *(["--seed", str(seed)] if seed is not None else [])]

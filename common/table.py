@@ -6,6 +6,8 @@
     python -m common.table sMNIST --only "expRNN none" "sRNN (exponential)" --seeds 400 --with='--epochs 5'
     python -m common.table sMNIST --seeds 400 --run --until-epoch 1     every row for one epoch, to be gone on with
     python -m common.table copytask --short --vary T 200 500 1000       a column a value of --T
+    python -m common.table copytask --grid              a line a stair, a column a cell
+    python -m common.table sMNIST --grid --at-epoch 1   the same, of the validation after an epoch
     python -m common.table --update                     write README.md, results/*.md and their pictures anew
     python -m common.table --collect FOLDER             copy the records of the runs in FOLDER to results/runs
 
@@ -135,6 +137,36 @@ def vary_table(task: str, name: str, columns: dict[str, list[Row]], short: bool 
     return markdown(lines)
 
 
+def grid_cell(task: str, row: Row, epoch: int | None) -> str:
+    """A row's results in one cell; with `epoch` its validation after that one, the accuracy first."""
+    if epoch is None:
+        return vary_cell(task, row) or "not run"
+    logged = [line for folder in row.runs.values() for line in epochs_of(folder) if line["epoch"] == epoch]
+    if not logged:
+        return states(list(row.runs.values())) if row.runs else "not run"
+    accuracy, *others = (mean_and_deviation([line[key] for line in logged], scale, form)
+                         for key, (_, scale, form) in MEASURES[task].items() if key.startswith("validation"))
+    count = f", n = {len(logged)}" if len(logged) > 1 else ""
+    return " ".join([accuracy, *(f"({other})" for other in others)]) + count
+
+
+def grid_table(task: str, rows: list[Row], epoch: int | None, short: bool = False) -> str:
+    """A line a stair, a column a cell, to see which stair does best on which. `epoch`: the validation after it.
+
+    `short` leaves out the cells of which no row was run.
+    """
+    run = {row.cell for row in rows if row.runs}
+    rows = [row for row in rows if row.cell in run or not short]
+    lines = {stair: {"stair": stair, **{row.cell: "" for row in rows}}
+             for stair in (*(row.stair for row in rows), "none, published")}
+    for row in rows:
+        lines[row.stair][row.cell] = grid_cell(task, row, epoch)
+        if row.stair == "none":
+            lines["none, published"][row.cell] = FINAL[task].get(row.baseline, "") if epoch is None else \
+                validation_at(row, epoch) if task == "sMNIST" else ""
+    return markdown([line for line in lines.values() if any(line[row.cell] for row in rows)])
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m common.table", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -148,6 +180,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--short", action="store_true", help="without commands, devices and rows that were not run")
     parser.add_argument("--only", nargs="+", metavar="TEXT",
                         help="the rows with this model and stair, as in 'expRNN none'; or all that hold the text")
+    parser.add_argument("--grid", action="store_true", help="a line a stair, a column a cell")
+    parser.add_argument("--at-epoch", type=cli.number(int, 1), metavar="K",
+                        help="with --grid, the validation of every run after this epoch, finished or not")
     parser.add_argument("--vary", nargs="+", metavar=("FLAG", "VALUE"),
                         help="a column a value of this flag of the scripts, as in --vary T 200 500")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="default: 400 to 404")
@@ -181,6 +216,8 @@ def text_of(args) -> str:
     columns = columns_of(args)
     if args.vary:
         return vary_table(args.task, args.vary[0].lstrip("-"), columns, args.short)
+    if args.grid:
+        return grid_table(args.task, columns[""], args.at_epoch, args.short)
     return table(args.task, *columns.values(), args.short)
 
 
@@ -199,6 +236,11 @@ def main(argv=None) -> None:
         parser.error(f"--vary {args.vary[0]} needs values, as in --vary T 200 500")
     if args.until_epoch and args.task == "copytask":
         parser.error("--until-epoch has no meaning here: the copying task has updates and no epochs")
+
+    if args.at_epoch and (not args.grid or args.task == "copytask"):
+        parser.error("--at-epoch needs --grid, and a task with epochs: sMNIST or language")
+    if args.grid and args.vary:
+        parser.error("--grid has a column a cell, --vary one a value; ask for one of them")
 
     rows = [row for rows in columns_of(args).values() for row in rows]
     more = [*(["--data", args.data] if args.data else []), *(["--cuda"] if args.cuda else [])]

@@ -245,6 +245,52 @@ def test_vary_asks_the_scripts_that_have_the_flag(tmp_path, capsys):
         table.main(["copytask", "--vary", "warp", "9"])
 
 
+# ── a column a cell ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_grid_has_a_line_a_stair_and_a_column_a_cell(tmp_path, capsys):
+    for stair, loss in (("none", 0.25), ("n2", 0.5), ("alpha", 0.75)):
+        model = "expRNN" if stair == "none" else "sRNN (exponential)"
+        write_run(tmp_path, row_of("copytask", model, stair), 400, result=dict(loss=loss, recall=0.5))
+    write_run(tmp_path, row_of("copytask", "sRNN, henaff", "n2"), 400, result=dict(loss=0.125, recall=0.5))
+    table.main(["copytask", "--grid", "--save", str(tmp_path)])
+    text = capsys.readouterr().out
+    assert [line.split("|")[1].strip() for line in text.splitlines()] == \
+        ["stair", "---", "none", "n", "n2", "expn", "logn", "log2n", "sqrtlogn", "alpha", "expalpha", "none, published"]
+    assert cells(text, "n2") == {"stair": "n2", "RNN": "", "RNN-Orth": "not run", "LSTM": "", "nnRNN": "not run",
+                                 "RNN-Orth, henaff": "0.1250; recall 0.500; n = 1",
+                                 "expRNN": "0.5000; recall 0.500; n = 1"}
+    assert cells(text, "none")["expRNN"].startswith("0.2500")
+    assert cells(text, "alpha")["expRNN"].startswith("0.7500")
+    assert cells(text, "none, published")["RNN-Orth, henaff"] == "0.0016"
+    table.main(["copytask", "--grid", "--short", "--save", str(tmp_path)])
+    assert list(cells(capsys.readouterr().out, "n2")) == ["stair", "RNN-Orth, henaff", "expRNN"]
+
+
+def test_grid_of_an_epoch(tmp_path, capsys):
+    """Runs that are finished and runs that are not, wherever they are by now."""
+    for task in ("sMNIST", "language"):
+        write_run(tmp_path, row_of(task, "expRNN", "none"), 400, log_of(3), dict(test_accuracy=0.9, best_epoch=3))
+        write_run(tmp_path, row_of(task, "expRNN", "none"), 401, log_of(1, accuracy=0.7))
+        write_run(tmp_path, row_of(task, "sRNN (exponential)", "n2"), 400, log_of(2))
+        write_run(tmp_path, row_of(task, "sRNN (exponential)", "expn"), 400, log_of(0))
+    asked = ["--grid", "--save", str(tmp_path), "--short", "--at-epoch"]
+    table.main(["sMNIST", *asked, "1"])
+    text = capsys.readouterr().out
+    assert cells(text, "none")["expRNN"] == "61.00 ± 14.14, n = 2"
+    assert cells(text, "n2")["expRNN"] == "51.00"
+    assert cells(text, "expn")["expRNN"] == "unfinished: epoch 0 of 100"
+    assert cells(text, "none, published")["expRNN"] == "84.01 ± 0.13 (H 722)"
+    table.main(["language", *asked, "2"])
+    text = capsys.readouterr().out
+    assert cells(text, "none")["expRNN"] == "52.00 (1.4427)"
+    assert "published" not in text
+    for wrong in (["copytask", "--grid", "--at-epoch", "1"], ["sMNIST", "--at-epoch", "1"],
+                  ["sMNIST", "--grid", "--vary", "nhid", "8"]):
+        with pytest.raises(SystemExit):
+            table.main(wrong)
+
+
 # ── starting runs ────────────────────────────────────────────────────────────────────────────────────────
 
 
