@@ -168,12 +168,20 @@ def log_rows(folder: Path) -> list[dict]:
 
 
 def epochs_of(folder: Path) -> list[dict]:
-    """The rows of the log that end an epoch: those with a validation. The copying task has no epochs."""
-    return [row for row in log_rows(folder) if row.get("validation_accuracy") is not None]
+    """The rows of the log that end an epoch: those with a validation, and with losses that are finite.
+
+    The copying task has no epochs.
+    """
+    return [row for row in log_rows(folder)
+            if row.get("validation_accuracy") is not None and not any(is_spoiled(*cell) for cell in row.items())]
 
 
 def diverged(folder: Path) -> bool:
-    """Whether an unfinished run ended in a loss that is not finite: it would again, so it is not gone on with."""
+    """Whether an unfinished run ended in a loss that is not finite: it would again, so it is not gone on with.
+
+    Where the losses were finite to the last and the weights no more, the log does not show it: such a run counts as
+    unfinished, and stops at the same place when it is resumed.
+    """
     return any(is_spoiled(name, value) for row in log_rows(folder)[-1:] for name, value in row.items())
 
 

@@ -376,9 +376,10 @@ class Run:
         saved = self.folder / "last.pt"
         where = f"the last good state is {saved}" if saved.exists() else "it came before the first checkpoint"
         lower = "--lr" if self.options.origin.get("lr_orth") == "not used" else "--lr and --lr_orth"
-        other = "" if self.options.net_type == "LSTM" or self.options.rinit == "henaff" else \
-            ", or another start, --rinit henaff"
-        return UserError(f"{what}: stopped; {where}. What usually helps: --clip 10, a lower {lower}{other}", 1)
+        helps = [*(["--clip 10"] if not self.options.clip else []), f"a lower {lower}"]
+        if self.options.net_type in ("RNN", "RNN-Orth", "expRNN") and self.options.rinit != "henaff":
+            helps.append("another start, --rinit henaff")        # nnRNN starts at W = Λ from any
+        return UserError(f"{what}: stopped; {where}. What usually helps: {' or '.join(helps)}", 1)
 
     def checkpoint(self, autosave: bool = False) -> None:
         """Save last.pt; with `autosave` only if the last one is older than `AUTOSAVE_SECONDS`."""

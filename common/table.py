@@ -50,8 +50,11 @@ def mean_and_deviation(values: list[float], scale: float, form: str) -> str:
 
 
 def at_common_epoch(folders: list[Path]) -> list[dict]:
-    """The log's row of every run at the last epoch that all of them have completed; empty before the first one."""
-    logs = [epochs_of(folder) for folder in folders]
+    """The log's row of every run at the last epoch that all of them have completed; empty before the first one.
+
+    A run that diverged completes no more and is left out.
+    """
+    logs = [epochs_of(folder) for folder in folders if not diverged(folder)]
     last = min(map(len, logs), default=0)
     return [log[last - 1] for log in logs] if last else []
 
@@ -120,9 +123,14 @@ def vary_cell(task: str, row: Row) -> str:
     parts = [mean_and_deviation([r[main] for r in done], scale, form)]
     if task == "copytask":
         parts.append(f"recall {mean_and_deviation([r['recall'] for r in done], 1, '.3f')}")
-    gone = sum(map(diverged, unfinished))
-    count = f"n = {len(done)}" + (f" of {len(row.runs)}" if unfinished else "") + (f", {gone} diverged" if gone else "")
-    return "; ".join([*parts, count])
+    return "; ".join([*parts, count_of(row, len(done))])
+
+
+def count_of(row: Row, shown: int) -> str:
+    """How many runs a number is made of, and of how many; those that diverged have none to give."""
+    gone = sum(map(diverged, split(row)[1]))
+    return f"n = {shown}" + (f" of {len(row.runs)}" if shown < len(row.runs) else "") + \
+        (f", {gone} diverged" if gone else "")
 
 
 def vary_table(task: str, name: str, columns: dict[str, list[Row]], short: bool = False) -> str:
@@ -146,17 +154,18 @@ def grid_cell(task: str, row: Row, epoch: int | None) -> str:
         return states(list(row.runs.values())) if row.runs else "not run"
     accuracy, *others = (mean_and_deviation([line[key] for line in logged], scale, form)
                          for key, (_, scale, form) in MEASURES[task].items() if key.startswith("validation"))
-    count = f", n = {len(logged)}" if len(logged) > 1 else ""
+    count = f"; {count_of(row, len(logged))}" if len(row.runs) > 1 else ""
     return " ".join([accuracy, *(f"({other})" for other in others)]) + count
 
 
 def grid_table(task: str, rows: list[Row], epoch: int | None, short: bool = False) -> str:
     """A line a stair, a column a cell, to see which stair does best on which. `epoch`: the validation after it.
 
-    `short` leaves out the cells of which no row was run.
+    `short` leaves out the cells and the stairs of which no row was run.
     """
-    run = {row.cell for row in rows if row.runs}
-    rows = [row for row in rows if row.cell in run or not short]
+    if short:
+        run = [row for row in rows if row.runs]
+        rows = [row for row in rows if row.cell in {r.cell for r in run} and row.stair in {r.stair for r in run}]
     lines = {stair: {"stair": stair, **{row.cell: "" for row in rows}}
              for stair in (*(row.stair for row in rows), "none, published")}
     for row in rows:
@@ -177,7 +186,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="print the missing commands, one a line, and stop")
     parser.add_argument("--until-epoch", type=cli.number(int, 1), metavar="K",
                         help="with --run, stop each run, saved, when its log holds this epoch")
-    parser.add_argument("--short", action="store_true", help="without commands, devices and rows that were not run")
+    parser.add_argument("--short", action="store_true", help="without commands, devices and what was not run")
     parser.add_argument("--only", nargs="+", metavar="TEXT",
                         help="the rows with this model and stair, as in 'expRNN none'; or all that hold the text")
     parser.add_argument("--grid", action="store_true", help="a line a stair, a column a cell")

@@ -235,6 +235,25 @@ def test_a_run_that_diverged_is_told_and_left(tmp_path, capsys):
     assert cells(capsys.readouterr().out, "sRNN")["T 200"].endswith("; n = 1 of 2, 1 diverged")
 
 
+@pytest.mark.parametrize("task", ["sMNIST", "language"])
+def test_a_run_that_diverged_at_the_end_of_an_epoch_has_not_completed_it(tmp_path, capsys, task):
+    row = row_of(task, "sRNN", "n2")
+    write_run(tmp_path, row, 400, log_of(1))
+    write_run(tmp_path, row, 401, log_of(0) + "1,500,2.3,0.1,nan,0.099,20\n")
+    asked = [task, "--save", str(tmp_path), "--only", "sRNN n2"]
+    table.main(asked)
+    said = cells(capsys.readouterr().out, "sRNN")
+    assert said["ours: test accuracy, % (mean ± std, n)"] == \
+        "**diverged: batch 500 of epoch 1; unfinished: epoch 1 of 100**, n = 2"
+    assert said["validation accuracy, %"] == "51.00"
+    table.main([*asked, "--grid", "--at-epoch", "1", "--short"])
+    text = capsys.readouterr().out
+    assert [line.split("|")[1].strip() for line in text.splitlines()] == ["stair", "---", "n2"]
+    shown, = [cell for name, cell in cells(text, "n2").items() if name == "RNN-Orth"]
+    assert shown.startswith("51.00")
+    assert shown.endswith("; n = 1 of 2, 1 diverged")
+
+
 def test_vary_asks_the_scripts_that_have_the_flag(tmp_path, capsys):
     columns = rows.vary("copytask", "alpha-start", ["0.5", "2"], [], None)
     assert {row.stair for found in columns.values() for row in found} == {"alpha", "expalpha"}
@@ -277,13 +296,13 @@ def test_grid_of_an_epoch(tmp_path, capsys):
     asked = ["--grid", "--save", str(tmp_path), "--short", "--at-epoch"]
     table.main(["sMNIST", *asked, "1"])
     text = capsys.readouterr().out
-    assert cells(text, "none")["expRNN"] == "61.00 ± 14.14, n = 2"
+    assert cells(text, "none")["expRNN"] == "61.00 ± 14.14; n = 2"
     assert cells(text, "n2")["expRNN"] == "51.00"
     assert cells(text, "expn")["expRNN"] == "unfinished: epoch 0 of 100"
     assert cells(text, "none, published")["expRNN"] == "84.01 ± 0.13 (H 722)"
     table.main(["language", *asked, "2"])
     text = capsys.readouterr().out
-    assert cells(text, "none")["expRNN"] == "52.00 (1.4427)"
+    assert cells(text, "none")["expRNN"] == "52.00 (1.4427); n = 1 of 2"
     assert "published" not in text
     for wrong in (["copytask", "--grid", "--at-epoch", "1"], ["sMNIST", "--at-epoch", "1"],
                   ["sMNIST", "--grid", "--vary", "nhid", "8"]):
