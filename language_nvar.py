@@ -2,8 +2,10 @@
 
     h_t = ρ_t · φ(x_t U + h_{t-1} W)                       ρ_t: a fixed schedule, --nvar
 
-    python language_nvar.py                                  sRNN (non-normal), the default
-    python language_nvar.py --net-type expRNN --nvar none    expRNN, a baseline
+    python language_nvar.py                                  sRNN (non-normal), the default: 46.00 %
+    python language_nvar.py --net-type expRNN --nvar none    expRNN, a baseline: 49.71 %
+
+Validation accuracy after the first of 100 epochs, one seed; an epoch takes about 5 minutes on one core.
 """
 
 from pathlib import Path

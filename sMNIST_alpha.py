@@ -2,8 +2,10 @@
 
     h_t = α_t · φ(x_t U + h_{t-1} W)                       α_t: learned, one number a step
 
-    python sMNIST_alpha.py --permute                                  sRNN (exponential), the default
-    python sMNIST_alpha.py --net-type RNN --permute --rinit henaff    sRNN from another start
+    python sMNIST_alpha.py --permute                                  sRNN (exponential), the default: 88.15 %
+    python sMNIST_alpha.py --net-type RNN --permute --rinit henaff    sRNN from another start: 88.20 %
+
+Validation accuracy after the first of 100 epochs, one seed; an epoch takes about 8 minutes on one core.
 """
 
 from pathlib import Path

@@ -2,8 +2,10 @@
 
     h_t = ρ_t · φ(x_t U + h_{t-1} W)                       ρ_t: a fixed schedule, --nvar
 
-    python sMNIST_nvar.py --permute                                  sRNN (exponential), the default
-    python sMNIST_nvar.py --net-type expRNN --nvar none --permute    expRNN, a baseline
+    python sMNIST_nvar.py --permute                                  sRNN (exponential), the default: 87.63 %
+    python sMNIST_nvar.py --net-type expRNN --nvar none --permute    expRNN, a baseline: 87.88 %
+
+Validation accuracy after the first of 100 epochs, one seed; an epoch takes about 8 minutes on one core.
 """
 
 from pathlib import Path
