@@ -2,8 +2,10 @@
 
     h_t = α_t · φ(x_t U + h_{t-1} W)                       α_t: learned, one number a step
 
-    python language_alpha.py                                  sRNN (non-normal), the default
-    python language_alpha.py --net-type RNN --rinit henaff    sRNN from another start
+    python language_alpha.py                                  sRNN (non-normal), the default: 46.07 %
+    python language_alpha.py --net-type RNN --rinit henaff    sRNN from another start: 37.20 %
+
+Validation accuracy after the first of 100 epochs, one seed; an epoch takes about 5 minutes on one core.
 """
 
 from pathlib import Path

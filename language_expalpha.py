@@ -2,8 +2,10 @@
 
     h_t = (1 − exp(−α_t |z_t|)) · φ(z_t)                  z_t = x_t U + h_{t-1} W; α_t ≥ 0: learned, one number a step
 
-    python language_expalpha.py                                  sRNN (non-normal), the default
-    python language_expalpha.py --net-type RNN --rinit henaff    sRNN from another start
+    python language_expalpha.py                                  sRNN (non-normal), the default: 47.72 %
+    python language_expalpha.py --net-type RNN --rinit henaff    sRNN from another start: 36.47 %
+
+Validation accuracy after the first of 100 epochs, one seed; an epoch takes about 5 minutes on one core.
 """
 
 from pathlib import Path

@@ -4,11 +4,12 @@ import re
 import shlex
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SCRIPTS, module_of
 
 from common import cli, pages, plot
-from common.rows import RUNS
+from common.rows import RUNS, SEEDS, Row, epochs_of, find_runs, result
 from common.run import read_config
+from common.table import mean_and_deviation
 
 PAGES = pages.pages(ROOT)
 
@@ -21,6 +22,22 @@ def test_a_page_shows_the_records(page, monkeypatch):
     assert pages.fill(text) == text
     assert text.count("<!-- python -m common.table ") == len(pages.TABLE.findall(text)), "a table without an end"
     assert "no run is there" not in text
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_what_a_script_says_it_reached(script, monkeypatch):
+    """The docstring's two commands: recall over the seeds, or the validation of seed 400 after its first epoch."""
+    monkeypatch.chdir(ROOT)
+    told = re.findall(rf"^    python {script}\.py(.*?)  .*: (.+)$", module_of(script).__doc__, flags=re.MULTILINE)
+    assert len(told) == 2
+    for flags, number in told:
+        row = Row(script, "", "", shlex.split(flags))
+        find_runs([row], SEEDS, RUNS)
+        if script.startswith("copytask"):
+            found = f"recall {mean_and_deviation([result(folder)['recall'] for folder in row.runs.values()], 1, '.3f')}"
+        else:
+            found = f"{100 * epochs_of(row.runs[400])[0]['validation_accuracy']:.2f} %"
+        assert number == found, flags
 
 
 def test_the_readme_shows_every_task():
