@@ -29,6 +29,7 @@ DEFAULTS = dict(
     bptt=150,             # steps a segment; published for 150 and 300
     batch=128,            # parallel streams of text
     epochs=100,
+    betas=(0.0, 0.9),     # decay rates of Adam, with --optimizer Adam
     log_interval=50,      # segments a report
     data=None,            # folder of the files; None is data/ beside this script
 )

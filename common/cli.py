@@ -101,12 +101,12 @@ MEANING = {
     "alpha_start": ("network", number(float, -LARGEST, LARGEST), "start of every α_t, the learned stair"),
     "literal": ("network", SWITCH, "1 − exp(−α_t z) as in the authors' code, unbounded for z < 0, for comparison only"),
     "nhid": ("network", COUNT, "hidden units H"),
-    "nonlin": ("network", one_of(*NONLINEARITIES), "the nonlinearity φ"),
+    "nonlin": ("network", one_of(*NONLINEARITIES, aliases={"None": "none"}), "the nonlinearity φ"),
     "rinit": ("network", one_of(*RECURRENT_STARTS), "start of the recurrent matrix"),
     "iinit": ("network", one_of(*INPUT_STARTS), "start of the input matrix U"),
     "emsize": ("network", COUNT, "size of a symbol's embedding"),
     "tied": ("network", SWITCH, "the decoder shares the embedding's weights (needs emsize = nhid)"),
-    "optimizer": ("optimizer", one_of(*METHODS), "for everything but the rotation, which RMSprop steps"),
+    "optimizer": ("optimizer", one_of(*METHODS), "the rule that steps every parameter; the rotation takes --lr_orth"),
     "lr": ("optimizer", RATE, "learning rate"),
     "lr_orth": ("optimizer", RATE, "learning rate of the rotation's logarithm (expRNN, nnRNN)"),
     "alpha": ("optimizer", SMOOTHING, "smoothing of RMSprop"),
@@ -283,7 +283,7 @@ def check(options: Options, typed: dict) -> None:
         "nonlin": (net == "LSTM", "LSTM has its own gates"),
         "engine": (net == "LSTM", "LSTM has its own time loop"),
         "betas": (not adam, "RMSprop has no betas; add --optimizer Adam"),
-        "alpha": (adam and not rotates, "Adam has no smoothing; use --betas"),
+        "alpha": (adam, "Adam has no smoothing; use --betas"),
     }
     for dest, (nothing, why) in means_nothing.items():
         if nothing and dest in typed:

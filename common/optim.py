@@ -1,7 +1,7 @@
 """OrthogonalRMSprop: one optimizer for free weights and for the logarithms of rotations.
 
 A rotation W = exp(A − Aᵀ) is learned through A. Autograd pulls ∂L/∂W back to A through the adjoint of the
-exponential's derivative (`common.orthogonal`), A takes an RMSprop step with its own rate `lr_orth`, and the
+exponential's derivative (`common.orthogonal`), A takes a step with its own rate `lr_orth`, and the
 next `kernel()` forms W anew: W never leaves the rotations. What is left for the optimizer is to step groups
 of parameters, each by its own rule (arXiv 1901.08428, section 4; arXiv 1905.12080, section 4):
 
@@ -79,7 +79,7 @@ def parameter_groups(model, lr: float, lr_orth: float, method: str = "RMSprop", 
     """The groups of a task's model, told apart by what its network says of its parameters.
 
     free         everything else, `method` with `lr`
-    rotation     the logarithms A, always RMSprop, with `lr_orth`
+    rotation     the logarithms A, `method` with `lr_orth`
     triangular   nnRNN's T, `method` with `lr` and the weight decay `Tdecay`
     bounded      numbers of a stair that has a minimum
     """
@@ -93,7 +93,7 @@ def parameter_groups(model, lr: float, lr_orth: float, method: str = "RMSprop", 
     common = dict(method=method, lr=lr, alpha=alpha, betas=betas)
     groups = [
         dict(common, params=free),
-        dict(common, params=rotation, method="RMSprop", lr=lr_orth),
+        dict(common, params=rotation, lr=lr_orth),
         dict(common, params=triangular, weight_decay=Tdecay),
         dict(common, params=bounded, minimum=stair.minimum if stair else None),
     ]
