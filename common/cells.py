@@ -35,13 +35,7 @@ def glorot_normal(rows: int, columns: int) -> torch.Tensor:
 
 
 class ReadOut(nn.Linear):
-    """A linear read-out, weight (C, H) Glorot normal, bias 0. Its logits lie in memory class by class, (C, N)."""
-
-    def __init__(self, hidden_size: int, classes: int):
-        super().__init__(hidden_size, classes)
-        with torch.no_grad():
-            self.weight.copy_(glorot_normal(classes, hidden_size))
-            self.bias.zero_()
+    """torch.nn.Linear with its own start, U(±1/√H) for weight (C, H) and bias. Logits lie class by class, (C, N)."""
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         """h (..., H) → logits (..., C)."""

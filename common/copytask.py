@@ -14,6 +14,7 @@ from common.data import CopyingTask
 from common.optim import update
 from common.run import Progress, Run
 
+REVISION = 2  # raised whenever the same options come to compute something else; CHANGES.md says what
 LAST = 50  # updates over which the result is averaged
 
 
@@ -24,6 +25,7 @@ class CopyModel(nn.Module):
         super().__init__()
         self.network, self.onehot = network, onehot
         self.readout = ReadOut(network.hidden_size, classes)
+        nn.init.xavier_normal_(self.readout.weight)            # as in all public repositories; the bias is U(±1/√H)
 
     def forward(self, symbols: torch.Tensor) -> torch.Tensor:
         """symbols (T, B) int64 → logits (T, B, C)."""
@@ -37,7 +39,7 @@ def train(model: CopyModel, optimizer, task: CopyingTask, run: Run, *, updates: 
     """Train for `updates` fresh batches and → the result: mean loss and recall over the last 50."""
     device, c = run.device, task.c_length
     window = max(LAST, min(log_interval, updates))
-    progress = run.track(Progress(update=0, best=math.inf, recent=torch.zeros(window, 2)),
+    progress = run.track(REVISION, Progress(update=0, best=math.inf, recent=torch.zeros(window, 2)),
                          model=model, optimizer=optimizer, task=task)
     if (result := run.finished()) is not None:
         return result

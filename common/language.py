@@ -18,6 +18,7 @@ from common.optim import update
 from common.run import Progress, Run
 
 EVALUATION_STREAMS = 10
+REVISION = 1  # raised whenever the same options come to compute something else; CHANGES.md says what
 
 
 class CharacterModel(nn.Module):
@@ -83,9 +84,9 @@ def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epo
     valid_set = parallel_streams(corpus.valid, EVALUATION_STREAMS, "valid").to(run.device)
     test_set = parallel_streams(corpus.test, EVALUATION_STREAMS, "test").to(run.device)
     batches = segments(train_set, bptt)
-    progress = run.track(Progress(epoch=0, batch=0, state=model.network.start(batch), sums=torch.zeros(3),
-                                  best_epoch=0, best_loss=math.inf, best_accuracy=0.0),
-                         model=model, optimizer=optimizer)
+    start = Progress(epoch=0, batch=0, state=model.network.start(batch), sums=torch.zeros(3),
+                     best_epoch=0, best_loss=math.inf, best_accuracy=0.0)
+    progress = run.track(REVISION, start, model=model, optimizer=optimizer)
     if (result := run.finished()) is not None:
         return result
     progress.sums = progress.sums.to(run.device)               # loss, hits and symbols since the last report

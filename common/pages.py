@@ -19,7 +19,7 @@ from common.run import read_config, write_atomically
 TABLE = re.compile(r"(<!-- python -m common\.table (.+?) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 PICTURE = re.compile(r"<!-- python -m common\.plot (.+?) -->")
 ABSOLUTE = re.compile(r'(?<=["=])(?:[A-Za-z]:)?[/\\][^"]*[/\\]')  # of a path in JSON, all but its last part
-RECORDS = ("log.csv", "result.json", "config.json")  # config.json last: a folder without it is not a run
+RECORDS = ("log.csv", "stair.csv", "result.json", "config.json")  # config.json last: a folder without it is not a run
 
 
 def pages(root: Path) -> list[Path]:
@@ -86,7 +86,7 @@ def place_for(folder: Path, config: dict, target: Path) -> Path:
 
 
 def collect(source: Path, target: Path) -> None:
-    """Copy config.json, log.csv and result.json of the runs below `source`, but for those still at work."""
+    """Copy the records (not the checkpoints) of the runs below `source`, but for those still at work."""
     counts = {"new": 0, "newer": 0, "the same": 0, "still running, left out": 0}
     for path in sorted(source.glob("*/*/config.json")):
         folder = path.parent

@@ -12,7 +12,7 @@ from common.rows import Row
 
 FINAL = {
     "copytask": {"RNN": "0.0945", "RNN-Orth": "0.0016", "expRNN": "0.0003 (H 176)", "nnRNN": "0.0018",
-                 "LSTM": "0.0945 (H 63)"},
+                 "LSTM": "0.0945 (H 63)", "expRNN, H 176": "0.0003", "LSTM, H 63": "0.0945"},
     "sMNIST": {"RNN": "82.5", "RNN-Orth": "95.3", "expRNN": "96.1", "nnRNN": "94.9", "LSTM": "90.9"},
     "language": {"RNN": "40.01 (2.89)", "RNN-Orth": "66.29 (1.62)", "expRNN": "67.51", "nnRNN": "68.78 (1.47)",
                  "RNN 300": "39.97 (2.90)", "RNN-Orth 300": "65.53 (1.66)", "expRNN 300": "66.89",

@@ -2,8 +2,8 @@
 
 A task's rows are those of its scripts' PAPER: baselines with --nvar none, sRNN rows with every schedule, with a
 learned and with an exponential stair; rows of a free matrix that starts orthogonal twice, as published and from
-henaff. A run belongs to a row when its config.json holds the values that the row's command resolves to, wherever
-its folder lies and whatever it is called.
+henaff; rows whose published curve has another number of hidden units twice. A run belongs to a row when its
+config.json holds the values that the row's command resolves to, wherever its folder lies and whatever it is called.
 """
 
 import csv
@@ -14,7 +14,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common import cli
+from common import cli, copytask, language, smnist
 from common.run import is_spoiled, plain, read_config
 from common.stair import SCHEDULES
 
@@ -22,6 +22,8 @@ TASKS = ("copytask", "sMNIST", "language")
 STAIRS = ("nvar", "alpha", "expalpha")
 SEEDS = (400, 401, 402, 403, 404)
 RUNS = Path("results/runs")
+REVISIONS = {"copytask": copytask.REVISION, "sMNIST": smnist.REVISION, "language": language.REVISION}
+PUBLISHED_SIZES = {"copytask": {"expRNN": 176, "LSTM": 63}}  # H of published curves where the table has another H
 NOT_SCIENCE = ("save", "name", "resume", "threads", "cuda", "tf32", "engine", "data", "log_interval", "save_freq")
 
 
@@ -67,12 +69,14 @@ class Row:
         """What the command resolves to, as a run's config.json holds it."""
         module = importlib.import_module(self.script)
         resolved = cli.parse(self.command(seed)[1:], self.script, module.__doc__, module.DEFAULTS, module.PAPER)
-        return science({name: plain(getattr(resolved, name)) for name in resolved.origin})
+        return science({name: {"value": plain(getattr(resolved, name)), "origin": origin}
+                        for name, origin in resolved.origin.items()})
 
 
 def science(options: dict) -> dict:
-    """The options that decide what is computed."""
-    return {name: value for name, value in options.items() if name not in NOT_SCIENCE}
+    """The values that decide what is computed, of options as config.json holds them."""
+    return {name: entry["value"] for name, entry in options.items()
+            if name not in NOT_SCIENCE and entry["origin"] != "not used"}
 
 
 def rows_of(task: str, extra: list[str]) -> list[Row]:
@@ -94,6 +98,8 @@ def rows_of(task: str, extra: list[str]) -> list[Row]:
                 rows.append(Row(script, name, stair, [*flags, *extra]))
                 if row["rinit"] == "random":
                     rows.append(Row(script, f"{name}, henaff", stair, [*flags, "--rinit", "henaff", *extra]))
+                if hidden := PUBLISHED_SIZES.get(task, {}).get(model):
+                    rows.append(Row(script, f"{name}, H {hidden}", stair, [*flags, "--nhid", str(hidden), *extra]))
     return rows
 
 
@@ -124,17 +130,19 @@ def vary(task: str, flag: str, values: list[str], extra: list[str], only: list[s
 
 
 def find_runs(rows: list[Row], seeds, folder: Path) -> None:
-    """Give every row the folders of its runs below `folder`; of several with the same values, a finished one."""
+    """Give every row the folders of its runs below `folder`; of several with the same values, a finished one.
+
+    A run whose task has another REVISION by now computed something else. A record without the number is of the first.
+    """
     found = {}
     for config_path in sorted(Path(folder).glob("*/*/config.json")):
         config = read_config(config_path.parent)
-        options = science({name: entry["value"] for name, entry in config["options"].items()})
-        key = (config["script"], json.dumps(options, sort_keys=True))
+        key = (config["script"], config.get("revision", 1), json.dumps(science(config["options"]), sort_keys=True))
         if key not in found or (config_path.parent / "result.json").exists():
             found[key] = config_path.parent
     for row in rows:
         for seed in seeds:
-            key = (row.script, json.dumps(row.options(seed), sort_keys=True))
+            key = (row.script, REVISIONS[row.script.split("_")[0]], json.dumps(row.options(seed), sort_keys=True))
             if key in found:
                 row.runs[seed] = found[key]
 

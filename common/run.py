@@ -5,6 +5,7 @@
       log.csv       a row per report
       last.pt       everything that `--resume` needs;  best.pt  the weights of the best validation
       curves.png    drawn from log.csv
+      stair.csv     the numbers α_t of a learned stair, of the weights that the result is about
       result.json   written last: its presence means finished
 
 Every file but the log is written under a temporary name, flushed to the disk and renamed, so it is whole or
@@ -268,21 +269,22 @@ class Run:
 
     # ── what is saved ──
 
-    def track(self, progress: Progress, **parts) -> Progress:
+    def track(self, revision: int, progress: Progress, **parts) -> Progress:
         """Name what a checkpoint holds (objects with a state_dict), and take hold of the folder. → `progress`.
 
         A new run's folder is made only here, when its data and its model are there; a resumed run is restored.
+        `revision` numbers what the task's options compute.
         """
         self.parts = {"progress": progress, **parts}
         if self.resumed:
             self._lock()
             self._clear()
-            self._restore()
+            self._restore(revision)
             self._say_what_changed()
         else:
             self.folder = self._new_folder()
             self._lock()
-            write_json(self.folder / "config.json", self._config())
+            write_json(self.folder / "config.json", {**self._config(), "revision": revision})
         self.say(f"{'going on with' if self.resumed else 'writing to'} {self.folder}")
         return progress
 
@@ -301,9 +303,12 @@ class Run:
         if changed:
             self.say(f"not as it was started: {', '.join(changed)}; the last digits may differ")
 
-    def _restore(self) -> None:
+    def _restore(self, revision: int) -> None:
         last = self.folder / "last.pt"
         if not last.exists():  # killed before the first checkpoint: from the beginning, as the first time
+            if read_config(self.folder).get("revision", 1) != revision:
+                raise UserError(f"{self.folder} has no checkpoint, and the same options compute something else since "
+                                "it was started (CHANGES.md); start a new run")
             self._cut_log(0)
             return
         state = load_tensors(last, self.device)
@@ -431,9 +436,17 @@ class Run:
             draw_run(self.folder)
         except OSError as error:
             raise self._unwritable(self.folder / "curves.png", error) from None
+        self._write_stair()
         write_json(self.folder / "result.json", result)
         self.say(f"result in {self.folder / 'result.json'}, curves in {self.folder / 'curves.png'}")
         return result
+
+    def _write_stair(self) -> None:
+        """What a learned stair has become: t and α_t."""
+        numbers = getattr(getattr(self.parts["model"].network, "stair", None), "numbers", None)
+        if isinstance(numbers, torch.nn.Parameter):
+            lines = ["t,alpha", *(f"{t},{value:.7g}" for t, value in enumerate(numbers.flatten().tolist()))]
+            write_atomically(self.folder / "stair.csv", ("\n".join(lines) + "\n").encode())
 
     def finished(self) -> dict | None:
         """The result, if this run has already come to its end: there is nothing left to do then."""

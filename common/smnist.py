@@ -14,6 +14,7 @@ from common.data import PixelSequences
 from common.optim import update
 from common.run import Progress, Run
 
+REVISION = 2  # raised whenever the same options come to compute something else; CHANGES.md says what
 CLASSES = 10
 
 
@@ -50,7 +51,7 @@ def train(model: PixelModel, optimizer, train_set: PixelSequences, valid_set: Pi
     """Train for `epochs` and → the result: the test score of the epoch with the best validation accuracy."""
     train_set, valid_set, test_set = (images.to(run.device) for images in (train_set, valid_set, test_set))
     batches = -(-len(train_set) // batch)
-    progress = run.track(Progress(epoch=0, batch=0, sums=torch.zeros(3), best_epoch=0, best_accuracy=-1.0),
+    progress = run.track(REVISION, Progress(epoch=0, batch=0, sums=torch.zeros(3), best_epoch=0, best_accuracy=-1.0),
                          model=model, optimizer=optimizer)
     if (result := run.finished()) is not None:
         return result
