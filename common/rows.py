@@ -99,7 +99,7 @@ def rows_of(task: str, extra: list[str]) -> list[Row]:
                 if row["rinit"] == "random":
                     rows.append(Row(script, f"{name}, henaff", stair, [*flags, "--rinit", "henaff", *extra]))
                 if hidden := PUBLISHED_SIZES.get(task, {}).get(model):
-                    rows.append(Row(script, f"{name}, H {hidden}", stair, [*flags, "--nhid", str(hidden), *extra]))
+                    rows.append(Row(script, f"{name}, H {hidden}", stair, [*flags, *extra, "--nhid", str(hidden)]))
     return rows
 
 

@@ -30,6 +30,7 @@ from common.copytask import CopyModel
 from common.data import CopyingTask
 from common.language import CharacterModel
 from common.optim import OrthogonalRMSprop, parameter_groups, update
+from common.smnist import PixelModel
 from common.stair import FixedStair, LearnedStair, Nonlinearity
 
 STARTS = ("skew", "henaff", "cayley", "random")
@@ -274,10 +275,29 @@ def test_mean_cross_entropy_equals_torch():
 
 def test_read_out_start():
     torch.manual_seed(0)
-    linear = ReadOut(400, 9)
-    assert linear.weight.shape == (9, 400)
-    assert linear.weight.var().item() == pytest.approx(2 / 409, rel=0.1)
-    assert not linear.bias.any()
+    linear, bound = ReadOut(400, 900), 400**-0.5
+    assert linear.weight.shape == (900, 400)
+    for start in (linear.weight, linear.bias):                    # torch.nn.Linear's own: U(±1/√H)
+        assert bound * 0.98 < start.abs().max().item() <= bound
+        assert start.var().item() == pytest.approx(bound**2 / 3, rel=0.15)
+
+
+def test_read_out_start_of_the_copying_task():
+    torch.manual_seed(0)
+    readout = CopyModel(LSTM(9, 400), 9).readout
+    assert readout.weight.var().item() == pytest.approx(2 / 409, rel=0.1)     # Glorot normal
+    assert readout.weight.abs().max() > 400**-0.5                             # which is not uniform
+    assert readout.bias.any()
+    assert readout.bias.abs().max().item() <= 400**-0.5
+
+
+def test_read_out_start_of_the_pixels():
+    torch.manual_seed(0)
+    readout = PixelModel(LSTM(1, 400)).readout
+    for start in (readout.weight, readout.bias):
+        assert start.any()
+        assert start.abs().max().item() <= 400**-0.5
+    assert readout.weight.var().item() == pytest.approx(1 / 1200, rel=0.1)
 
 
 # ── orthogonality ────────────────────────────────────────────────────────────────────────────────────────

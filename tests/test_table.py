@@ -11,7 +11,7 @@ from conftest import ROOT, module_of, tiny
 
 from common import cli, launch, pages, published, rows, table
 
-ROWS = {"copytask": 5 + 1 + (6 + 1 + 1) * 3 + 8, "sMNIST": 5 + 1 + (6 + 1 + 1) * 3 + 8}
+ROWS = {"copytask": 5 + 1 + 2 + (6 + 1 + 1) * 3 + 8, "sMNIST": 5 + 1 + (6 + 1 + 1) * 3 + 8}
 
 
 def row_of(task, model, stair, extra=()):
@@ -24,7 +24,8 @@ def write_run(folder, row, seed, log="", result=None):
     place.mkdir(parents=True)
     options = {name: {"value": value, "origin": "typed"} for name, value in row.options(seed).items()}
     (place / "config.json").write_text(json.dumps({"script": row.script, "row": row.model, "argv": [],
-                                                   "options": options}))
+                                                   "options": options,
+                                                   "revision": rows.REVISIONS[row.script.split("_")[0]]}))
     if log:
         (place / "log.csv").write_text(log)
     if result is not None:
@@ -92,6 +93,38 @@ def test_a_run_is_found_by_its_options(tmp_path, monkeypatch, capsys):
     listed, = capsys.readouterr().out.splitlines()
     assert listed.startswith("python copytask_nvar.py --net-type expRNN --nvar none")
     assert "--seed 402" in listed
+
+
+def found_after(folder, row, **change):
+    """Whether the record in `folder` still belongs to `row` after a change of its config.json."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    for key, value in change.items():
+        if key == "revision":
+            config.pop(key)
+            config.update({key: value} if value else {})
+        else:
+            config["options"][key] = {**config["options"].get(key, {}), **value}
+    path.write_text(json.dumps(config))
+    row.runs = {}
+    rows.find_runs([row], (400,), folder.parents[1])
+    return bool(row.runs)
+
+
+@pytest.mark.parametrize(("task", "number"), rows.REVISIONS.items())
+def test_a_table_takes_records_of_one_number(tmp_path, task, number):
+    row = row_of(task, "expRNN", "none")
+    folder = write_run(tmp_path, row, 400)
+    assert found_after(folder, row, revision=number)
+    assert not found_after(folder, row, revision=number + 1)
+    assert found_after(folder, row, revision=None) == (number == 1)           # without one: the first
+
+
+def test_an_option_that_a_run_does_not_use_decides_no_row(tmp_path):
+    row = row_of("language", "expRNN", "none")
+    folder = write_run(tmp_path, row, 400)
+    assert found_after(folder, row, betas={"value": [0.9, 0.999], "origin": "not used"})
+    assert not found_after(folder, row, betas={"value": [0.9, 0.999], "origin": "typed"})
 
 
 def test_an_unfinished_run_is_resumed(tmp_path):
@@ -277,6 +310,7 @@ def test_grid_has_a_line_a_stair_and_a_column_a_cell(tmp_path, capsys):
     assert [line.split("|")[1].strip() for line in text.splitlines()] == \
         ["stair", "---", "none", "n", "n2", "expn", "logn", "log2n", "sqrtlogn", "alpha", "expalpha", "none, published"]
     assert cells(text, "n2") == {"stair": "n2", "RNN": "", "RNN-Orth": "not run", "LSTM": "", "nnRNN": "not run",
+                                     "expRNN, H 176": "", "LSTM, H 63": "",
                                  "RNN-Orth, henaff": "0.1250; recall 0.500; n = 1",
                                  "expRNN": "0.5000; recall 0.500; n = 1"}
     assert cells(text, "none")["expRNN"].startswith("0.2500")
