@@ -10,10 +10,12 @@ Mean ± deviation of five seeds over the last 50 updates; a run takes 10 to 20 s
 
 from pathlib import Path
 
-from common import cells, cli, copytask
+from common import cells, copytask
 from common.data import CopyingTask
+from common.errors import start
 from common.optim import OrthogonalRMSprop, parameter_groups
-from common.run import Run
+from common.runs import flags
+from common.runs.run import Run
 from common.stair import ExponentialStair
 
 SCRIPT = Path(__file__).stem
@@ -45,7 +47,7 @@ PAPER = {
 
 
 def main(argv=None):
-    args = cli.parse(argv, SCRIPT, __doc__, DEFAULTS, PAPER)
+    args = flags.parse(argv, SCRIPT, __doc__, DEFAULTS, PAPER)
     with Run(args, label=f"{args.net_type}") as run:
         task = CopyingTask(args.T, args.labels, args.c_length, args.vari, seed=args.random_seed)
         stair = ExponentialStair(task.steps, args.alpha_start, args.literal)                # 1 − exp(−α_t |z|)
@@ -59,4 +61,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    cli.start(main)
+    start(main)

@@ -10,10 +10,12 @@ Validation accuracy after the first of 100 epochs, one seed; an epoch takes abou
 
 from pathlib import Path
 
-from common import cells, cli, language
+from common import cells, language
 from common.data import load_penn_characters
+from common.errors import start
 from common.optim import OrthogonalRMSprop, parameter_groups
-from common.run import Run
+from common.runs import flags
+from common.runs.run import Run
 from common.stair import LearnedStair
 
 SCRIPT = Path(__file__).stem
@@ -46,7 +48,7 @@ PAPER = {
 
 
 def main(argv=None):
-    args = cli.parse(argv, SCRIPT, __doc__, DEFAULTS, PAPER)
+    args = flags.parse(argv, SCRIPT, __doc__, DEFAULTS, PAPER)
     with Run(args, label=f"{args.net_type}-bptt{args.bptt}") as run:
         corpus = load_penn_characters(args.data)
         stair = LearnedStair(args.bptt, args.alpha_start)                                   # α_t
@@ -60,4 +62,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    cli.start(main)
+    start(main)

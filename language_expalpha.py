@@ -10,10 +10,12 @@ Validation accuracy after the first of 100 epochs, one seed; an epoch takes abou
 
 from pathlib import Path
 
-from common import cells, cli, language
+from common import cells, language
 from common.data import load_penn_characters
+from common.errors import start
 from common.optim import OrthogonalRMSprop, parameter_groups
-from common.run import Run
+from common.runs import flags
+from common.runs.run import Run
 from common.stair import ExponentialStair
 
 SCRIPT = Path(__file__).stem
@@ -47,7 +49,7 @@ PAPER = {
 
 
 def main(argv=None):
-    args = cli.parse(argv, SCRIPT, __doc__, DEFAULTS, PAPER)
+    args = flags.parse(argv, SCRIPT, __doc__, DEFAULTS, PAPER)
     with Run(args, label=f"{args.net_type}-bptt{args.bptt}") as run:
         corpus = load_penn_characters(args.data)
         stair = ExponentialStair(args.bptt, args.alpha_start, args.literal)                 # 1 − exp(−α_t |z|)
@@ -61,4 +63,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    cli.start(main)
+    start(main)

@@ -25,12 +25,13 @@ from torch import nn
 
 from benchmarks import authors_way
 from common import cells, copytask, language, smnist
-from common.cli import UserError, number, one_of, start
 from common.data import CopyingTask
-from common.machine import device_name, keep_freed_memory, prepare_machine
+from common.errors import UserError, start
 from common.optim import OrthogonalRMSprop, parameter_groups, update
 from common.orthogonal import skew_exponential, skew_start
 from common.recurrence import ENGINES, stair_recurrence, why_not
+from common.runs.flags import number, one_of
+from common.runs.machine import device_name, keep_freed_memory, prepare_machine
 from common.stair import FixedStair, Nonlinearity
 
 SHAPES = {  # T, B, H, I, C, a read-out at every step

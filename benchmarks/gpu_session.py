@@ -41,10 +41,11 @@ from benchmarks.__main__ import (
     shown,
     take_turns,
 )
-from common import table
-from common.cli import UserError, folder, number, start
-from common.machine import device_name, git_commit, keep_freed_memory, prepare_machine, versions
-from common.recurrence import persistent, why_not
+from common.errors import UserError, start
+from common.recurrence import triton_engine, why_not
+from common.runs.flags import folder, number
+from common.runs.machine import device_name, git_commit, keep_freed_memory, prepare_machine, versions
+from evidence import table
 
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = ("RNN", "expRNN", "nnRNN")
@@ -117,7 +118,8 @@ def tests(seconds: float) -> tuple[bool, str]:
     Several at a time: most of their time is compiling.
     """
     several = ["-n", "4"] if importlib.util.find_spec("xdist") and (os.cpu_count() or 1) >= 4 else []
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/test_gpu.py", "-rfE", "--tb=short", *several]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/engines/test_gpu.py", "-rfE", "--tb=short",
+               *several]
     began = time.monotonic()
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False)
@@ -187,7 +189,7 @@ def verdict(sentence: str, reached: bool) -> str:
 def blocks(task: str, rounds: int, device, until: float) -> str:
     """Recurrence forward and backward of the triton engine, cut in other ways, as many as there is time for."""
     steps, batch, hidden, _, _, every_step = SHAPES[task]
-    programs, shared = persistent._capacity(device)
+    programs, shared = triton_engine._capacity(device)
     given = [0.1 * torch.randn(steps, batch, hidden, device=device),
              torch.nn.init.orthogonal_(torch.empty(hidden, hidden, device=device)),
              torch.zeros(batch, hidden, device=device), torch.ones(steps, device=device),
@@ -198,9 +200,9 @@ def blocks(task: str, rounds: int, device, until: float) -> str:
     lines = [f"### {task}: how the recurrence is cut\n", "| precision | rows | columns | warps | programs | "
              "forward + backward, ms |", "|---|---|---|---|---|---|"]
     for precision in ("ieee", "tf32"):
-        chosen = persistent.make_plan(batch, hidden, torch.float32, precision, programs, shared)
-        plans = [persistent._cut(batch, hidden, torch.float32, precision, room, shared, columns)
-                 for columns in persistent.WIDTHS for room in (programs, programs // 2, programs // 4)]
+        chosen = triton_engine.make_plan(batch, hidden, torch.float32, precision, programs, shared)
+        plans = [triton_engine._cut(batch, hidden, torch.float32, precision, room, shared, columns)
+                 for columns in triton_engine.WIDTHS for room in (programs, programs // 2, programs // 4)]
         for plan in dict.fromkeys([chosen, *plans]):
             if plan.shared > shared or not plan.resident or plan.parts * plan.columns >= 2 * hidden:
                 continue
@@ -208,7 +210,7 @@ def blocks(task: str, rounds: int, device, until: float) -> str:
                 return "\n".join([*lines, "\nThe time is over; there are more ways."]) + "\n"
 
             def both(plan=plan):
-                h = persistent._Sequence.apply(*given, "scale", "modrelu", not every_step, plan)
+                h = triton_engine._Sequence.apply(*given, "scale", "modrelu", not every_step, plan)
                 torch.autograd.grad(h, given, grad)
 
             try:

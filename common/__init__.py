@@ -13,8 +13,8 @@
     rows.py          the rows of the published tables, and the runs that belong to them
     published.py     what others measured
     launch.py        runs what a table is missing
-    table.py         the published tables beside ours: python -m common.table
-    plot.py          pictures: learning curves, the shapes of the stairs: python -m common.plot
+    table.py         the published tables beside ours: python -m evidence
+    plot.py          pictures: learning curves, the shapes of the stairs: python -m evidence.pictures
     pages.py         the pages that show them, made anew from the records
 
 Letters in comments and shapes: B batch, T time steps, I input size, H hidden units, C classes.

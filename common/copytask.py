@@ -12,7 +12,7 @@ from torch import nn
 from common.cells import ReadOut, mean_cross_entropy
 from common.data import CopyingTask
 from common.optim import update
-from common.run import Progress, Run
+from common.runs.run import Progress, Run
 
 REVISION = 2  # raised whenever the same options come to compute something else; CHANGES.md says what
 LAST = 50  # updates over which the result is averaged

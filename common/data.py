@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.cli import UserError
+from common.errors import UserError
 
 DATA_FOLDER = Path(__file__).resolve().parent.parent / "data"
 

@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from common.cells import class_by_class, mean_cross_entropy
-from common.cli import UserError
 from common.data import Characters
+from common.errors import UserError
 from common.optim import update
-from common.run import Progress, Run
+from common.runs.run import Progress, Run
 
 EVALUATION_STREAMS = 10
 REVISION = 1  # raised whenever the same options come to compute something else; CHANGES.md says what

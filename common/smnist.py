@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from common.cells import ReadOut
 from common.data import PixelSequences
 from common.optim import update
-from common.run import Progress, Run
+from common.runs.run import Progress, Run
 
 REVISION = 2  # raised whenever the same options come to compute something else; CHANGES.md says what
 CLASSES = 10

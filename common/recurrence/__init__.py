@@ -10,18 +10,18 @@
 
 import torch
 
-from common.recurrence import native, persistent
-from common.recurrence.reference import reference_recurrence
-from common.recurrence.sequence import sequence_recurrence
+from common.recurrence import native_engine, triton_engine
+from common.recurrence.reference_engine import reference_recurrence
+from common.recurrence.torch_engine import sequence_recurrence
 
-ENGINES = {"reference": reference_recurrence, "torch": sequence_recurrence, "native": native.native_recurrence,
-           "triton": persistent.triton_recurrence}
+ENGINES = {"reference": reference_recurrence, "torch": sequence_recurrence, "native": native_engine.native_recurrence,
+           "triton": triton_engine.triton_recurrence}
 
 
 def why_not(engine: str, device) -> str | None:
     """Why `engine` cannot run on `device`, in a sentence; None if it can."""
     if engine == "triton":
-        return persistent.why_not(device)
+        return triton_engine.why_not(device)
     if engine == "native" and device.type != "cpu":
         return "the native engine runs on the CPU; leave out --cuda, or use --engine auto"
     return None
@@ -48,7 +48,7 @@ def stair_recurrence(x, kernel, h0, stair, nonlinearity, engine="auto", last_onl
         raise ValueError(f"x {tuple(x.shape)} needs a kernel {(hidden, hidden)} and h0 {(batch, hidden)}; "
                          f"got {tuple(kernel.shape)} and {tuple(h0.shape)}")
     if engine == "auto":
-        engine = "native" if native.serves(x) else "torch"
+        engine = "native" if native_engine.serves(x) else "torch"
     if engine not in ENGINES:
         raise ValueError(f"there is no engine '{engine}'; choose auto, {', '.join(ENGINES)}")
     numbers = stair(steps).to(x.dtype)

@@ -1,0 +1,48 @@
+"""How a script ends: a person's mistake is a `UserError`, one sentence; `start` prints it, never a traceback."""
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+
+class UserError(Exception):
+    """A mistake of the person at the keyboard: one sentence with the value and the way out."""
+
+    def __init__(self, sentence: str, status: int = 2):
+        super().__init__(sentence)
+        self.status = status
+
+
+def start(main) -> None:
+    """Run a script's `main`: a UserError is printed as one sentence, and its status is the exit status."""
+    for stream in (sys.stdout, sys.stderr):  # an output that knows no Greek shows their numbers instead
+        with contextlib.suppress(AttributeError, OSError):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        main()
+    except UserError as error:
+        sentence, status = str(error), error.status
+    except KeyboardInterrupt:
+        sentence, status = "stopped", 130
+    except BrokenPipeError:  # whoever read the output, `head` perhaps, has gone: there is nobody left to tell
+        close_output()
+        sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error).lower():
+            raise
+        sentence, status = "this does not fit into memory; choose a smaller --nhid, --batch or sequence length", 1
+    else:
+        return
+    sentence = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence)  # one line, whatever was typed
+    with contextlib.suppress(OSError):  # a terminal that was closed
+        print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
+    sys.exit(status)
+
+
+def close_output() -> None:
+    """Send what is still to be printed nowhere, so that Python does not fail on it once more when it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

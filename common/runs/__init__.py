@@ -1,0 +1,1 @@
+"""What carries a run: flags, files, folder, pictures, machine. Changing the science never needs it."""

@@ -1,0 +1,110 @@
+"""The learning curve of a run, drawn from its log."""
+
+import io
+import math
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from common.data import CopyingTask
+from common.errors import UserError
+from common.runs.records import log_rows, read_config, write_atomically
+
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 2)))
+# What a task's curve shows: columns of log.csv, and the axes' names.
+CURVES = {
+    "copytask": ("update", "loss_median", "update", "training cross entropy (median of a report)"),
+    "sMNIST": ("epoch", "validation_accuracy", "epoch", "validation accuracy"),
+    "language": ("epoch", "validation_accuracy", "epoch", "validation accuracy"),
+}
+MARKERS = "osD^vPX*"
+BLOWN_UP = 30.0  # a loss above it leaves the picture: what is worth seeing lies below, the memoryless line with it
+
+
+def figure(width: float = 7.0, height: float = 4.2):
+    """A figure and its axes, drawn without a screen."""
+    picture = Figure(figsize=(width, height), layout="constrained", dpi=100)
+    FigureCanvasAgg(picture)
+    axes = picture.add_subplot()
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    return picture, axes
+
+
+def line(number: int, label: str | None) -> dict:
+    """The look of line `number`."""
+    return dict(linestyle=DASHES[number % len(DASHES)], color=f"C{number % 10}", label=label, linewidth=1.6)
+
+
+def read_log(folder: Path) -> dict[str, list]:
+    """log.csv of a run → {column: numbers}, None where a row leaves a column out."""
+    read_config(folder)  # or a sentence: this is no run
+    rows = log_rows(folder)
+    return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+
+
+def points(x: list, y: list) -> tuple[list, list]:
+    """The pairs in which both are there, and finite: a run that diverged ends in one that is not."""
+    both = [(a, b) for a, b in zip(x, y, strict=True) if None not in (a, b) and math.isfinite(b)]
+    return [a for a, _ in both], [b for _, b in both]
+
+
+def task_of(folder: Path) -> str:
+    """The task that a run belongs to."""
+    return read_config(folder)["script"].split("_")[0]
+
+
+def prepare_axes(axes, task: str, memoryless: float | None) -> None:
+    """Names, scale and the memoryless line of a task's learning curves."""
+    _, _, xlabel, ylabel = CURVES[task]
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    if memoryless:
+        axes.set_yscale("log")
+        axes.axhline(memoryless, color="0.3", linewidth=1.0)
+        if axes.get_ylim()[1] > BLOWN_UP:
+            axes.set_ylim(top=BLOWN_UP)
+        axes.annotate("memoryless", (1, memoryless), xycoords=("axes fraction", "data"), xytext=(-4, 3),
+                      textcoords="offset points", ha="right", fontsize=8)
+
+
+def memoryless_line(folder: Path) -> float | None:
+    """The loss of a memoryless model on a copying run's task; None for the other tasks."""
+    options = {name: entry["value"] for name, entry in read_config(folder)["options"].items()}
+    if "c_length" not in options:
+        return None
+    return CopyingTask(*(options[name] for name in ("T", "labels", "c_length", "vari"))).memoryless_loss()
+
+
+def draw_curves(folders: list[Path], path: Path) -> None:
+    """One learning curve a run."""
+    picture, axes = figure()
+    tasks = {task_of(folder): folder for folder in folders}
+    if len(tasks) > 1:
+        raise UserError(f"{' and '.join(map(str, tasks.values()))} are runs of different tasks, whose scores share no "
+                        "axis; draw a picture for each task")
+    task, = tasks
+    x, y, _, _ = CURVES[task]
+    for number, folder in enumerate(map(Path, folders)):
+        log = read_log(folder)
+        if y in log:
+            marker = "o" if sum(value is not None for value in log[y]) < 30 else None
+            axes.plot(*points(log[x], log[y]), marker=marker, markersize=3, **line(number, folder.name))
+    prepare_axes(axes, task, memoryless_line(folder))
+    axes.legend(fontsize=8)
+    save(picture, path)
+
+
+def draw_run(folder: Path) -> None:
+    """curves.png of one run, beside its log."""
+    draw_curves([folder], Path(folder) / "curves.png")
+
+
+def save(picture, path: Path) -> None:
+    """Write the picture, whole or not at all."""
+    path, buffer = Path(path), io.BytesIO()
+    try:
+        picture.savefig(buffer, format=path.suffix.lstrip(".") or "png")
+    except ValueError as error:
+        raise UserError(f"{path} cannot be drawn ({error}); choose another ending, such as .png") from None
+    write_atomically(path, buffer.getvalue(), "then draw it again")

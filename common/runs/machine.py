@@ -1,0 +1,137 @@
+"""The machine under a run: its device and how it is set up for speed, its name, and whether an update fits into it."""
+
+import contextlib
+import ctypes
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+from common.errors import UserError
+from common.runs.flags import Options
+
+
+def prepare_machine(cuda: bool, threads: int | None, tf32: bool = False) -> torch.device:
+    """Set up the CPU for speed, the precision of a GPU's float32 products, and → the device.
+
+    Raises UserError if `cuda` is asked for and not there.
+    """
+    if cuda and not torch.cuda.is_available():
+        raise UserError("--cuda was given but torch sees no GPU; leave it out to run on the CPU")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32  # of an LSTM; torch's own default is on
+    # Gradients that underflow through hundreds of steps are 10 times slower as denormals than as zeros.
+    torch.set_flush_denormal(True)
+    return torch.device("cuda" if cuda else "cpu")
+
+
+def keep_freed_memory() -> None:
+    """Let malloc keep what is freed for the next step, where the C library is glibc.
+
+    Its default hands a large tensor back to the system and faults every page in again at the next
+    step: ~90 ms for the 160 MB of a psMNIST sequence. What is kept has holes: it takes up to twice the memory.
+    Elsewhere this changes nothing.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        m_trim_threshold, m_mmap_max = -1, -4
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, -1)
+
+
+def git_commit() -> str | None:
+    """The commit of this checkout, with -dirty where files differ from it; None outside git."""
+    try:
+        result = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"], text=True,
+                                cwd=Path(__file__).parent, capture_output=True, timeout=10, check=True)
+        return result.stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def versions() -> dict:
+    import numpy
+    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}"
+
+
+# ── does it fit ──────────────────────────────────────────────────────────────────────────────────────────
+
+# Arrays of T·B·H numbers that an update takes at its peak, where every step has an output and where only the last
+# one has. What the engines hold is told in common/recurrence/native_engine.py; these are measured, so they hold what an
+# allocator wastes.
+ARRAYS = {"native": (4, 2), "torch": (4, 3), "reference": (18, 18), "LSTM": (16, 16)}
+SQUARES = {"RNN": 5, "RNN-Orth": 5, "expRNN": 38, "nnRNN": 38, "LSTM": 30}  # the same in matrices of H·H numbers
+ANY_UPDATE = 60e6                                                           # bytes, of the smallest one
+LARGE = 2e9                                                                 # bytes, where memory goes before speed
+PENN_SYMBOLS, PENN_LENGTH = 50, 5_017_483                                   # as long as the text is not read yet
+
+
+def memory_needed(options: Options) -> int:
+    """Bytes that an update of these options holds at its peak, about: known before anything is made.
+
+    Activations, read-out and matrices; `python -m tests.robustness` measures how near this comes.
+    """
+    task, hidden, batch = options.script.split("_")[0], options.nhid, options.batch
+    if task == "copytask":
+        steps, classes, every_step = options.T + 2 * options.c_length, options.labels + 1, True
+        rows = min(options.log_interval, options.updates)        # of the losses since the last report
+    elif task == "language":
+        steps, classes, every_step = min(options.bptt, PENN_LENGTH // batch), PENN_SYMBOLS, True
+        rows = options.bptt + PENN_LENGTH                        # the stair, the text
+    else:
+        steps, classes, every_step, rows = 784, 10, False, 70_000 * 784 // 4
+    if options.net_type == "LSTM":
+        kind = "LSTM"
+    elif options.engine in ("auto", "native") and not options.cuda:
+        kind = "native"
+    else:
+        kind = "reference" if options.engine == "reference" else "torch"
+    arrays = ARRAYS[kind][0 if every_step else 1]
+    outputs = 3 * steps * batch * classes if every_step else 0   # logits, their logarithms, the gradient of both
+    numbers = arrays * steps * batch * hidden + outputs + SQUARES[options.net_type] * hidden**2
+    return int(ANY_UPDATE) + 4 * numbers + 8 * (2 * steps * batch + 3 * steps + rows)
+
+
+def memory_available(device: torch.device) -> int | None:
+    """Bytes that this process can still take, or None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = []
+    with contextlib.suppress(OSError, ValueError, StopIteration):                                      # Linux
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")))
+    with contextlib.suppress(OSError, ValueError, AttributeError):                                     # macOS
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for folder, limit, used, cache in (                                                                # containers
+            ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")):
+        with contextlib.suppress(OSError, ValueError, KeyError):                        # no such file, or "max"
+            read = {name: Path(folder, name).read_text() for name in (limit, used, "memory.stat")}
+            freed_when_needed = dict(line.split() for line in read["memory.stat"].splitlines())[cache]
+            found.append(int(read[limit]) - int(read[used]) + int(freed_when_needed))
+    return min(found, default=None)
+
+
+def check_memory(options: Options, device: torch.device) -> None:
+    """Raises UserError where an update of these options cannot fit: the system would kill it without a word.
+
+    Where it fits easily, freed memory is kept for the next update.
+    """
+    needed, available = memory_needed(options), memory_available(device)
+    if available is not None and needed > available:
+        length = {"copytask": "--T, ", "language": "--bptt, "}.get(options.script.split("_")[0], "")
+        raise UserError(f"this needs about {needed / 1e9:,.1f} GB of memory and {max(0, available) / 1e9:,.1f} GB are "
+                        f"free; lower {length}--batch or --nhid", 1)
+    if needed < LARGE and (available is None or needed < available / 4):
+        keep_freed_memory()

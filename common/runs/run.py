@@ -1,0 +1,396 @@
+"""A run on disk: its folder, its log, its checkpoints, how it stops and how it goes on.
+
+    saves/copytask_nvar/expRNN-expn-s400/
+      config.json   every resolved value and its origin, argv, versions, device, git commit
+      log.csv       a row per report
+      last.pt       everything that `--resume` needs;  best.pt  the weights of the best validation
+      curves.png    drawn from log.csv
+      stair.csv     the numbers α_t of a learned stair, of the weights that the result is about
+      result.json   written last: its presence means finished
+
+Every file but the log is written under a temporary name, flushed to the disk and renamed, so it is whole or
+not there. The log is appended to; a checkpoint knows how long the log was, and resuming cuts it there. So a
+run killed at any moment goes on from its last checkpoint as if nothing had happened, bit for bit.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from common.errors import UserError, close_output
+from common.recurrence import why_not
+from common.runs.curves import draw_run
+from common.runs.flags import Options, describe
+from common.runs.machine import check_memory, device_name, git_commit, prepare_machine, versions
+from common.runs.records import is_spoiled, load_tensors, plain, read_config, save_tensors, write_atomically, write_json
+
+AUTOSAVE_SECONDS = 60
+WRONG_CONTENT = (LookupError, TypeError, ValueError, RuntimeError, AttributeError)  # of a checkpoint of something else
+
+
+# ── the run ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Progress:
+    """Where a loop stands: numbers and tensors as attributes, all of them saved in a checkpoint."""
+
+    def __init__(self, **start):
+        self.__dict__.update(start)
+
+    def state_dict(self) -> dict:
+        return dict(self.__dict__)
+
+    def load_state_dict(self, state: dict) -> None:
+        """Raises ValueError for the state of another loop."""
+        for name in self.__dict__.keys() | state.keys():
+            old, new = self.__dict__.get(name), state.get(name)
+            alike = old.shape == new.shape if torch.is_tensor(old) and torch.is_tensor(new) else \
+                isinstance(old, (int, float)) and isinstance(new, (int, float))
+            if not alike:
+                raise ValueError(f"its {name} is {str(new)[:40]}")
+        self.__dict__.update(state)
+
+
+class Stopped(UserError):
+    """The run was asked to stop, saved its state, and can go on."""
+
+
+class Run:
+    """The folder of one run. Use as a context: Ctrl-C, SIGTERM and a closed terminal then save before they stop.
+
+        with Run(options, label="expRNN-expn") as run:
+            ...load the data, make the model...
+            progress = run.track(Progress(update=0), model=model, optimizer=optimizer)
+            ...loop: run.report(...), run.checkpoint(), run.stop_if_asked()...
+            run.finish({...})
+    """
+
+    def __init__(self, options: Options, label: str):
+        self.options = options
+        self.device = prepare_machine(options.cuda, options.threads, options.tf32)
+        if (reason := why_not(options.engine, self.device)) is not None:
+            raise UserError(reason)
+        self.resumed = options.resume is not None
+        self.signal = None
+        self.bar = None
+        self.lock = None
+        self.parts: dict = {}
+        self.log_size, self.columns = 0, None
+        self.seconds_before, self.started = 0.0, time.monotonic()
+        self.saved_at = self.started
+        self.folder, self.label = options.resume, label
+        check_memory(options, self.device)
+        torch.manual_seed(options.random_seed)
+        self.say(f"{options.script}: {options.row}")
+        self.say(describe(options))
+
+    def _new_folder(self) -> Path:
+        options = self.options
+        stem = f"{self.label}-s{options.random_seed}" + (f"-{options.name}" if options.name else "")
+        parent = Path(options.save) / options.script
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            for number in range(1, 10_000):
+                folder = parent / (stem if number == 1 else f"{stem}-{number}")
+                try:
+                    folder.mkdir()
+                    return folder
+                except FileExistsError:
+                    continue
+        except OSError as error:
+            raise UserError(f"no folder could be made in {parent} ({error.strerror}); "
+                            "choose another place with --save") from None
+        raise UserError(f"{parent} already holds 9,999 runs called {stem}; choose a --name or another --save")
+
+    def _config(self) -> dict:
+        options = self.options
+        values = {dest: {"value": plain(getattr(options, dest)), "origin": source}
+                  for dest, source in options.origin.items()}
+        return {"script": options.script, "row": options.row, "argv": sys.argv, "options": values,
+                "versions": versions(), "device": device_name(self.device), "threads": torch.get_num_threads(),
+                "commit": git_commit(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+
+    def _lock(self) -> None:
+        """Keep a second process out of the folder for as long as this one works on it."""
+        try:
+            import fcntl
+        except ImportError:  # Windows has no flock; there the folder is not guarded
+            return
+        try:
+            self.lock = open(self.folder / ".lock", "w")  # noqa: SIM115 (held until __exit__)
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is working on {self.folder}; wait for it or stop it first", 1) from None
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be written to ({error.strerror})", 1) from None
+
+    def __enter__(self):
+        self._previous = {}
+        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)):
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # which is what nohup asks for
+                self._previous[number] = signal.signal(number, self._ask_to_stop)
+        return self
+
+    def __exit__(self, *exception):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        if self.bar is not None:
+            self.bar.close()
+        if self.lock is not None:
+            self.lock.close()
+        return False
+
+    def _ask_to_stop(self, number, frame):
+        if self.lock is None:  # still loading data or making the model: there is nothing to save
+            raise Stopped("stopped before the first update", 128 + number)
+        if self.signal is not None:  # asked twice: do not wait for the step or the evaluation to end
+            raise Stopped(f"stopped without saving; go on from the last checkpoint with {self.resume_command()}",
+                          128 + number)
+        self.signal = number
+
+    def resume_command(self) -> str:
+        typed = sys.argv[0] if Path(sys.argv[0]).stem == self.options.script else f"{self.options.script}.py"
+        return f"python {typed} --resume {self.folder}"
+
+    def stop_if_asked(self) -> None:
+        """After an update: if a signal came, save and stop."""
+        if self.signal is not None:
+            self.checkpoint()
+            raise Stopped(f"stopped and saved; go on with {self.resume_command()}", 128 + self.signal)
+
+    # ── what people see ──
+
+    def say(self, line: str) -> None:
+        """A line of output that does not tear the progress bar. An output that was closed asks the run to stop."""
+        try:
+            if self.bar is not None and not self.bar.disable:
+                self.bar.write(line)
+            else:
+                print(line, flush=True)
+        except OSError:
+            self._nobody_reads()
+
+    def _nobody_reads(self) -> None:
+        close_output()
+        self.signal = self.signal or getattr(signal, "SIGPIPE", signal.SIGTERM)
+
+    def show_progress(self, total: int, done: int, unit: str) -> None:
+        """Open the progress bar: on a terminal only, plain lines otherwise."""
+        self.bar = tqdm(total=total, initial=done, unit=unit, disable=not sys.stderr.isatty(), leave=False)
+
+    def advance(self, steps: int = 1) -> None:
+        if self.bar is not None:
+            try:
+                self.bar.update(steps)
+            except OSError:  # the terminal is gone
+                self._nobody_reads()
+
+    def seconds(self) -> float:
+        """Time spent on this run, sessions before this one included."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    # ── what is saved ──
+
+    def track(self, revision: int, progress: Progress, **parts) -> Progress:
+        """Name what a checkpoint holds (objects with a state_dict), and take hold of the folder. → `progress`.
+
+        A new run's folder is made only here, when its data and its model are there; a resumed run is restored.
+        `revision` numbers what the task's options compute.
+        """
+        self.parts = {"progress": progress, **parts}
+        if self.resumed:
+            self._lock()
+            self._clear()
+            self._restore(revision)
+            self._say_what_changed()
+        else:
+            self.folder = self._new_folder()
+            self._lock()
+            write_json(self.folder / "config.json", {**self._config(), "revision": revision})
+        self.say(f"{'going on with' if self.resumed else 'writing to'} {self.folder}")
+        return progress
+
+    def _clear(self) -> None:
+        """Remove what a killed process was writing."""
+        for temporary in self.folder.glob(".*.tmp"):
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+    def _say_what_changed(self) -> None:
+        """A line where the machine is not the one that the run was started on."""
+        config = read_config(self.folder)
+        before = {**(config.get("versions") or {}), "device": config.get("device")}
+        now = {**versions(), "device": device_name(self.device)}
+        changed = [f"{name} {before[name]} → {now[name]}" for name in now if before.get(name) not in (None, now[name])]
+        if changed:
+            self.say(f"not as it was started: {', '.join(changed)}; the last digits may differ")
+
+    def _restore(self, revision: int) -> None:
+        last = self.folder / "last.pt"
+        if not last.exists():  # killed before the first checkpoint: from the beginning, as the first time
+            if read_config(self.folder).get("revision", 1) != revision:
+                raise UserError(f"{self.folder} has no checkpoint, and the same options compute something else since "
+                                "it was started (CHANGES.md); start a new run")
+            self._cut_log(0)
+            return
+        state = load_tensors(last, self.device)
+        try:
+            for name, part in self.parts.items():
+                part.load_state_dict(state["parts"][name])
+            torch.set_rng_state(state["rng"].cpu())
+            if self.device.type == "cuda" and state["cuda_rng"] is not None:
+                torch.cuda.set_rng_state(state["cuda_rng"].cpu())
+            self.seconds_before = float(state["seconds"])
+            self.columns = None if state["columns"] is None else list(state["columns"])
+            log_size = int(state["log_size"])
+        except WRONG_CONTENT as error:
+            raise self._foreign(last, error) from None
+        self._cut_log(log_size)
+
+    def _foreign(self, path: Path, error: Exception) -> UserError:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        return UserError(f"{path} is not a checkpoint of the model that {self.folder / 'config.json'} describes "
+                         f"({first_line[:80]}); restore the one that belongs there or start a new run", 1)
+
+    def _cut_log(self, size: int) -> None:
+        log = self.folder / "log.csv"
+        try:
+            found = log.stat().st_size if log.exists() else 0
+            if found > size:
+                os.truncate(log, size)
+        except OSError as error:
+            raise self._unwritable(log, error) from None
+        if found < size:
+            raise UserError(f"{log} is shorter than when the checkpoint was saved; restore it from a copy "
+                            "or start a new run", 1)
+        self.log_size = size
+
+    def _unwritable(self, path: Path, error: OSError) -> UserError:
+        return UserError(f"{path} could not be written ({error.strerror}); free the disk or its permissions, "
+                         f"then go on with {self.resume_command()}", 1)
+
+    def report(self, line: str, **row) -> None:
+        """Print `line` and append `row` to log.csv; every row has the same columns.
+
+        A loss that is not finite stops the run. The log keeps that row, so that the tables can tell a run that diverged
+        from one that was interrupted; no checkpoint counts on it.
+        """
+        row["seconds"] = round(self.seconds(), 2)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        if self.columns is None:
+            self.columns = list(row)
+            writer.writerow(self.columns)
+        writer.writerow(_cell(row[column]) for column in self.columns)
+        content = text.getvalue().encode()
+        try:
+            with open(self.folder / "log.csv", "ab") as file:
+                found = file.seek(0, os.SEEK_END)
+                if found == self.log_size:
+                    file.write(content)
+        except OSError as error:
+            raise self._unwritable(self.folder / "log.csv", error) from None
+        if found != self.log_size:
+            raise UserError(f"{self.folder / 'log.csv'} was changed by another program while the run went on; stop "
+                            f"that one, then go on with {self.resume_command()}", 1)
+        self.log_size += len(content)
+        for name, value in row.items():
+            if is_spoiled(name, value):
+                raise self._diverged(f"the {name.replace('_', ' ')} is {value}")
+        self.say(f"{line}  {self.seconds():.0f} s")
+
+    def _diverged(self, what: str) -> UserError:
+        saved = self.folder / "last.pt"
+        where = f"the last good state is {saved}" if saved.exists() else "it came before the first checkpoint"
+        lower = "--lr" if self.options.origin.get("lr_orth") == "not used" else "--lr and --lr_orth"
+        helps = [*(["--clip 10"] if not self.options.clip else []), f"a lower {lower}"]
+        if self.options.net_type in ("RNN", "RNN-Orth", "expRNN") and self.options.rinit != "henaff":
+            helps.append("another start, --rinit henaff")        # nnRNN starts at W = Λ from any
+        return UserError(f"{what}: stopped; {where}. What usually helps: {' or '.join(helps)}", 1)
+
+    def checkpoint(self, autosave: bool = False) -> None:
+        """Save last.pt; with `autosave` only if the last one is older than `AUTOSAVE_SECONDS`."""
+        if autosave and time.monotonic() - self.saved_at < AUTOSAVE_SECONDS:
+            return
+        self._check_weights()
+        log = self.folder / "log.csv"
+        try:
+            if self.log_size:  # what the checkpoint counts on must be on the disk before it
+                with open(log, "rb") as file:
+                    os.fsync(file.fileno())
+        except OSError as error:
+            raise self._unwritable(log, error) from None
+        save_tensors(self.folder / "last.pt", {
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
+            "seconds": self.seconds(), "columns": self.columns, "log_size": self.log_size})
+        self.saved_at = time.monotonic()
+
+    def _check_weights(self) -> None:
+        """What is not finite never takes the place of something good."""
+        finite = [p.detach().isfinite().all() for p in self.parts["model"].parameters()]
+        if not torch.stack(finite).all():
+            raise self._diverged("a weight is not finite")
+
+    def save_best(self) -> None:
+        """The model's weights as they are now become best.pt."""
+        self._check_weights()
+        save_tensors(self.folder / "best.pt", self.parts["model"].state_dict())
+
+    def load_best(self) -> None:
+        """Put the weights of best.pt into the model."""
+        best = self.folder / "best.pt"
+        try:
+            self.parts["model"].load_state_dict(load_tensors(best, self.device))
+        except WRONG_CONTENT as error:
+            raise self._foreign(best, error) from None
+
+    def finish(self, result: dict) -> dict:
+        """Draw the curves, then write result.json, the last file of a run. → the whole result."""
+        parameters = sum(p.numel() for p in self.parts["model"].parameters())
+        result = {**result, "row": self.options.row, "parameters": parameters, "seconds": round(self.seconds(), 1),
+                  "device": device_name(self.device), "versions": versions(), "commit": git_commit(),
+                  "command": read_config(self.folder)["argv"]}
+        try:
+            draw_run(self.folder)
+        except OSError as error:
+            raise self._unwritable(self.folder / "curves.png", error) from None
+        self._write_stair()
+        write_json(self.folder / "result.json", result)
+        self.say(f"result in {self.folder / 'result.json'}, curves in {self.folder / 'curves.png'}")
+        return result
+
+    def _write_stair(self) -> None:
+        """What a learned stair has become: t and α_t."""
+        numbers = getattr(getattr(self.parts["model"].network, "stair", None), "numbers", None)
+        if isinstance(numbers, torch.nn.Parameter):
+            lines = ["t,alpha", *(f"{t},{value:.7g}" for t, value in enumerate(numbers.flatten().tolist()))]
+            write_atomically(self.folder / "stair.csv", ("\n".join(lines) + "\n").encode())
+
+    def finished(self) -> dict | None:
+        """The result, if this run has already come to its end: there is nothing left to do then."""
+        path = self.folder / "result.json"
+        if not path.exists():
+            return None
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise UserError(f"{path} is damaged; restore it from a copy, or delete it and --resume the run to "
+                            "write it again", 1) from None
+        self.say(f"this run is finished; its result is in {path}")
+        return result
+
+
+def _cell(value) -> str:
+    """A number of the log with the digits that a float32 has; an empty cell for None."""
+    return "" if value is None else f"{value:.7g}" if isinstance(value, float) else str(value)

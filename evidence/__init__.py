@@ -1,0 +1,1 @@
+"""The tables and pictures of results/, made from the records of runs."""

@@ -1,0 +1,66 @@
+"""The published tables beside ours, from the records of runs alone.
+
+    python -m evidence copytask                     the table, from the runs in results/runs
+    python -m evidence copytask --list              the commands of its runs, one a line, for a scheduler
+    python -m evidence copytask --run --jobs 2      run what is missing, resume what is unfinished
+    python -m evidence sMNIST --only "expRNN none" "sRNN (exponential)" --seeds 400 --with='--epochs 5'
+    python -m evidence sMNIST --seeds 400 --run --until-epoch 1     every row for one epoch, to be gone on with
+    python -m evidence copytask --short --vary T 200 500 1000       a column a value of --T
+    python -m evidence copytask --grid              a line a stair, a column a cell
+    python -m evidence sMNIST --grid --at-epoch 1   the same, of the validation after an epoch
+    python -m evidence --update                     write README.md, results/*.md and their pictures anew
+    python -m evidence --collect FOLDER             copy the records of the runs in FOLDER to results/runs
+
+Rows and which runs belong to them: evidence/rows.py. ± is the standard deviation over seeds. An unfinished run
+of an epoch task shows its last whole epoch, beside what the published curve of its cell is worth there.
+"""
+
+import os
+import shlex
+from pathlib import Path
+
+from common.errors import UserError, start
+from common.runs.records import write_atomically
+from evidence import pages
+from evidence.launch import missing, run_all
+from evidence.table import columns_of, make_parser, text_of
+
+
+def main(argv=None) -> None:
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.collect:  # first, so that --update beside it shows what came in
+        pages.collect(args.collect, args.save)
+    if args.update:
+        pages.update(Path("."))
+    if args.collect or args.update:
+        return
+    if args.task is None:
+        parser.error("name a task, --update or --collect")
+    if args.vary and len(args.vary) < 2:
+        parser.error(f"--vary {args.vary[0]} needs values, as in --vary T 200 500")
+    if args.until_epoch and args.task == "copytask":
+        parser.error("--until-epoch has no meaning here: the copying task has updates and no epochs")
+
+    if args.at_epoch and (not args.grid or args.task == "copytask"):
+        parser.error("--at-epoch needs --grid, and a task with epochs: sMNIST or language")
+    if args.grid and args.vary:
+        parser.error("--grid has a column a cell, --vary one a value; ask for one of them")
+
+    rows = [row for rows in columns_of(args).values() for row in rows]
+    more = [*(["--data", args.data] if args.data else []), *(["--cuda"] if args.cuda else [])]
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    commands = missing(rows, args.seeds, args.save, threads, more, args.until_epoch)
+    if args.list:
+        return print("\n".join(shlex.join(["python", *command]) for command in commands))
+    failed = run_all(commands, args.jobs, args.until_epoch) if args.run else 0
+    text = text_of(args)
+    print(text, end="")
+    if args.output:
+        write_atomically(args.output, text.encode(), "then ask for the table again")
+    if failed:
+        raise UserError(f"{failed} of {len(commands)} runs failed; their sentences stand above", 1)
+
+
+if __name__ == "__main__":
+    start(main)

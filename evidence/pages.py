@@ -1,0 +1,105 @@
+"""The pages that show results: tables and pictures made anew from the records, and records brought together.
+
+In README.md and results/*.md a table stands between two comments, the first of which is the command that prints it:
+
+    <!-- python -m evidence copytask --short -->
+    <!-- end -->
+
+and a picture follows the comment with the command that draws it, `python -m evidence.pictures ... -o results/NAME.png`.
+"""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+from common.errors import UserError
+from common.runs.records import read_config, write_atomically
+from evidence import pictures, table
+
+TABLE = re.compile(r"(<!-- python -m evidence (.+?) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
+PICTURE = re.compile(r"<!-- python -m evidence\.pictures (.+?) -->")
+ABSOLUTE = re.compile(r'(?<=["=])(?:[A-Za-z]:)?[/\\][^"]*[/\\]')  # of a path in JSON, all but its last part
+RECORDS = ("log.csv", "stair.csv", "result.json", "config.json")  # config.json last: a folder without it is not a run
+
+
+def pages(root: Path) -> list[Path]:
+    return [root / "README.md", *sorted((root / "results").glob("*.md"))]
+
+
+def fill(text: str) -> str:
+    """`text` with every table as its command prints it now. Runs are looked for from the current folder."""
+    def printed(found: re.Match) -> str:
+        args = table.make_parser().parse_args(shlex.split(found[2]))
+        return f"{found[1]}\n{table.text_of(args)}\n{found[3]}"
+
+    return TABLE.sub(printed, text)
+
+
+def update(root: Path) -> None:
+    """Write the tables and the pictures of all pages anew."""
+    if not (root / "README.md").exists():
+        raise UserError("there is no README.md here; update in the project's folder, where README.md and results/ are")
+    for page in pages(root):
+        old = page.read_text(encoding="utf-8")
+        new = fill(old)
+        if new != old:
+            write_atomically(page, new.encode(), "then update again")
+        print(f"{page}: {len(TABLE.findall(old))} tables{'' if new == old else ', changed'}")
+        for command in PICTURE.findall(new):
+            pictures.main(shlex.split(command))
+
+
+# ── records ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def without_machine(text: str) -> str:
+    """JSON whose absolute paths are cut to their last part: where something lay on a machine is no result."""
+    return ABSOLUTE.sub("", text)
+
+
+def at_work(folder: Path) -> bool:
+    """Whether a process is working on a run (where the system can tell)."""
+    try:
+        import fcntl
+
+        with open(folder / ".lock", "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        return False
+    return False
+
+
+def place_for(folder: Path, config: dict, target: Path) -> Path:
+    """The folder of `target` that holds this run's record, or a new one: names may be taken by other runs."""
+    parent = target / config["script"]
+    for number in range(1, 10_000):
+        place = parent / (folder.name if number == 1 else f"{folder.name}-{number}")
+        if not (place / "config.json").exists() or read_config(place) == config:
+            return place
+    raise UserError(f"{parent} already holds 9,999 runs called {folder.name}")
+
+
+def collect(source: Path, target: Path) -> None:
+    """Copy the records (not the checkpoints) of the runs below `source`, but for those still at work."""
+    counts = {"new": 0, "newer": 0, "the same": 0, "still running, left out": 0}
+    for path in sorted(source.glob("*/*/config.json")):
+        folder = path.parent
+        if at_work(folder):
+            counts["still running, left out"] += 1
+            continue
+        read_config(folder)  # whole, or a sentence
+        records = {name: without_machine((folder / name).read_text(encoding="utf-8"))
+                   for name in RECORDS if (folder / name).exists()}
+        place = place_for(folder, json.loads(records["config.json"]), target)
+        before = {name: (place / name).read_text(encoding="utf-8") for name in RECORDS if (place / name).exists()}
+        counts["the same" if before == records else "newer" if before else "new"] += 1
+        if before != records:
+            place.mkdir(parents=True, exist_ok=True)
+            for name, text in records.items():
+                write_atomically(place / name, text.encode(), "then collect again")
+    if not any(counts.values()):
+        raise UserError(f"{source} holds no runs; name a folder with SCRIPT/RUN/config.json below it")
+    print(", ".join(f"{count} {what}" for what, count in counts.items() if count))

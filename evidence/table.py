@@ -1,0 +1,216 @@
+"""Tables: a row a model, a column a value of a flag, or a grid of stair by cell; as Markdown."""
+
+import argparse
+import math
+import shlex
+import statistics
+from pathlib import Path
+
+from common.errors import UserError
+from common.runs import flags
+from common.runs.records import result
+from evidence.published import FINAL, FINAL_TITLE, validation_at
+from evidence.rows import RUNS, SEEDS, TASKS, Row, diverged, epochs_of, find_runs, how_far, rows_of, select, vary
+
+# result.json's and log.csv's names → title, scale and digits of a column. The first of a task is its main one.
+MEASURES = {
+    "copytask": {"loss": ("loss over the last 50 updates", 1, ".4f"), "recall": ("recall", 1, ".4f")},
+    "sMNIST": {"test_accuracy": ("test accuracy, %", 100, ".2f"),
+               "validation_accuracy": ("validation accuracy, %", 100, ".2f")},
+    "language": {"test_accuracy": ("test accuracy, %", 100, ".2f"),
+                 "test_bits_per_character": ("test bits per character", 1, ".4f"),
+                 "validation_accuracy": ("validation accuracy, %", 100, ".2f"),
+                 "validation_loss": ("validation bits per character", 1 / math.log(2), ".4f")},
+}
+WITHOUT = ("command", "device")  # the columns that --short leaves out
+
+
+def mean_and_deviation(values: list[float], scale: float, form: str) -> str:
+    """As in 0.0012 ± 0.0003; nothing of no value. A run that blew up is not worth a line of digits."""
+    values = [scale * value for value in values]
+    form = form if all(abs(value) < 1e4 for value in values) else ".1e"
+    deviation = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{form}}{deviation}" if values else ""
+
+
+def at_common_epoch(folders: list[Path]) -> list[dict]:
+    """The log's row of every run at the last epoch that all of them have completed; empty before the first one.
+
+    A run that diverged completes no more and is left out.
+    """
+    logs = [epochs_of(folder) for folder in folders if not diverged(folder)]
+    last = min(map(len, logs), default=0)
+    return [log[last - 1] for log in logs] if last else []
+
+
+def split(row: Row) -> tuple[list[dict], list[Path]]:
+    """The results of a row's finished runs, and the folders of the others."""
+    results = {folder: result(folder) for folder in row.runs.values()}
+    return [r for r in results.values() if r is not None], [folder for folder, r in results.items() if r is None]
+
+
+def states(folders: list[Path]) -> str:
+    """Of runs without a result: which ended in a loss that is not finite, and how far the others are."""
+    places = {"diverged": set(), "unfinished": set()}
+    for folder in folders:
+        places["diverged" if diverged(folder) else "unfinished"].add(how_far(folder))
+    return "; ".join(f"{what}: {', '.join(sorted(found))}" for what, found in places.items() if found)
+
+
+def line_of(task: str, row: Row) -> dict[str, str]:
+    """A row of the table as {column: cell}."""
+    done, unfinished = split(row)
+    (main, (title, scale, form)), *others = MEASURES[task].items()
+    shown = done or at_common_epoch(unfinished)
+    if done:
+        ours = f"{mean_and_deviation([r[main] for r in done], scale, form)}, n = {len(done)}"
+        ours += f" ({states(unfinished)})" if unfinished else ""
+    else:
+        ours = f"**{states(unfinished)}**, n = {len(unfinished)}" if unfinished else "not run"
+    best = sorted({r["best_epoch"] for r in done if "best_epoch" in r})
+    epochs = {int(r.get("best_epoch", r.get("epoch", 0))) for r in shown}   # one, where a curve can be compared
+    seconds = f"{statistics.median([r['seconds'] for r in shown]):.0f} s" if shown else ""
+    return {
+        "model": row.model, "stair": row.stair,
+        FINAL_TITLE[task]: FINAL[task].get(row.model.removesuffix(", henaff"), "none known"),
+        f"ours: {title} (mean ± std, n)": ours,
+        **{name: mean_and_deviation([r[key] for r in shown if key in r], scale, form)
+           for key, (name, scale, form) in others},
+        "published validation accuracy at that epoch, % (± standard error)":
+            validation_at(row, *epochs) if task == "sMNIST" and len(epochs) == 1 else "",
+        "best epoch": "–".join(map(str, best if len(best) < 2 else (best[0], best[-1]))),
+        "time a run": seconds + (" so far" if seconds and not done else ""),
+        "command": f"`{shlex.join(row.command())}`", "device": ", ".join(sorted({r["device"] for r in done})),
+    }
+
+
+def markdown(lines: list[dict]) -> str:
+    """Lines with the same columns as a Markdown table, without the columns that are empty in all of them."""
+    columns = [name for name in lines[0] if any(line[name] for line in lines)] if lines else ["no run is there"]
+    cells = [columns, ["---"] * len(columns), *([line[name] for name in columns] for line in lines)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
+
+
+def table(task: str, rows: list[Row], short: bool = False) -> str:
+    """The table as Markdown; `short` leaves out the command, the device and the rows that were not run."""
+    lines = [line_of(task, row) for row in rows if row.runs or not short]
+    return markdown([{name: cell for name, cell in line.items() if not short or name not in WITHOUT}
+                     for line in lines])
+
+
+def vary_cell(task: str, row: Row) -> str:
+    """What a row's runs say, in one cell: the main measure, in the copying task recall too, and how many runs."""
+    done, unfinished = split(row)
+    if not done:
+        return f"**{states(unfinished)}**" if unfinished else ""
+    (main, (_, scale, form)), *_ = MEASURES[task].items()
+    parts = [mean_and_deviation([r[main] for r in done], scale, form)]
+    if task == "copytask":
+        parts.append(f"recall {mean_and_deviation([r['recall'] for r in done], 1, '.3f')}")
+    return "; ".join([*parts, count_of(row, len(done))])
+
+
+def count_of(row: Row, shown: int) -> str:
+    """How many runs a number is made of, and of how many; those that diverged have none to give."""
+    gone = sum(map(diverged, split(row)[1]))
+    return f"n = {shown}" + (f" of {len(row.runs)}" if shown < len(row.runs) else "") + \
+        (f", {gone} diverged" if gone else "")
+
+
+def vary_table(task: str, name: str, columns: dict[str, list[Row]], short: bool = False) -> str:
+    """A column a value of the flag `name`: columns[value] holds the same rows, run with that value."""
+    lines = [{"model": rows[0].model, "stair": rows[0].stair,
+              **{f"{name} {value}": vary_cell(task, row) for value, row in zip(columns, rows, strict=True)}}
+             for rows in zip(*columns.values(), strict=True) if not short or any(row.runs for row in rows)]
+    memoryless = {f"{name} {value}": f"{r['memoryless_loss']:.4f}" for value, rows in columns.items()
+                  for row in rows for r in split(row)[0] if "memoryless_loss" in r}
+    if memoryless:  # it depends on T, and so does what a loss is worth
+        lines.append(dict.fromkeys(lines[0], "") | {"model": "a memoryless model"} | memoryless)
+    return markdown(lines)
+
+
+def grid_cell(task: str, row: Row, epoch: int | None) -> str:
+    """A row's results in one cell; with `epoch` its validation after that one, the accuracy first."""
+    if epoch is None:
+        return vary_cell(task, row) or "not run"
+    logged = [line for folder in row.runs.values() for line in epochs_of(folder) if line["epoch"] == epoch]
+    if not logged:
+        return states(list(row.runs.values())) if row.runs else "not run"
+    accuracy, *others = (mean_and_deviation([line[key] for line in logged], scale, form)
+                         for key, (_, scale, form) in MEASURES[task].items() if key.startswith("validation"))
+    count = f"; {count_of(row, len(logged))}" if len(row.runs) > 1 else ""
+    return " ".join([accuracy, *(f"({other})" for other in others)]) + count
+
+
+def grid_table(task: str, rows: list[Row], epoch: int | None, short: bool = False) -> str:
+    """A line a stair, a column a cell, to see which stair does best on which. `epoch`: the validation after it.
+
+    `short` leaves out the cells and the stairs of which no row was run.
+    """
+    if short:
+        run = [row for row in rows if row.runs]
+        rows = [row for row in rows if row.cell in {r.cell for r in run} and row.stair in {r.stair for r in run}]
+    lines = {stair: {"stair": stair, **{row.cell: "" for row in rows}}
+             for stair in (*(row.stair for row in rows), "none, published")}
+    for row in rows:
+        lines[row.stair][row.cell] = grid_cell(task, row, epoch)
+        if row.stair == "none":
+            lines["none, published"][row.cell] = FINAL[task].get(row.baseline, "") if epoch is None else \
+                validation_at(row, epoch) if task == "sMNIST" else ""
+    return markdown([line for line in lines.values() if any(line[row.cell] for row in rows)])
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m evidence", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=TASKS, nargs="?")
+    parser.add_argument("--update", action="store_true", help="write the tables and pictures of the pages anew")
+    parser.add_argument("--collect", type=Path, metavar="FOLDER", help="copy the records of runs to --save")
+    parser.add_argument("--run", action="store_true", help="run what is missing, then print the table")
+    parser.add_argument("--list", action="store_true", help="print the missing commands, one a line, and stop")
+    parser.add_argument("--until-epoch", type=flags.number(int, 1), metavar="K",
+                        help="with --run, stop each run, saved, when its log holds this epoch")
+    parser.add_argument("--short", action="store_true", help="without commands, devices and what was not run")
+    parser.add_argument("--only", nargs="+", metavar="TEXT",
+                        help="the rows with this model and stair, as in 'expRNN none'; or all that hold the text")
+    parser.add_argument("--grid", action="store_true", help="a line a stair, a column a cell")
+    parser.add_argument("--at-epoch", type=flags.number(int, 1), metavar="K",
+                        help="with --grid, the validation of every run after this epoch, finished or not")
+    parser.add_argument("--vary", nargs="+", metavar=("FLAG", "VALUE"),
+                        help="a column a value of this flag of the scripts, as in --vary T 200 500")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="default: 400 to 404")
+    parser.add_argument("--jobs", type=flags.number(int, 1), default=1, help="runs at a time (default: %(default)s)")
+    parser.add_argument("--with", dest="extra", default="", metavar="FLAGS",
+                        help="flags added to every command, as in --with='--T 500'")
+    parser.add_argument("--data", help="data folder of the runs")
+    parser.add_argument("--cuda", action="store_true", help="run on the GPU")
+    parser.add_argument("--save", type=Path, default=RUNS, help="where runs are (default: %(default)s)")
+    parser.add_argument("-o", "--output", type=Path, help="write the table to this file too")
+    return parser
+
+
+def columns_of(args) -> dict[str, list[Row]]:
+    """The rows that were asked for: a list for each value of --vary, or one. With their runs."""
+    try:
+        extra = shlex.split(args.extra)
+    except ValueError as error:
+        raise UserError(f"--with {args.extra} cannot be read ({error}); quote it as in --with='--T 500'") from None
+    if args.vary:
+        columns = vary(args.task, args.vary[0].lstrip("-"), args.vary[1:], extra, args.only)
+    else:
+        columns = {"": select(rows_of(args.task, extra), args.only)}
+    for rows in columns.values():
+        find_runs(rows, args.seeds, args.save)
+    return columns
+
+
+def text_of(args) -> str:
+    """The table that was asked for."""
+    columns = columns_of(args)
+    if args.vary:
+        return vary_table(args.task, args.vary[0].lstrip("-"), columns, args.short)
+    if args.grid:
+        return grid_table(args.task, columns[""], args.at_epoch, args.short)
+    return table(args.task, *columns.values(), args.short)
+
+

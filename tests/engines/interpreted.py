@@ -1,0 +1,112 @@
+"""The triton engine on the CPU: kernels run by Triton's interpreter, against the float64 reference.
+
+`python interpreted.py GROUP` runs a group of cases and prints a JSON object: case → the largest error of the
+result and of every gradient, relative to the largest number of each. Its own process, because triton decides at its
+import whether kernels are interpreted. The programs of a launch run one after the other, so a launch whose programs
+wait for each other is not run here but its steps one by one; what waits is tested on a GPU.
+"""
+
+import itertools
+import json
+import os
+import sys
+from pathlib import Path
+from unittest import mock
+
+os.environ["TRITON_INTERPRET"] = "1"
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import problems
+import torch
+from problems import problem
+
+from common.recurrence import triton_engine
+from common.recurrence.reference_engine import reference_recurrence
+from common.stair import NONLINEARITIES, RULES
+
+FORMULAS = list(itertools.product(RULES, NONLINEARITIES, (False, True)))
+
+
+def errors(*problem) -> dict:
+    return problems.errors(triton_engine.triton_recurrence, *problem)
+
+
+# ── groups of cases ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def formulas(dtype):
+    """Every rule, nonlinearity and kind of result."""
+    for rule, phi, last_only in FORMULAS:
+        yield f"{rule} {phi} {last_only}", errors(problem(rule, phi, 3, 3, 5, dtype), rule, phi, last_only)
+
+
+def sizes(dtype):
+    """Sizes that no block fits, one step, one row, several parts."""
+    for steps, batch, hidden in [(2, batch, hidden) for batch in (1, 3, 17) for hidden in (5, 19, 37, 190)] + [
+            (1, 3, 37), (1, 1, 1), (4, 2, 128), (3, 2, 129)]:
+        given = problem("scale", "modrelu", steps, batch, hidden, dtype)
+        yield f"T {steps} B {batch} H {hidden}", errors(given, "scale", "modrelu", steps % 2 == 0)
+
+
+def loops(dtype):
+    """More row blocks than groups, in one launch (H 19) and with several parts (H 190, 300)."""
+    for programs, hidden, batch in ((1, 19, 40), (2, 19, 70), (4, 190, 40), (2, 300, 33)):
+        with mock.patch.object(triton_engine, "_capacity", return_value=(programs, triton_engine.HOPPER[1])):
+            plan = triton_engine.make_plan(batch, hidden, dtype, "ieee", programs, triton_engine.HOPPER[1])
+            assert plan.blocks > plan.groups
+            given = problem("exponential", "modrelu", 2, batch, hidden, dtype)
+            yield f"{programs} programs H {hidden} B {batch}", errors(given, "exponential", "modrelu", False)
+
+
+def gradients(dtype):
+    """One input alone wants a gradient; or none does, and what was given stays as it was."""
+    for wanted in range(5):
+        given = [t.detach().requires_grad_(i == wanted)
+                 for i, t in enumerate(problem("exponential", "modrelu", 3, 3, 19, dtype))]
+        yield f"input {wanted}", errors(given, "exponential", "modrelu", wanted % 2 == 0)
+    for last_only, hidden in itertools.product((False, True), (19, 190)):
+        given = [t.detach() for t in problem("scale", "modrelu", 4, 3, hidden, dtype)]
+        before = [t.clone() for t in given]
+        yield f"none, last only {last_only} H {hidden}", errors(given, "scale", "modrelu", last_only)
+        assert all(torch.equal(old, now) for old, now in zip(before, given, strict=True))
+
+
+def layouts(dtype):
+    """Inputs that are views of others: transposed, strided, the same row for all; and a gradient that is."""
+    plain = problem("scale", "modrelu", 3, 4, 19, dtype)
+    x, kernel, h0, numbers, bias = (t.detach() for t in plain)
+    views = {"x, strided": (0, torch.stack((x, x), -1).flatten(-2)[..., ::2]),
+             "x, batch first": (0, x.transpose(0, 1).contiguous().transpose(0, 1)),
+             "W": (1, kernel.t().contiguous().t()), "h0": (2, h0[:1].expand(4, 19)),
+             "numbers": (3, numbers[:1].expand(3)), "bias": (4, bias[:1].expand(19))}
+    for name, (place, view) in views.items():
+        given = [*plain[:place], view.requires_grad_(), *plain[place + 1:]]
+        yield name, errors(given, "scale", "modrelu", False)
+
+    def summed(engine, leaf):                            # the gradient of a sum is one number, expanded
+        rest = [t.detach().to(leaf.dtype) for t in plain]
+        return torch.autograd.grad(engine(leaf, *rest[1:4], "scale", "modrelu", rest[4], False).sum(), leaf)[0]
+
+    expected = summed(reference_recurrence, x.double().requires_grad_())
+    found = summed(triton_engine.triton_recurrence, x.clone().requires_grad_())
+    yield "gradient", {"x": ((found - expected).abs().max() / expected.abs().max()).item()}
+
+
+def not_finite(dtype):
+    """What is not finite shows, as in the reference: an error of 0, or 1 where it does not."""
+    for (rule, phi, last_only), value in itertools.product(FORMULAS, (float("nan"), float("inf"))):
+        given = [None if t is None else t.detach() for t in problem(rule, phi, 3, 2, 19, dtype)]
+        given[0][1, 0, 3] = value
+        expected = reference_recurrence(*given[:4], rule, phi, given[4], last_only)
+        found = triton_engine.triton_recurrence(*given[:4], rule, phi, given[4], last_only)
+        same = torch.allclose(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True)
+        yield f"{rule} {phi} {last_only} {value}", {"h": 0.0 if same else 1.0}
+
+
+GROUPS = {"formulas": formulas, "sizes": sizes, "loops": loops, "gradients": gradients, "layouts": layouts,
+          "not_finite": not_finite}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    group, name = sys.argv[1:]
+    print(json.dumps(dict(GROUPS[group](getattr(torch, name)))))

@@ -1,0 +1,94 @@
+"""What the README and results/ say is what the records in results/runs say."""
+
+import re
+import shlex
+
+import pytest
+from conftest import ROOT, SCRIPTS, module_of
+
+from common.errors import UserError
+from common.runs import flags
+from common.runs.records import read_config, result
+from evidence import pages, pictures
+from evidence.rows import RUNS, SEEDS, Row, epochs_of, find_runs
+from evidence.table import mean_and_deviation
+
+PAGES = pages.pages(ROOT)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_shows_the_records(page, monkeypatch):
+    """Otherwise: python -m evidence --update."""
+    monkeypatch.chdir(ROOT)
+    text = page.read_text(encoding="utf-8")
+    assert pages.fill(text) == text
+    assert text.count("<!-- python -m evidence ") == len(pages.TABLE.findall(text)), "a table without an end"
+    assert "no run is there" not in text
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_what_a_script_says_it_reached(script, monkeypatch):
+    """The docstring's two commands: recall over the seeds, or the validation of seed 400 after its first epoch."""
+    monkeypatch.chdir(ROOT)
+    told = re.findall(rf"^    python {script}\.py(.*?)  .*: (.+)$", module_of(script).__doc__, flags=re.MULTILINE)
+    assert len(told) == 2
+    for typed, number in told:
+        row = Row(script, "", "", shlex.split(typed))
+        find_runs([row], SEEDS, RUNS)
+        if script.startswith("copytask"):
+            found = f"recall {mean_and_deviation([result(folder)['recall'] for folder in row.runs.values()], 1, '.3f')}"
+        else:
+            found = f"{100 * epochs_of(row.runs[400])[0]['validation_accuracy']:.2f} %"
+        assert number == found, flags
+
+
+def test_the_readme_shows_every_task():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tasks = {shlex.split(command)[0] for _, command, _ in pages.TABLE.findall(text)}
+    assert tasks == {"copytask", "sMNIST", "language"}
+
+
+def test_pictures_are_there_and_small():
+    """Every picture that a page shows or draws, and no other one."""
+    shown = set()
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        shown |= {(page.parent / link).resolve() for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)}
+        for command in pages.PICTURE.findall(text):
+            assert (ROOT / pictures.make_parser().parse_args(shlex.split(command)).output).resolve() in shown
+    assert shown == set((ROOT / "results").glob("*.png"))
+    assert all(path.stat().st_size < 150_000 for path in shown)
+
+
+def test_records_are_whole_and_name_no_machine():
+    for config in (ROOT / RUNS).glob("*/*/config.json"):
+        read_config(config.parent)
+        for name in ("config.json", "result.json"):
+            if (config.parent / name).exists():
+                text = (config.parent / name).read_text(encoding="utf-8")
+                assert pages.without_machine(text) == text, config.parent
+
+
+def test_tables_are_filled_in(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    text = "a\n<!-- python -m evidence copytask --short --only 'expRNN none' -->\nold\n<!-- end -->\nb\n"
+    new = pages.fill(text)
+    assert new.startswith("a\n<!-- python -m evidence copytask --short --only 'expRNN none' -->\n\n| no run")
+    assert new.endswith("|\n\n<!-- end -->\nb\n")
+    assert pages.fill(new) == new
+
+
+def test_update_writes_pages_and_pictures(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    page = tmp_path / "README.md"
+    page.write_text("<!-- python -m evidence copytask --short -->\n<!-- end -->\n"
+                    "<!-- python -m evidence.pictures --stairs -o results/stairs.png -->\n", encoding="utf-8")
+    pages.update(tmp_path)
+    assert "no run is there" in page.read_text(encoding="utf-8")
+    assert (tmp_path / "results" / "stairs.png").read_bytes().startswith(b"\x89PNG")
+    assert "1 tables, changed" in capsys.readouterr().out
+    pages.update(tmp_path)
+    assert "1 tables\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match="in the project's folder"):
+        pages.update(tmp_path / "results")

@@ -1,0 +1,675 @@
+"""Bad input: numbers, names, files, archives and folders that are wrong. Each ends in one sentence, never a traceback.
+
+A case is a line of a table: what is typed or lies on the disk, and what the sentence must hold (the value or the file,
+and the way out). It is tried in every script that it applies to, in this process, as `start` runs it.
+"""
+
+import contextlib
+import gzip
+import io
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SCRIPTS, command, environment, module_of, tiny
+
+from common import data
+from common.data import PixelSequences
+from common.errors import start
+from common.runs import flags, machine, run
+from common.runs.flags import SPELLING
+
+MNIST = tuple(s for s in SCRIPTS if s.startswith("sMNIST"))
+LANGUAGE = tuple(s for s in SCRIPTS if s.startswith("language"))
+COPY = tuple(s for s in SCRIPTS if s.startswith("copytask"))
+
+
+def told(script, *arguments) -> tuple[int, str]:
+    """Exit status and sentence of a script that must refuse its arguments, run as `python SCRIPT ...` runs it."""
+    out, err, before = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = [f"{script}.py", *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stop:
+            start(module_of(script).main)
+    finally:
+        sys.argv = before
+    lines = err.getvalue().splitlines()
+    assert len(lines) == 1, err.getvalue()
+    assert lines[0].startswith(f"{script}.py: ")
+    assert "Traceback" not in out.getvalue() + err.getvalue()
+    assert stop.value.code in (1, 2)
+    return stop.value.code, lines[0]
+
+
+def refused(script, arguments, *parts, status=2):
+    code, sentence = told(script, *arguments)
+    assert code == status, sentence
+    for part in parts:
+        assert part in sentence, (part, sentence)
+    return sentence
+
+
+# ── what is typed ────────────────────────────────────────────────────────────────────────────────────────
+
+COUNTS = ("0", "-1", "1.5", "nan", "inf", "1e999", "", "many", "1e3", "0x10", str(2**31), "9" * 40)
+RATES = ("0", "-1e-3", "nan", "inf", "-inf", "1e999", "", "fast", "1,5", "1e300")
+WEIGHTS = ("-1", "nan", "inf", "1e999", "", "heavy", "1e300")
+NUMBERS = {
+    **dict.fromkeys(("nhid", "batch", "log_interval", "T", "c_length", "updates", "epochs", "save_freq", "bptt",
+                     "emsize"), COUNTS),
+    "threads": (*COUNTS, "1025", "100000"), "labels": (*COUNTS, "9"),
+    "random_seed": ("-1", "1.5", "nan", "inf", "", "x", str(2**63)),
+    "lr": RATES, "lr_orth": RATES, "alam": WEIGHTS, "Tdecay": WEIGHTS, "clip": WEIGHTS,
+    "alpha": ("1", "-0.1", "nan", "inf", "1e999", "", "x", "1.5"),
+    "alpha_start": ("nan", "inf", "-inf", "1e999", "", "x", "1e300", "-1e300"),
+}
+
+
+def has(script, dest):
+    return dest in {**flags.SHARED, **module_of(script).DEFAULTS} or dest in flags.FROM_PAPER
+
+
+@pytest.mark.parametrize(("dest", "value"), [(dest, value) for dest, values in NUMBERS.items() for value in values])
+def test_a_number_out_of_range(dest, value):
+    flag = SPELLING.get(dest, f"--{dest}")
+    scripts = [script for script in SCRIPTS if has(script, dest)]
+    assert scripts
+    for script in scripts:
+        refused(script, [f"{flag}={value}"], flag, f"'{value}'", "is not a")
+
+
+NAMES = {"net_type": (("ExpRnn", "expRNN"), ("nnrnn", "nnRNN")), "nvar": (("log2", "log2n"), ("exp", "expn")),
+         "nonlin": (("modReLU", "modrelu"), ("tan", "tanh")), "rinit": (("henaf", "henaff"), ("Cayley", "cayley")),
+         "iinit": (("xavir", "xavier"), ("kaimin", "kaiming")), "optimizer": (("rmsprop", "RMSprop"), ("adam", "Adam")),
+         "engine": (("pytorch", "torch"), ("nativ", "native"))}
+
+
+@pytest.mark.parametrize(("dest", "value", "near"), [(d, v, n) for d, pairs in NAMES.items() for v, n in pairs])
+def test_an_unknown_name(dest, value, near):
+    flag = SPELLING.get(dest, f"--{dest}")
+    for script in (s for s in SCRIPTS if has(s, dest)):
+        refused(script, [flag, value], flag, f"'{value}'", f"did you mean {near}?")
+
+
+@pytest.mark.parametrize("dest", NAMES)
+def test_an_empty_name(dest):
+    flag = SPELLING.get(dest, f"--{dest}")
+    for script in (s for s in SCRIPTS if has(s, dest)):
+        refused(script, [f"{flag}="], flag, "'' is not one of")
+
+
+@pytest.mark.parametrize("value", ["", "a/b", "/", "../up", ".", "a\\b", "a\nb", "a\tb", "a\x07b", "a\udcffb",
+                                   "x" * 101])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_name_that_makes_no_folder(script, value):
+    code, sentence = told(script, f"--name={value}")
+    assert code == 2
+    assert "--name" in sentence
+    assert "use at most 100 letters, digits, - and _" in sentence
+
+
+@pytest.mark.parametrize("flag", ["--save", "--data", "--resume"])
+@pytest.mark.parametrize("value", ["", "a\udcffb", "a\x1bb"])
+def test_a_path_that_is_none(flag, value):
+    for script in (s for s in SCRIPTS if flag != "--data" or has(s, "data")):
+        refused(script, [f"{flag}={value}"], flag, "is not the name of a folder")
+
+
+TOO_LARGE = [
+    *((COPY, ("--T", value), "--T") for value in ("2000000000", "100000000")),
+    (COPY, ("--c-length", "2147483647"), "--T"),
+    (COPY, ("--updates", "2147483647", "--log-interval", "2147483647"), ""),
+    (SCRIPTS, ("--nhid", "1000000"), "--nhid"), (SCRIPTS, ("--nhid", str(2**31 - 2)), "--nhid"),
+    ((*COPY, *MNIST), ("--batch", "1000000000"), "--batch"),
+    (LANGUAGE, ("--bptt", "2147483647"), "--bptt"),
+]
+
+
+@pytest.mark.parametrize(("scripts", "typed", "way_out"), TOO_LARGE, ids=[" ".join(t[1]) for t in TOO_LARGE])
+def test_what_cannot_fit_into_memory(scripts, typed, way_out, tmp_path, monkeypatch):
+    """Said before anything is made: no folder, no weights."""
+    monkeypatch.setattr(machine, "memory_available", lambda device: 16 * 10**9)
+    for script in scripts:
+        refused(script, [*typed, "--save", tmp_path], "GB of memory and 16.0 GB are free; lower ", way_out, status=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_published_sizes_fit_into_8_gigabytes(script):
+    module = module_of(script)
+    options = flags.parse([], script, "", module.DEFAULTS, module.PAPER)
+    assert 50e6 < machine.memory_needed(options) < 3e9
+
+
+def test_memory_is_known_here():
+    found = machine.memory_available(torch.device("cpu"))
+    assert found is None or 10**8 < found < 10**14
+
+
+# ── MNIST ────────────────────────────────────────────────────────────────────────────────────────────────
+
+TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = (
+    "train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+def replaced(name, content):
+    """A folder's file becomes `content`: bytes, a function of its own bytes, or the name of another file."""
+    def spoil(raw):
+        whole = (raw / name).read_bytes()
+        other = (raw / content).read_bytes() if isinstance(content, str) else \
+            content(whole) if callable(content) else content
+        (raw / name).unlink()
+        (raw / name).write_bytes(other)
+    return spoil
+
+
+def folder_in_place_of(name):
+    def spoil(raw):
+        (raw / name).unlink()
+        (raw / name).mkdir()
+    return spoil
+
+
+def pipe_in_place_of(name):
+    def spoil(raw):
+        (raw / name).unlink()
+        os.mkfifo(raw / name)
+    return spoil
+
+
+def link_in_place_of(name, target):
+    def spoil(raw):
+        (raw / name).unlink()
+        (raw / name).symlink_to(target)
+    return spoil
+
+
+def bomb(size=10**8) -> bytes:
+    """A gzip file a thousandth of what it unpacks to."""
+    return gzip.compress(bytes(size), 1)
+
+
+def header(text, whole):
+    return bytes.fromhex(text) + whole[len(text) // 2:]
+
+
+BAD_MNIST = {
+    "empty labels": (replaced(TEST_LABELS, b""), TEST_LABELS),
+    "empty images": (replaced(TRAIN_IMAGES, b""), TRAIN_IMAGES),
+    "half of the images": (replaced(TEST_IMAGES, lambda whole: whole[:len(whole) // 2]), TEST_IMAGES),
+    "one byte short": (replaced(TRAIN_LABELS, lambda whole: whole[:-1]), TRAIN_LABELS),
+    "one byte more": (replaced(TRAIN_LABELS, lambda whole: whole + b"\0"), TRAIN_LABELS),
+    "only the header": (replaced(TEST_LABELS, lambda whole: whole[:8]), TEST_LABELS),
+    "a web page": (replaced(TEST_LABELS, b"<html>not found</html>"), TEST_LABELS),
+    "images where labels belong": (replaced(TEST_LABELS, TEST_IMAGES), TEST_LABELS),
+    "labels where images belong": (replaced(TEST_IMAGES, TEST_LABELS), TEST_IMAGES),
+    "train where test belongs": (replaced(TEST_LABELS, TRAIN_LABELS), TEST_LABELS),
+    "test where train belongs": (replaced(TRAIN_IMAGES, TEST_IMAGES), TRAIN_IMAGES),
+    "another magic number": (replaced(TEST_LABELS, lambda whole: header("00000901", whole)), TEST_LABELS),
+    "signed bytes": (replaced(TEST_IMAGES, lambda whole: header("00000903", whole)), TEST_IMAGES),
+    "other sizes": (replaced(TEST_IMAGES, lambda whole: header("00000803000027100000000e00000038", whole)),
+                    TEST_IMAGES),
+    "a count beyond the file": (replaced(TEST_LABELS, lambda whole: header("000008017fffffff", whole)), TEST_LABELS),
+    "labels above 9": (replaced(TEST_LABELS, lambda whole: whole[:8] + bytes([10]) * 10_000), TEST_LABELS),
+    "noise": (replaced(TEST_LABELS, lambda whole: np.random.default_rng(0).bytes(len(whole))), TEST_LABELS),
+    "the .gz under the raw name": (replaced(TEST_LABELS, gzip.compress), TEST_LABELS),
+    "a gzip bomb": (replaced(TRAIN_IMAGES, lambda whole: bomb()), TRAIN_IMAGES),
+    "a folder": (folder_in_place_of(TEST_LABELS), TEST_LABELS),
+    "a pipe": (pipe_in_place_of(TEST_LABELS), TEST_LABELS),
+    "an endless device": (link_in_place_of(TEST_LABELS, "/dev/zero"), TEST_LABELS),
+}
+
+
+@pytest.fixture
+def raw(tmp_path, mnist_folder):
+    """A folder of links to the fake MNIST, to be spoiled."""
+    folder = tmp_path / "data" / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for path in (mnist_folder / "MNIST" / "raw").iterdir():
+        (folder / path.name).symlink_to(path)
+    return folder
+
+
+@pytest.mark.parametrize("case", BAD_MNIST)
+def test_bad_mnist(raw, tmp_path, case):
+    spoil, name = BAD_MNIST[case]
+    spoil(raw)
+    for script in MNIST[:1] if "train" in name else MNIST:
+        refused(script, [*tiny(script), "--data", tmp_path / "data", "--save", tmp_path / "saves"], name, str(raw),
+                "delete it and run again to fetch it", status=1)
+    assert not (tmp_path / "saves").exists()
+
+
+def no_network(*given, **named):
+    raise urllib.error.URLError("no route to host")
+
+
+def test_a_gzip_bomb_beside_the_raw_files(raw, tmp_path, monkeypatch):
+    """It is not what is read, and not what a missing file is made of."""
+    monkeypatch.setattr(urllib.request, "urlopen", no_network)
+    (raw / f"{TEST_LABELS}.gz").write_bytes(bomb(10**7))
+    data.load_mnist(tmp_path / "data")
+    (raw / TEST_LABELS).unlink()
+    refused("sMNIST_nvar", [*tiny("sMNIST_nvar"), "--data", tmp_path / "data"], TEST_LABELS, "not found in",
+            "put them there, or name the folder that holds them with --data", status=1)
+    assert not (raw / TEST_LABELS).exists()
+
+
+def test_a_processed_folder_is_never_unpickled(raw, tmp_path):
+    """Old versions of torchvision kept pickles there, and read them first."""
+    class Code:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "ran",)
+
+    processed = raw.parent / "processed"
+    processed.mkdir()
+    for name in ("training.pt", "test.pt"):
+        (processed / name).write_bytes(pickle.dumps(Code()))
+    data.load_mnist(tmp_path / "data")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_without_torchvision(tmp_path, monkeypatch):
+    """Only a download needs it, and that says so."""
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    refused("sMNIST_nvar", [*tiny("sMNIST_nvar"), "--data", tmp_path], "torchvision", "put them there", status=1)
+
+
+# ── Penn Treebank characters ─────────────────────────────────────────────────────────────────────────────
+
+GOOD = {"train": "a b c d e _ \n" * 60, "valid": "a b _ \n" * 30, "test": "c d _ \n" * 30}
+BAD_PENN = {
+    "empty train": ({"train": b""}, "train.txt is empty"),
+    "empty valid": ({"valid": b""}, "valid.txt is empty"),
+    "empty test": ({"test": b""}, "test.txt is empty"),
+    "only blanks": ({"train": b"  \n \t \n"}, "train.txt is empty"),
+    "only line ends": ({"test": b"\n\n\n"}, "test.txt is empty"),
+    "binary": ({"train": bytes(range(128)) * 9}, "train.txt is a binary file"),
+    "a picture": ({"valid": b"\x89PNG\r\n\x1a\n" + bytes(100)}, "valid.txt is not UTF-8"),
+    "Latin-1": ({"train": "a é b \n".encode("latin-1") * 60}, "train.txt is not UTF-8"),
+    "UTF-16": ({"test": "a b c \n".encode("utf-16") * 60}, "test.txt is not UTF-8"),
+    "cut inside a character": ({"train": "a b é".encode()[:-1]}, "train.txt is not UTF-8"),
+    "one line of train": ({"train": "a b c d e _\n"}, "of train.txt are too few for 4 parallel streams"),
+    "one line of valid": ({"valid": "a b\n"}, "of valid.txt are too few for 10 parallel streams"),
+    "one line of test": ({"test": "a b\n"}, "of test.txt are too few for 10 parallel streams"),
+    "a new symbol in test": ({"test": "a b z \n" * 30}, "test.txt holds the symbol 'z', which train.txt never shows"),
+    "a new symbol in valid": ({"valid": "a b é \n" * 30}, "valid.txt holds the symbol 'é'"),
+    "no blanks": ({"test": "abc" * 9999}, "test.txt holds the symbol 'abcabcabc"),
+    "upper case": ({"valid": "A B \n" * 30}, "the three files must come from one corpus"),
+    "words in the place of characters": ({"test": "the cat sat \n" * 30}, "holds the symbol 'the'"),
+    "a folder": ({"train": None}, "train.txt is not a file"),
+}
+
+
+@pytest.fixture
+def penn(tmp_path):
+    """A data folder with three small good files, to be spoiled."""
+    folder = tmp_path / "data" / "pennchar"
+    folder.mkdir(parents=True)
+    for part, text in GOOD.items():
+        (folder / f"{part}.txt").write_text(text)
+    return folder
+
+
+def put(path, content):
+    if content is None:
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+@pytest.mark.parametrize("case", BAD_PENN)
+def test_bad_penn(penn, tmp_path, case):
+    parts, sentence = BAD_PENN[case]
+    for part, content in parts.items():
+        put(penn / f"{part}.txt", content)
+    for script in LANGUAGE:
+        found = refused(script, [*tiny(script), "--data", tmp_path / "data", "--save", tmp_path / "saves"], sentence,
+                        status=2 if "too few" in sentence else 1)
+        assert len(found) < 500
+    assert not (tmp_path / "saves").exists()
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "an endless device"])
+def test_a_text_without_an_end(penn, tmp_path, kind):
+    {"a pipe": pipe_in_place_of("test.txt"), "an endless device": link_in_place_of("test.txt", "/dev/zero")}[kind](penn)
+    for script in LANGUAGE:
+        refused(script, [*tiny(script), "--data", tmp_path / "data"], "test.txt is not a file", "--data", status=1)
+
+
+@pytest.mark.parametrize("part", ["train", "valid", "test"])
+def test_one_split_is_missing(penn, tmp_path, monkeypatch, part):
+    monkeypatch.setattr(urllib.request, "urlopen", no_network)
+    (penn / f"{part}.txt").unlink()
+    for script in LANGUAGE:
+        sentence = refused(script, [*tiny(script), "--data", tmp_path / "data"], f"{part}.txt not found in {penn}",
+                           "simple-examples.tgz", "--data", status=1)
+        assert sum(f"{name}.txt" in sentence for name in GOOD) == 1
+
+
+# ── archives ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def member(name, content=b"x", **changed):
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    for key, value in changed.items():
+        setattr(info, key, value)
+    return info, content
+
+
+def wanted(part, **changed):
+    return member(data.PENN_MEMBER.format(part=part), GOOD[part].encode(), **changed)
+
+
+def packed(*members, cut=None) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for info, content in members:
+            tar.addfile(info, io.BytesIO(content) if info.type == tarfile.REGTYPE else None)
+    return buffer.getvalue()[:cut]
+
+
+def claims_a_huge_size() -> bytes:
+    """A header that promises eight gigabytes, and a few bytes after it."""
+    info, _ = wanted("test")
+    info.size = 8 * 2**30 - 1
+    return gzip.compress(info.tobuf() + b"few")
+
+
+def unpacks_to(size) -> bytes:
+    """A member of zeros, which packs to a thousandth, before the one that is wanted."""
+    info, _ = member("zeros")
+    info.size = size
+    return gzip.compress(info.tobuf() + bytes(size), 1)
+
+
+BAD_ARCHIVES = {
+    "nothing": b"", "a web page": b"<html>404</html>", "gzip of text": gzip.compress(b"hello" * 999),
+    "no member that is wanted": packed(member("README")),
+    "a climbing path": packed(member("../../data/ptb.char.test.txt"), member("simple-examples/data/../../../test.txt")),
+    "an absolute path": packed(member("/simple-examples/data/ptb.char.test.txt")),
+    "a link": packed(wanted("test", type=tarfile.SYMTYPE, linkname="/etc/passwd", size=0)),
+    "a hard link": packed(wanted("test", type=tarfile.LNKTYPE, linkname="../../../etc/passwd", size=0)),
+    "a device": packed(wanted("test", type=tarfile.CHRTYPE, devmajor=1, devminor=5, size=0)),
+    "a pipe": packed(wanted("test", type=tarfile.FIFOTYPE, size=0)),
+    "a folder": packed(wanted("test", type=tarfile.DIRTYPE, size=0)),
+    "a huge claim": claims_a_huge_size(),
+    "a bomb": unpacks_to(3 * 10**6),
+    "cut": packed(wanted("test"), cut=-60),
+    "larger than the real one": packed(member("noise", np.random.default_rng(0).bytes(3 * 10**6))),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARCHIVES)
+def test_bad_archives(penn, tmp_path, monkeypatch, case):
+    """A download that is a trap: nothing of it stays, nothing is written elsewhere."""
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *given, **named: io.BytesIO(BAD_ARCHIVES[case]))
+    monkeypatch.setattr(data, "ARCHIVE_LIMIT", 2**20)
+    monkeypatch.setattr(data, "UNPACKED_LIMIT", 2**21)
+    (penn / "test.txt").unlink()
+    before = sorted(tmp_path.rglob("*"))
+    for script in LANGUAGE:
+        refused(script, [*tiny(script), "--data", tmp_path / "data", "--save", tmp_path / "saves"],
+                "test.txt not found in", "The download failed", "--data", status=1)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_archive_with_another_text(penn, tmp_path, monkeypatch):
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *given, **named: io.BytesIO(packed(wanted("test"))))
+    (penn / "test.txt").unlink()
+    refused("language_nvar", [*tiny("language_nvar"), "--data", tmp_path / "data"], "test.txt from", "wrong sha256",
+            "fetch it by hand", status=1)
+
+
+# ── folders ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_resume_of_what_is_no_folder(script, tmp_path):
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "file", tmp_path / "nothing", tmp_path, tmp_path / "file" / "in"):
+        refused(script, ["--resume", place], str(place), "is not a run's folder", "name another one or start a new run")
+    refused(script, ["--resume", "x" * 5000], "cannot be read (File name too long)", "name the folder of a run")
+
+
+@pytest.mark.parametrize("script", [*MNIST, *LANGUAGE])
+def test_data_that_is_no_folder(script, tmp_path):
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "file", "/dev/null", "x" * 5000):
+        refused(script, [*tiny(script), "--data", place], "not found in", "nothing can be written there",
+                "name another folder with --data", status=1)
+
+
+def test_a_save_folder_that_is_a_file(tmp_path, penn, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    few_images(monkeypatch)
+    for script in SCRIPTS:
+        where = ["--data", tmp_path / "data"] if script in LANGUAGE else []
+        for place in (tmp_path / "file", tmp_path / "file" / "in", "/dev/null", "x" * 5000):
+            refused(script, [*tiny(script), *where, "--save", place], "no folder could be made in", str(place),
+                    "choose another place with --save")
+
+
+def nobody(place):
+    """Whether a folder without permissions stops us: it does not stop root."""
+    place.mkdir()
+    place.chmod(0)
+    return not os.access(place, os.R_OK)
+
+
+def test_folders_without_permission(tmp_path, monkeypatch):
+    closed = tmp_path / "closed"
+    if not nobody(closed):
+        pytest.skip("root may read and write everywhere")
+    refused("copytask_nvar", [*tiny("copytask_nvar"), "--save", closed], "Permission denied", "--save")
+    refused("copytask_nvar", ["--resume", closed], "Permission denied")
+    for script in (*MNIST, *LANGUAGE):
+        refused(script, [*tiny(script), "--data", closed], "Permission denied", "--data", status=1)
+
+
+# ── runs on disk ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def few_images(monkeypatch):
+    """24, 7 and 9 images of 20 pixels in the place of MNIST."""
+    images = tuple(PixelSequences(torch.zeros(n, 20, dtype=torch.uint8), torch.zeros(n, dtype=torch.int64))
+                   for n in (24, 7, 9))
+    for script in MNIST:
+        monkeypatch.setattr(module_of(script), "load_mnist", lambda *given: images)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, penn_folder):
+    """script, typed → the folder of a run that was stopped after its second update."""
+    made, place = {}, tmp_path_factory.mktemp("saved")
+
+    def make(script, *typed):
+        if (script, typed) not in made:
+            save = place / str(len(made))
+            where = ["--data", penn_folder] if script in LANGUAGE else []
+            with pytest.MonkeyPatch.context() as patched:
+                few_images(patched)
+                left, advance = [2], run.Run.advance
+
+                def counting(this, steps=1):
+                    left[0] -= 1
+                    if left[0] == 0:
+                        this._ask_to_stop(signal.SIGINT, None)
+                    advance(this, steps)
+
+                patched.setattr(run.Run, "advance", counting)
+                small = ["--batch", "10"] if script in MNIST else []
+                with pytest.raises(run.Stopped):
+                    module_of(script).main([*map(str, (*tiny(script), *small, *where, *typed, "--save", save))])
+            made[script, typed], = save.glob("*/*")
+        return made[script, typed]
+    return make
+
+
+def json_of(change):
+    """For a config.json: change its options."""
+    def spoil(folder, saved, script):
+        config = json.loads((folder / "config.json").read_text())
+        change(config["options"])
+        (folder / "config.json").write_text(json.dumps(config))
+    return spoil
+
+
+def value_of(dest, value):
+    return json_of(lambda options: options[dest].update(value=value))
+
+
+def state_with(change):
+    """For a last.pt: change what it holds."""
+    def spoil(folder, saved, script):
+        state = torch.load(folder / "last.pt", weights_only=True)
+        change(state)
+        torch.save(state, folder / "last.pt")
+    return spoil
+
+
+def content_of(name, content):
+    def spoil(folder, saved, script):
+        path = folder / name
+        put(path, content(path.read_bytes()) if callable(content) else content)
+    return spoil
+
+
+def checkpoint_from(*typed, other=False):
+    def spoil(folder, saved, script):
+        source = saved(SCRIPTS[(SCRIPTS.index(script) + 3) % 9] if other else script, *typed)
+        shutil.copy(source / "last.pt", folder / "last.pt")
+    return spoil
+
+
+class Code:
+    """What would write a file if it were unpickled."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("ran"),)
+
+
+def zipped_code(folder, saved, script):
+    torch.save({"parts": Code()}, folder / "last.pt")
+
+
+MODEL, DAMAGED = "is not a checkpoint of the model that", "last.pt is not a checkpoint of this project or is damaged"
+BAD_RUNS = {
+    "last.pt of more units": (checkpoint_from("--nhid", "10"), 1, MODEL),
+    "last.pt of another cell": (checkpoint_from("--net-type", "RNN"), 1, MODEL),
+    "last.pt of another task": (checkpoint_from(other=True), 1, MODEL),
+    "last.pt of 3 bytes": (content_of("last.pt", b"PK\x03"), 1, DAMAGED),
+    "last.pt without its end": (content_of("last.pt", lambda whole: whole[:-100]), 1, DAMAGED),
+    "last.pt with flipped bits": (content_of("last.pt", lambda whole: bytes(b ^ 255 for b in whole)), 1, DAMAGED),
+    "last.pt of zeros": (content_of("last.pt", lambda whole: bytes(len(whole))), 1, DAMAGED),
+    "last.pt is a folder": (content_of("last.pt", None), 1, DAMAGED),
+    "last.pt is a pickle of code": (content_of("last.pt", pickle.dumps(Code())), 1, DAMAGED),
+    "last.pt is a zip with code": (zipped_code, 1, DAMAGED),
+    "last.pt is a zip bomb": (content_of("last.pt", bomb(10**7)), 1, DAMAGED),
+    "a place that is text": (state_with(lambda s: s["parts"]["progress"].update(batch="x", update="x")), 1, MODEL),
+    "a place that is not there": (state_with(lambda s: s["parts"].update(progress={})), 1, MODEL),
+    "a generator that is none": (state_with(lambda s: s.update(rng=torch.zeros(3))), 1, MODEL),
+    "a log size that is text": (state_with(lambda s: s.update(log_size="long")), 1, MODEL),
+    "a log that was cut": (state_with(lambda s: s.update(log_size=10**6)), 1, "log.csv is shorter"),
+    "config.json of nhid 'many'": (value_of("nhid", "many"), 2, "nhid is 'many'"),
+    "config.json of nhid 8.5": (value_of("nhid", 8.5), 2, "nhid is '8.5'"),
+    "config.json of nhid -8": (value_of("nhid", -8), 2, "nhid is '-8'"),
+    "config.json of nhid null": (value_of("nhid", None), 2, "nhid is 'None'"),
+    "config.json of lr NaN": (value_of("lr", float("nan")), 2, "lr is 'nan'"),
+    "config.json of lr null": (value_of("lr", None), 2, "lr is 'None'"),
+    "config.json of a list": (value_of("batch", [1, 2]), 2, "batch is '[1, 2]'"),
+    "config.json of another cell": (value_of("net_type", "GRU"), 2, "net_type is 'GRU'"),
+    "config.json of a climbing name": (value_of("name", "../../up"), 2, "name is '../../up'"),
+    "config.json of three betas": (value_of("betas", [0.1, 0.2, 0.3]), 2, "betas is"),
+    "config.json of a folder that is a number": (value_of("save", 7), 2, "save is '7'"),
+    "config.json of a switch that is text": (value_of("cuda", "yes"), 2, "cuda is 'yes'"),
+    "config.json of units that do not fit": (value_of("nhid", 12), 1, MODEL),
+    "config.json without an option": (json_of(lambda options: options.pop("clip")), 2, "the options differ in clip"),
+    "config.json with one more option": (json_of(lambda options: options.update(warp={"value": 1, "origin": "typed"})),
+                                         2, "the options differ in warp"),
+    "config.json of lists in lists": (content_of("config.json", b"[" * 100_000), 2, "config.json is damaged"),
+    "config.json is a folder": (content_of("config.json", None), 2, "config.json cannot be read (Is a directory)"),
+    "config.json in UTF-16": (content_of("config.json", lambda whole: whole.decode().encode("utf-16")), 2,
+                              "is damaged"),
+    "result.json is half": (lambda folder, *given: (folder / "result.json").write_text('{"loss": 1'), 1,
+                            "result.json is damaged"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_RUNS)
+def test_a_run_that_was_spoiled(saved, tmp_path, monkeypatch, case):
+    """Nothing runs, nothing is written, and what lies there stays as it is."""
+    spoil, status, sentence = BAD_RUNS[case]
+    monkeypatch.chdir(tmp_path)
+    few_images(monkeypatch)
+    for script in SCRIPTS:
+        folder = tmp_path / script
+        shutil.copytree(saved(script), folder)
+        spoil(folder, saved, script)
+        before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        refused(script, ["--resume", folder], sentence, status=status)
+        assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"text", pickle.dumps(Code()), None])
+def test_best_weights_that_are_none(saved, tmp_path, monkeypatch, content):
+    """Found at the end, when they are tested."""
+    monkeypatch.chdir(tmp_path)
+    few_images(monkeypatch)
+    monkeypatch.setattr(run.Run, "save_best", lambda self: None)
+    for script in (MNIST[0], LANGUAGE[0]):
+        folder = tmp_path / script
+        shutil.copytree(saved(script), folder)
+        if content is None:
+            (folder / "best.pt").mkdir()
+        else:
+            (folder / "best.pt").write_bytes(content)
+        refused(script, ["--resume", folder], "best.pt", "is not a checkpoint of this project or is damaged", status=1)
+        assert not (folder / "result.json").exists()
+    assert not (tmp_path / "ran").exists()
+
+
+# ── as processes ─────────────────────────────────────────────────────────────────────────────────────────
+
+PROCESSES = [
+    ("copytask_nvar", ("--lr", "1e300"), 2, "'1e300' is not a number"),
+    ("sMNIST_alpha", ("--data", "/dev/null"), 1, "name another folder with --data"),
+    ("language_nvar", ("--resume", "nowhere"), 2, "is not a run's folder"),
+    ("copytask_alpha", ("--T", "2000000000"), 1, "GB of memory"),
+    ("copytask_expalpha", (b"--save=\xff\xfe",), 2, "is not the name of a folder"),
+]
+
+
+@pytest.mark.parametrize(("script", "typed", "status", "sentence"), PROCESSES, ids=[case[0] for case in PROCESSES])
+def test_as_a_process(tmp_path, script, typed, status, sentence):
+    done = subprocess.run([*command(script), *typed], cwd=tmp_path, env=environment(), capture_output=True, timeout=60,
+                          check=False)
+    err = done.stderr.decode()
+    assert (done.returncode, len(err.splitlines())) == (status, 1), err
+    assert sentence in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_knows_no_greek(tmp_path):
+    done = subprocess.run(command("copytask_nvar", "--help"), cwd=tmp_path, capture_output=True, timeout=60,
+                          check=False, env={**environment(), "PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"--nvar" in done.stdout
+
+
+def test_there_are_sixty_cases_and_more():
+    assert len(BAD_MNIST) + len(BAD_PENN) + len(BAD_ARCHIVES) + len(BAD_RUNS) > 60

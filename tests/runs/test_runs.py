@@ -1,0 +1,774 @@
+"""Runs: the scripts as processes from another folder, what they leave on disk, how they stop and go on."""
+
+import contextlib
+import csv
+import fcntl
+import json
+import os
+import pickle
+import pty
+import shutil
+import signal
+import struct
+import subprocess
+import termios
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SCRIPTS, TINY, command, environment, module_of, task_of, tiny
+
+from common import language, smnist
+from common.data import Characters, PixelSequences
+from common.errors import UserError
+from common.runs import flags, records, run
+from evidence import rows
+
+FILES = {"config.json", "log.csv", "last.pt", "best.pt", "curves.png", "result.json"}
+
+
+def visible(folder):
+    return {p.name for p in Path(folder).iterdir() if not p.name.startswith(".")}
+
+
+def only_run(save, script):
+    folder, = (Path(save) / script).iterdir()
+    return folder
+
+
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def log_of(folder, leave_out=("seconds",)):
+    with open(folder / "log.csv", newline="", encoding="utf-8") as file:
+        return [{k: v for k, v in row.items() if k not in leave_out} for row in csv.DictReader(file)]
+
+
+def checkpoint_of(folder):
+    return torch.load(folder / "last.pt", weights_only=True)
+
+
+def flat(value, path=""):
+    """A nest of dicts and lists as {path: leaf}."""
+    if isinstance(value, dict):
+        value = value.items()
+    elif isinstance(value, (list, tuple)):
+        value = enumerate(value)
+    else:
+        return {path: value}
+    return {k: v for key, part in value for k, v in flat(part, f"{path}/{key}").items()}
+
+
+def assert_same_run(found, expected):
+    """Bit for bit: weights, optimizer, progress, generators, log and result, but for the clock."""
+    one, other = flat(checkpoint_of(found)), flat(checkpoint_of(expected))
+    assert set(one) == set(other)
+    for path, value in one.items():
+        if path not in ("/seconds", "/log_size"):
+            same = torch.equal(value, other[path]) if torch.is_tensor(value) else value == other[path]
+            assert same, path
+    best, other_best = (torch.load(f / "best.pt", weights_only=True) for f in (found, expected))
+    assert all(torch.equal(best[name], other_best[name]) for name in other_best)
+    assert log_of(found) == log_of(expected)
+    clock = {"seconds", "command", "commit"}
+    results = [{k: v for k, v in read_json(f / "result.json").items() if k not in clock} for f in (found, expected)]
+    assert results[0] == results[1]
+
+
+def one_sentence(result, status, *parts):
+    """A process that ended with `status` and said why in a line."""
+    assert result.returncode == status, result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    for part in parts:
+        assert part in result.stderr
+
+
+# ── the nine scripts to their end ────────────────────────────────────────────────────────────────────────
+
+RESULT_KEYS = {
+    "copytask": {"updates", "loss", "recall", "averaged_over", "memoryless_loss"},
+    "sMNIST": {"epochs", "best_epoch", "validation_accuracy", "test_accuracy", "test_loss"},
+    "language": {"epochs", "best_epoch", "validation_loss", "validation_accuracy", "test_loss", "test_perplexity",
+                 "test_bits_per_character", "test_accuracy"},
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_run_from_another_folder(run_script, data_folder, tmp_path, script):
+    done = run_script(script, *tiny(script), *data_folder(script), "--name", "try", few_images=True)
+    assert done.returncode == 0, done.stderr
+    folder = only_run(tmp_path / "saves", script)
+    assert folder.name.endswith("-s400-try")
+    assert visible(folder) == FILES
+
+    assert done.stderr == ""                                # piped: no progress bar
+    assert "\r" not in done.stdout
+    for part in (f"{script}: sRNN", "typed: ", "PAPER sRNN", "default: ", f"writing to saves/{script}/", "result in"):
+        assert part in done.stdout
+    assert "memoryless" in done.stdout or task_of(script) != "copytask"
+
+    config = read_json(folder / "config.json")
+    assert config["script"] == script
+    assert config["argv"][1:] == list(map(str, (*tiny(script), *data_folder(script), "--name", "try")))
+    assert config["options"]["nhid"] == {"value": 8, "origin": "typed"}
+    assert config["options"]["lr"]["origin"] == f"PAPER {config['row']}"
+    assert config["options"]["nonlin"] == {"value": "modrelu", "origin": "default"}
+    assert {"versions", "device", "commit", "threads", "started"} <= set(config)
+
+    result = read_json(folder / "result.json")
+    assert RESULT_KEYS[task_of(script)] <= set(result)
+    assert {"row", "parameters", "seconds", "device", "versions", "commit", "command"} <= set(result)
+    assert all(value == value for value in result.values())             # no not-a-number
+    weights = torch.load(folder / "best.pt", weights_only=True)
+    assert result["parameters"] == sum(w.numel() for w in weights.values())
+    last = checkpoint_of(folder)
+    assert set(last["parts"]["model"]) == set(weights)
+    assert not any("kernel" in name for name in weights)
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert len(log_of(folder)) == 1
+    assert "seconds" in log_of(folder, ())[0]
+
+
+def test_sequential_mnist_at_full_size(start_script, data_folder, tmp_path):
+    """All of the images, the ordinary script; stopped after its first report."""
+    process = start_script("sMNIST_nvar", "--nhid", "8", "--batch", "20", "--log-interval", "1", "--permute",
+                           "--threads", "1", *data_folder("sMNIST"))
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    folder = only_run(tmp_path / "saves", "sMNIST_nvar")
+    assert folder.name == "expRNN-expn-permuted-s400"
+    assert f"sMNIST_nvar.py --resume saves/sMNIST_nvar/{folder.name}" in errors
+    assert checkpoint_of(folder)["parts"]["progress"]["batch"] >= 1
+
+
+# ── in this process ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def main(tmp_path, monkeypatch):
+    """Run a script's main in this process, runs below tmp_path → its result and its folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(script, *arguments):
+        before = set((tmp_path / "saves" / script).glob("*"))
+        result = module_of(script).main([*map(str, arguments)])
+        new = set((tmp_path / "saves" / script).glob("*")) - before
+        return result, new.pop() if new else None
+    return call
+
+
+COPY = ("copytask_nvar", *tiny("copytask_nvar"))
+
+
+def test_a_second_run_overwrites_nothing(main):
+    _, first = main(*COPY)
+    kept = {p.name: p.read_bytes() for p in first.iterdir()}
+    _, second = main(*COPY)
+    _, third = main(*COPY)
+    assert [p.name for p in (first, second, third)] == ["expRNN-expn-s400", "expRNN-expn-s400-2",
+                                                        "expRNN-expn-s400-3"]
+    assert {p.name: p.read_bytes() for p in first.iterdir()} == kept
+    assert_same_run(second, first)                          # and the same run is the same run
+
+
+@pytest.mark.parametrize(("updates", "interval", "reported"), [
+    (10, 5, [5, 10]), (10, 4, [4, 8, 10]), (3, 50, [3]), (120, 60, [60, 120]), (1, 1, [1])])
+def test_log_interval_and_updates(main, updates, interval, reported):
+    result, folder = main(*COPY, "--updates", updates, "--log-interval", interval)
+    assert [int(row["update"]) for row in log_of(folder)] == reported
+    assert result["updates"] == updates
+    assert result["averaged_over"] == min(50, updates)
+
+
+def test_the_copying_log_holds_means(main):
+    """Every update reported alone, then in fives: the mean, the median and the last rows agree."""
+    _, single = main(*COPY, "--updates", 12, "--log-interval", 1)
+    result, fives = main(*COPY, "--updates", 12, "--log-interval", 5)
+    losses = [float(row["loss"]) for row in log_of(single)]
+    recalls = [float(row["recall"]) for row in log_of(single)]
+    for row, (start, end) in zip(log_of(fives), ((0, 5), (5, 10), (10, 12)), strict=True):
+        assert float(row["loss"]) == pytest.approx(sum(losses[start:end]) / (end - start), rel=1e-5)
+        assert float(row["recall"]) == pytest.approx(sum(recalls[start:end]) / (end - start), rel=1e-5)
+        assert float(row["loss_median"]) == pytest.approx(sorted(losses[start:end])[(end - start - 1) // 2], rel=1e-5)
+    assert result["loss"] == pytest.approx(sum(losses) / 12, rel=1e-5)
+    assert result["recall"] == pytest.approx(sum(recalls) / 12, rel=1e-5)
+
+
+@pytest.mark.parametrize("typed", [
+    ("--vari",), ("--labels", "4"), ("--no-onehot",), ("--optimizer", "Adam"), ("--net-type", "nnRNN"),
+    ("--net-type", "RNN-Orth"), ("--net-type", "LSTM", "--nvar", "none"), ("--net-type", "RNN", "--nvar", "none"),
+    ("--clip", "0.1"), ("--engine", "reference"), ("--c-length", "1", "--T", "1"), ("--labels", "1"),
+    *(("--nonlin", phi) for phi in ("none", "tanh", "relu", "sigmoid"))])
+def test_the_variants_train(main, typed):
+    result, folder = main(*COPY, *typed)
+    assert result["loss"] > 0
+    start = torch.load(folder / "best.pt", weights_only=True)
+    assert all(value.isfinite().all() for value in start.values())
+
+
+@pytest.mark.parametrize("stair", ["copytask_alpha", "copytask_expalpha"])
+@pytest.mark.parametrize("net_type", ["RNN", "RNN-Orth", "expRNN", "nnRNN"])
+def test_every_step_of_a_learned_stair_learns(main, stair, net_type):
+    # Of an exponential stair that starts at 20 only what |z| is small for moves, so it starts low here.
+    _, folder = main(stair, *tiny(stair), "--net-type", net_type, "--alpha-start", "0.5")
+    numbers = torch.load(folder / "best.pt", weights_only=True)["network.stair.numbers"]
+    assert (numbers != 0.5).all()
+
+
+@pytest.mark.parametrize(("typed", "changes"), [
+    (("--clip", "1e-3"), True), (("--alam", "5"), False), (("--lr", "0.01"), True), (("--lr_orth", "0.01"), True),
+    (("--alpha", "0.5"), True), (("--T", "6"), True), (("--seed", "401"), True), (("--batch", "4"), True),
+    (("--optimizer", "Adam"), True), (("--optimizer", "Adam", "--betas", "0", "0.5"), True),
+    (("--Tdecay", "9"), True), (("--nvar", "n"), True), (("--threads", "1"), False), (("--name", "x"), False),
+    (("--log-interval", "3"), False)])
+def test_an_option_changes_the_trained_weights_or_not(main, typed, changes):
+    """Three updates of nnRNN. alam acts on γ ≠ 1 only, so it shows one update later: see test_optim."""
+    base = (*COPY, "--net-type", "nnRNN", "--updates", "1" if "--alam" in typed else "3")
+    one, other = (torch.load(main(*base, *more)[1] / "last.pt", weights_only=True)["parts"]["model"]
+                  for more in ((), typed))
+    same = all(torch.equal(one[name], other[name]) for name in one if one[name].shape == other[name].shape)
+    assert same is not changes
+
+
+def test_alam_changes_the_second_update(main):
+    base = (*COPY, "--net-type", "nnRNN", "--updates", "4")
+    gammas = [torch.load(main(*base, "--alam", alam)[1] / "last.pt", weights_only=True)["parts"]["model"]
+              ["network.cell.gamma"] for alam in (0, 100)]
+    assert not torch.equal(*gammas)
+
+
+# ── the loops of the epochs ──────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def few_images(monkeypatch):
+    """24 training, 7 validation and 9 test images in the place of MNIST; steps cut to 20 for speed."""
+    generator = torch.Generator().manual_seed(0)
+
+    def some(count):
+        return PixelSequences(torch.randint(0, 256, (count, 20), generator=generator, dtype=torch.uint8),
+                              torch.randint(0, 10, (count,), generator=generator))
+
+    images = some(24), some(7), some(9)
+    for script in (s for s in SCRIPTS if s.startswith("sMNIST")):
+        monkeypatch.setattr(module_of(script), "load_mnist", lambda *given: images)
+    return images
+
+
+MNIST = ("sMNIST_nvar", "--nhid", "8", "--threads", "1")
+
+
+def test_epochs_batches_and_reports(main, few_images, monkeypatch):
+    seen = []
+    forward = smnist.PixelModel.forward
+
+    def spy(self, x, kernel=None):
+        seen.append((x.shape[1], torch.is_grad_enabled(), x[:, :, 0].clone()))
+        return forward(self, x, kernel)
+
+    monkeypatch.setattr(smnist.PixelModel, "forward", spy)
+    result, folder = main(*MNIST, "--batch", "10", "--epochs", "3", "--log-interval", "2")
+    epoch = [(10, True), (10, True), (4, True), (7, False)]
+    assert [s[:2] for s in seen] == [*epoch * 3, (9, False)]
+    for k in range(3):
+        assert torch.equal(seen[k][2], seen[k + 4][2])      # the same order in every epoch
+    assert [(row["epoch"], row["batch"]) for row in log_of(folder)] == \
+        [(str(e), b) for e in (1, 2, 3) for b in ("2", "3")]
+    assert result["epochs"] == 3
+
+
+def test_the_best_epoch_is_tested_once(main, few_images, monkeypatch):
+    scores, parts, weights = iter([0.2, 0.5, 0.5, 0.4, 0.9]), [], []
+
+    def evaluate(model, images, batch):
+        parts.append(len(images))
+        weights.append(model.readout.bias.detach().clone())
+        return 1.0, next(scores)
+
+    monkeypatch.setattr(smnist, "evaluate", evaluate)
+    result, _ = main(*MNIST, "--batch", "10", "--epochs", "4")
+    assert parts == [7, 7, 7, 7, 9]                         # validation four times, the test once
+    assert (result["best_epoch"], result["validation_accuracy"], result["test_accuracy"]) == (2, 0.5, 0.9)
+    assert torch.equal(weights[4], weights[1])              # the first of equals
+    assert not torch.equal(weights[3], weights[1])
+
+
+@pytest.mark.parametrize(("frequency", "saves"), [(1, 5), (2, 3), (3, 2), (9, 1)])
+def test_save_freq(main, few_images, monkeypatch, frequency, saves):
+    """Checkpoints at epochs that it divides and at the end; the clock's own come only every minute."""
+    written = []
+    save = records.save_tensors
+    monkeypatch.setattr(run, "save_tensors", lambda path, content: written.append(path.name) or save(path, content))
+    main(*MNIST, "--epochs", "5", "--save_freq", frequency)
+    assert written.count("last.pt") == saves
+
+
+def test_evaluation_counts_every_image(few_images):
+    model = smnist.PixelModel(module_of("sMNIST_nvar").cells.build(
+        "RNN", 1, 4, module_of("sMNIST_nvar").FixedStair("none", 20), "tanh", "xavier", "xavier"))
+    x, labels = few_images[0].batch(0, 24)
+    logits = model(x).detach()
+    expected = torch.nn.functional.cross_entropy(logits, labels).item(), \
+        (logits.argmax(1) == labels).float().mean().item()
+    for batch in (24, 10, 1):
+        assert smnist.evaluate(model, few_images[0], batch) == pytest.approx(expected, rel=1e-5)
+
+
+LANGUAGE = ("language_nvar", *TINY["language"], "--threads", "1")
+
+
+def test_both_rates_halve_without_a_better_loss(main, penn_folder, monkeypatch):
+    losses = iter([3.0, 2.0, 2.5, 2.0, 1.0, 0.5])
+    monkeypatch.setattr(language, "evaluate", lambda *given: (next(losses), 0.5))
+    result, folder = main(*LANGUAGE, "--epochs", "5", "--data", penn_folder, "--lr", "0.008", "--lr_orth", "0.004")
+    groups = checkpoint_of(folder)["parts"]["optimizer"]["param_groups"]
+    assert sorted({g["lr"] for g in groups}) == pytest.approx([0.001, 0.002])
+    assert (result["best_epoch"], result["validation_loss"]) == (5, 1.0)
+    ends = [float(row["lr"]) for row in log_of(folder) if row["validation_loss"]]
+    assert ends == pytest.approx([0.008, 0.008, 0.008, 0.004, 0.002])
+
+
+def test_the_state_carries_over_and_starts_at_zero(main, penn_folder, monkeypatch):
+    calls = []
+    forward = language.CharacterModel.forward
+
+    def spy(self, symbols, state=None, kernel=None):
+        logits, new = forward(self, symbols, state, kernel)
+        calls.append((torch.is_grad_enabled(), symbols.shape[1], len(symbols), state, new.detach().clone()))
+        return logits, new
+
+    monkeypatch.setattr(language.CharacterModel, "forward", spy)
+    main(*LANGUAGE, "--epochs", "2", "--bptt", "50", "--data", penn_folder)
+    assert {c[1] for c in calls if c[0]} == {4}             # --batch streams train
+    assert {c[1] for c in calls if not c[0]} == {10}        # ten evaluate
+    previous = None
+    for call in calls:
+        if previous is None or call[0] != previous[0] or previous[2] < 50 or \
+                (call[0] and previous[2] < 50):
+            assert not call[3].any()
+        else:
+            assert torch.equal(call[3], previous[4])
+            assert not call[3].requires_grad
+        previous = call
+    assert max(c[2] for c in calls) == 50
+
+
+def test_language_scores(main, penn_folder):
+    result, _ = main(*LANGUAGE, "--data", penn_folder)
+    loss = torch.tensor(result["test_loss"], dtype=torch.float64)
+    assert result["test_perplexity"] == pytest.approx(loss.exp().item())
+    assert result["test_bits_per_character"] == pytest.approx(loss.item() / 0.6931471805599453)
+
+
+def test_language_evaluation_by_hand():
+    """Ten streams, the state carried: the same as one long segment, whatever bptt, without a stair."""
+    torch.manual_seed(0)
+    module = module_of("language_nvar")
+    network = module.cells.build("RNN", 3, 4, module.FixedStair("none", 60), "tanh", "xavier", "xavier")
+    model = language.CharacterModel(network, 7, 3)
+    streams = language.parallel_streams(torch.randint(0, 7, (603,)), 10)
+    logits, _ = model(streams[:-1])
+    expected = torch.nn.functional.cross_entropy(logits, streams[1:].flatten()).item()
+    for bptt in (59, 20, 7):
+        assert language.evaluate(model, streams, bptt)[0] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("typed", [("--batch", "3000"), ("--batch", "100000")])
+def test_more_streams_than_symbols(main, penn_folder, typed):
+    """A --batch that leaves no segment is a sentence, not a division by zero."""
+    with pytest.raises(UserError, match="--batch"):
+        main(*LANGUAGE, "--data", penn_folder, *typed)
+
+
+def test_a_validation_file_too_short_for_ten_streams(main, monkeypatch):
+    corpus = Characters(torch.arange(400) % 5, torch.arange(12) % 5, torch.arange(200) % 5, list("abcde"))
+    monkeypatch.setattr(module_of("language_nvar"), "load_penn_characters", lambda folder: corpus)
+    with pytest.raises(UserError, match=r"valid"):
+        main(*LANGUAGE)
+
+
+# ── resume, bit for bit ──────────────────────────────────────────────────────────────────────────────────
+
+LONG = {
+    "copytask_nvar": ("--net-type", "nnRNN", "--vari", "--nhid", "12", "--T", "20", "--c-length", "5",
+                      "--updates", "300", "--log-interval", "10"),
+    "sMNIST_nvar": ("--net-type", "LSTM", "--nvar", "none", "--nhid", "12", "--batch", "10", "--epochs", "3",
+                    "--log-interval", "2", "--permute"),
+    "language_expalpha": ("--net-type", "expRNN", "--nhid", "12", "--batch", "4", "--bptt", "10", "--emsize", "5",
+                          "--epochs", "4", "--log-interval", "5", "--optimizer", "Adam"),
+}
+
+
+@pytest.mark.parametrize(("script", "signals"), [
+    ("copytask_nvar", (signal.SIGKILL, signal.SIGINT)), ("sMNIST_nvar", (signal.SIGTERM,)),
+    ("language_expalpha", (signal.SIGINT,))])
+def test_resume_ends_where_the_uninterrupted_run_ends(run_script, start_script, data_folder, tmp_path, script, signals):
+    """Processes: stopped or killed after a report, resumed (and stopped again), compared with one that was let be."""
+    arguments = (*LONG[script], "--threads", "1", *data_folder(script))
+    typed, folder = (*arguments, "--name", "stopped"), None
+    for number in signals:
+        process = start_script(script, *typed, few_images=True)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        folder = only_run(tmp_path / "saves", script)
+        typed = ("--resume", f"saves/{script}/{folder.name}")
+        assert not (folder / "result.json").exists()
+        if number == signal.SIGKILL:                        # no checkpoint yet: again from the beginning
+            assert process.returncode == -number
+            assert not (folder / "last.pt").exists()
+            assert len(log_of(folder)) >= 1
+        else:
+            assert process.returncode == 128 + number
+            sentence, = errors.splitlines()
+            assert sentence.startswith(f"{script}.py: stopped and saved; go on with python ")
+            assert sentence.endswith(f"{script}.py --resume saves/{script}/{folder.name}")
+            progress = checkpoint_of(folder)["parts"]["progress"]
+            assert progress.get("update", progress.get("batch")) > 0
+
+    resumed = run_script(script, *typed, few_images=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"going on with saves/{script}/{folder.name}" in resumed.stdout
+    whole = run_script(script, *arguments, "--save", "whole", few_images=True)
+    assert whole.returncode == 0, whole.stderr
+    assert visible(folder) == FILES
+    assert_same_run(folder, only_run(tmp_path / "whole", script))
+
+
+class AskedToStop:
+    """Sets the flag that a signal would set, after so many updates; counted over all tasks' loops."""
+
+    def __init__(self, monkeypatch, after):
+        self.left = after
+        advance = run.Run.advance
+
+        def counting(this, steps=1):
+            self.left -= steps
+            if self.left == 0:
+                this._ask_to_stop(signal.SIGINT, None)
+            return advance(this, steps)
+
+        monkeypatch.setattr(run.Run, "advance", counting)
+
+
+@pytest.mark.parametrize("net_type", ["RNN", "nnRNN", "LSTM"])
+@pytest.mark.parametrize("task", ["copytask", "sMNIST", "language"])
+@pytest.mark.parametrize("after", [1, 3, 4, 7])
+def test_resume_from_every_kind_of_place(main, monkeypatch, penn_folder, few_images, task, net_type, after):
+    """First update, middle, end of an epoch and beyond: here three updates make an epoch."""
+    more = {"copytask": ("--vari", "--updates", "9", "--log-interval", "4"),
+            "sMNIST": ("--epochs", "3", "--batch", "10", "--log-interval", "2"),
+            "language": ("--epochs", "3", "--bptt", "200", "--log-interval", "3", "--data", penn_folder)}[task]
+    arguments = (f"{task}_nvar", *tiny(f"{task}_nvar"), "--net-type", net_type, "--nvar", "none", *more)
+    _, whole = main(*arguments)
+    with monkeypatch.context() as patched:
+        AskedToStop(patched, after)
+        with pytest.raises(run.Stopped, match="stopped and saved; go on with") as stop:
+            main(*arguments, "--name", "stopped")
+    assert stop.value.status == 128 + signal.SIGINT
+    folder, = (whole.parent).glob("*-stopped")
+    main(f"{task}_nvar", "--resume", folder)
+    assert_same_run(folder, whole)
+
+
+def test_rows_after_the_checkpoint_are_cut(main, monkeypatch):
+    """Killed between a report and the next checkpoint: the log holds no row twice."""
+    arguments = (*COPY, "--updates", "9", "--log-interval", "1")
+    _, whole = main(*arguments)
+    with monkeypatch.context() as patched:
+        AskedToStop(patched, 4)
+        with pytest.raises(run.Stopped):
+            main(*arguments, "--name", "killed")
+    folder, = whole.parent.glob("*-killed")
+    with open(folder / "log.csv", "a", encoding="utf-8") as file:
+        file.write("5,1.0,1.0,0.5,0.1\n6,1.0,1")
+    (folder / ".last.pt.123.tmp").write_bytes(b"half a checkpoint")
+    main("copytask_nvar", "--resume", folder)
+    assert_same_run(folder, whole)
+
+
+def test_a_finished_run_is_left_as_it_is(main):
+    first, folder = main(*COPY)
+    (folder / "result.json").write_text(json.dumps({**first, "seconds": 12345}))     # that took its time
+    kept = {p.name: p.read_bytes() for p in folder.iterdir() if p.name in FILES}
+    result, _ = main("copytask_nvar", "--resume", folder)
+    assert result["updates"] == 4
+    now = {p.name: p.read_bytes() for p in folder.iterdir() if p.name in FILES}
+    assert {name for name in FILES if now[name] != kept[name]} == set()
+
+
+def test_a_finished_run_of_epochs_keeps_its_result(main, few_images):
+    """A run is tested once: resuming a finished one tells the same result."""
+    first, folder = main(*MNIST, "--epochs", "2")
+    again, _ = main("sMNIST_nvar", "--resume", folder)
+    clock = {"seconds", "command", "commit"}
+    assert {k: v for k, v in again.items() if k not in clock} == {k: v for k, v in first.items() if k not in clock}
+
+
+@pytest.fixture
+def stopped(main, monkeypatch):
+    """The folder of a copying run that was stopped after two updates."""
+    with monkeypatch.context() as patched:
+        AskedToStop(patched, 2)
+        with pytest.raises(run.Stopped):
+            main(*COPY)
+    return only_run("saves", "copytask_nvar").resolve()
+
+
+@pytest.mark.parametrize("typed", [
+    ("--nhid", "16"), ("--lr", "0.5"), ("--updates", "9"), ("--nvar", "n"), ("--vari",), ("--no-onehot",),
+    ("--seed", "1"), ("--name", "x"), ("--net-type", "RNN")])
+def test_an_option_cannot_change_on_the_way(main, stopped, typed):
+    with pytest.raises(UserError, match=rf"^{typed[0].replace('--no-', '--').replace('--seed', '--random-seed')} was "
+                                        r".*start a new run") as error:
+        main("copytask_nvar", "--resume", stopped, *typed)
+    assert error.value.status == 2
+
+
+def test_the_same_options_can_be_typed_again(main, stopped):
+    result, _ = main("copytask_nvar", "--resume", stopped, *COPY[1:], "--threads", "1")
+    assert result["updates"] == 4
+
+
+@pytest.mark.parametrize("script", ["copytask_alpha", "sMNIST_nvar", "language_expalpha"])
+def test_resume_with_another_script(main, stopped, script):
+    with pytest.raises(UserError, match=r"is a run of copytask_nvar\.py; resume it with that script"):
+        main(script, "--resume", stopped)
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "saves", "saves/copytask_nvar"])
+def test_resume_of_what_is_no_run(main, stopped, folder):
+    with pytest.raises(UserError, match=r"is not a run's folder: .*config\.json is missing"):
+        main("copytask_nvar", "--resume", folder)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '"x"', '{"script": "copytask_nvar", "options": {}}',
+                                     '{"script": "copytask_nvar", "row": "sRNN", "options": {}}',
+                                     '{"script": "copytask_nvar", "row": "sRNN", "options": {"lr": 3}}'])
+def test_a_damaged_config(main, stopped, content):
+    (stopped / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        main("copytask_nvar", "--resume", stopped)
+
+
+def unsafe(path, mark):
+    class Code:
+        def __reduce__(self):
+            return Path.touch, (mark,)
+
+    path.write_bytes(pickle.dumps(Code()))
+    torch.save({"parts": Code()}, path.with_suffix(".zip"))
+    if mark.name == "zip":
+        path.with_suffix(".zip").replace(path)
+
+
+@pytest.mark.parametrize("kind", ["plain", "zip"])
+def test_a_checkpoint_runs_no_code(main, stopped, tmp_path, kind):
+    unsafe(stopped / "last.pt", tmp_path / kind)
+    with pytest.raises(UserError, match=r"last\.pt is not a checkpoint of this project or is damaged") as error:
+        main("copytask_nvar", "--resume", stopped)
+    assert error.value.status == 1
+    assert not (tmp_path / kind).exists()
+
+
+def spoil(path, kind):
+    whole = path.read_bytes()
+    if kind in ("empty", "text", "cut"):
+        path.write_bytes({"empty": b"", "text": b"not a checkpoint", "cut": whole[:len(whole) // 2]}[kind])
+        return
+    state = torch.load(path, weights_only=True)
+    if kind == "other keys":
+        state["parts"].pop("task")
+    elif kind == "other shapes":
+        state["parts"]["model"]["readout.weight"] = torch.zeros(2, 2)
+    elif kind == "no clock":
+        del state["log_size"]
+    torch.save({"a list": [1, 2], "a tensor": torch.zeros(3), "a number": 7}.get(kind, state), path)
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "cut", "other keys", "other shapes", "no clock", "a list",
+                                  "a tensor", "a number"])
+def test_a_damaged_checkpoint(main, stopped, kind):
+    spoil(stopped / "last.pt", kind)
+    damaged = (stopped / "last.pt").read_bytes()
+    with pytest.raises(UserError, match=r"last\.pt .*start a new run") as error:
+        main("copytask_nvar", "--resume", stopped)
+    assert error.value.status == 1
+    assert len(str(error.value).splitlines()) == 1
+    assert (stopped / "last.pt").read_bytes() == damaged
+    assert not (stopped / "result.json").exists()
+
+
+def test_a_log_shorter_than_the_checkpoint(main, monkeypatch):
+    with monkeypatch.context() as patched:
+        AskedToStop(patched, 3)
+        with pytest.raises(run.Stopped):
+            main(*COPY, "--log-interval", "1")
+    folder = only_run("saves", "copytask_nvar")
+    (folder / "log.csv").write_text("update,loss\n")
+    with pytest.raises(UserError, match=r"log\.csv is shorter"):
+        main("copytask_nvar", "--resume", folder)
+
+
+@pytest.mark.parametrize("spoiled", ["gone", "text", "another model"])
+def test_best_weights_that_are_wrong(main, few_images, monkeypatch, spoiled):
+    with monkeypatch.context() as patched:
+        AskedToStop(patched, 5)
+        with pytest.raises(run.Stopped):
+            main(*MNIST, "--epochs", "2", "--batch", "10")
+    folder = only_run("saves", "sMNIST_nvar")
+    best = folder / "best.pt"
+    monkeypatch.setattr(run.Run, "save_best", lambda self: None)
+    if spoiled == "gone":
+        best.unlink()
+    elif spoiled == "text":
+        best.write_text("text")
+    else:
+        torch.save({"weight": torch.zeros(2)}, best)
+    with pytest.raises(UserError, match=r"best\.pt"):
+        main("sMNIST_nvar", "--resume", folder)
+
+
+# ── what goes wrong on the way ───────────────────────────────────────────────────────────────────────────
+
+
+def test_a_loss_that_is_not_finite(run_script, tmp_path):
+    done = run_script("copytask_nvar", *tiny("copytask_nvar"), "--net-type", "RNN", "--nonlin", "none",
+                      "--lr", "1e30", "--updates", "50", "--log-interval", "10")
+    one_sentence(done, 1, "stopped", "--lr", "copytask_nvar.py: the loss is ")
+    folder = only_run(tmp_path / "saves", "copytask_nvar")
+    assert not (folder / "result.json").exists()
+    assert rows.diverged(folder)                            # the log says so, until the run is resumed
+    log = (folder / "log.csv").read_bytes()
+    done = run_script("copytask_nvar", "--resume", folder)
+    one_sentence(done, 1, "stopped", "--lr", "copytask_nvar.py: the loss is ")
+    assert len((folder / "log.csv").read_bytes().splitlines()) == len(log.splitlines())
+
+
+@pytest.mark.parametrize("script", ["sMNIST_nvar", "language_nvar"])
+def test_a_loss_that_is_not_finite_in_an_epoch(main, few_images, penn_folder, script):
+    more = ("--data", penn_folder) if script == "language_nvar" else ()
+    with pytest.raises(UserError, match=r"loss is (nan|inf): stopped") as error:
+        main(script, *tiny(script), *more, "--net-type", "RNN", "--nonlin", "none", "--lr", "1e30", "--epochs", "3")
+    assert error.value.status == 1
+    assert not (only_run("saves", script) / "result.json").exists()
+
+
+def test_weights_that_are_not_finite_are_not_saved(main, monkeypatch):
+    """Stopped by hand between two reports, after the weights went: the last good checkpoint stays."""
+    with monkeypatch.context() as patched:
+        AskedToStop(patched, 12)
+        with pytest.raises(UserError, match="a weight is not finite: stopped"):
+            main(*COPY, "--net-type", "RNN", "--nonlin", "none", "--lr", "1e30", "--updates", "50")
+    assert not (only_run("saves", "copytask_nvar") / "last.pt").exists()
+
+
+def test_cuda_without_a_gpu(run_script, tmp_path):
+    done = run_script("copytask_nvar", *tiny("copytask_nvar"), "--cuda")
+    one_sentence(done, 2, "--cuda was given but torch sees no GPU; leave it out to run on the CPU")
+    assert not (tmp_path / "saves").exists()
+
+
+def test_missing_data_as_a_process(run_script, tmp_path):
+    """No files and no network (a proxy that is not there): which files, where, and where to get them."""
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    os_environment = {**environment(), **proxies}
+    os_environment.pop("no_proxy", None)
+    done = subprocess.run(command("language_alpha", *tiny("language_alpha"), "--data", tmp_path / "empty"),
+                          cwd=tmp_path, env=os_environment, capture_output=True, text=True, timeout=60, check=False)
+    one_sentence(done, 1, "train.txt, valid.txt, test.txt not found in", str(tmp_path / "empty" / "pennchar"),
+                 "The download failed", "simple-examples.tgz", "--data")
+    assert not (tmp_path / "saves").exists()                # no folder for a run that never began
+
+
+def test_two_processes_on_one_folder(start_script, run_script, tmp_path):
+    process = start_script("copytask_nvar", "--nhid", "8", "--T", "50", "--updates", "100000", "--log-interval", "20",
+                           "--threads", "1")
+    folder = only_run(tmp_path / "saves", "copytask_nvar")
+    before = (folder / "config.json").read_bytes()
+    second = run_script("copytask_nvar", "--resume", folder)
+    one_sentence(second, 1, "another process is working on")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT
+    assert (folder / "config.json").read_bytes() == before
+    rows = [int(row["update"]) for row in log_of(folder)]
+    assert rows == list(range(20, 20 * len(rows) + 1, 20))
+
+
+def test_two_signals_before_there_is_a_folder(main, monkeypatch):
+    """Ctrl-C twice while the data loads: nothing was saved, so nothing is said to go on from."""
+    def loads_slowly(*given):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(module_of("sMNIST_nvar"), "load_mnist", loads_slowly)
+    with pytest.raises(run.Stopped) as stop:
+        main(*MNIST)
+    assert "None" not in str(stop.value)
+    assert "--resume" not in str(stop.value)
+
+
+def test_handlers_are_put_back(main):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    main(*COPY)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.parametrize("where", ["saves", "saves/copytask_nvar"])
+def test_a_file_where_the_folder_should_be(main, tmp_path, where):
+    (tmp_path / where).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / where).write_text("a file")
+    with pytest.raises(UserError, match="choose another place with --save"):
+        module_of("copytask_nvar").main(list(COPY[1:]))
+
+
+def test_a_disk_that_is_full(main, monkeypatch, tmp_path):
+    """A checkpoint that cannot be written leaves the old one whole and no temporary file."""
+    _, folder = main(*COPY)
+    kept = (folder / "last.pt").read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"could not be written \(No space left on device\)"):
+        records.save_tensors(folder / "last.pt", {"new": torch.zeros(3)})
+    assert (folder / "last.pt").read_bytes() == kept
+    assert not list(folder.glob(".last*"))
+
+
+def test_a_terminal_sees_a_progress_bar(tmp_path):
+    outer, inner = pty.openpty()
+    fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    process = subprocess.Popen(command("copytask_nvar", *tiny("copytask_nvar"), "--updates", "60"), cwd=tmp_path,
+                               env=environment(), stdout=subprocess.DEVNULL, stderr=inner)
+    os.close(inner)
+    seen = []
+    with contextlib.suppress(OSError):                      # Linux says EIO where the other side has closed
+        while block := os.read(outer, 1000):
+            seen.append(block)
+    os.close(outer)
+    assert process.wait(60) == 0
+    assert b"/60" in b"".join(seen)
+    assert b"\r" in b"".join(seen)
+
+
+def test_a_folder_can_move(main, stopped, tmp_path):
+    """Everything is in the folder: it goes on from anywhere."""
+    moved = tmp_path / "elsewhere"
+    shutil.move(stopped, moved)
+    main("copytask_nvar", "--resume", moved)
+    assert visible(moved) == FILES
+
+
+def test_describe_is_what_is_saved(main, capsys):
+    _, folder = main(*COPY, "--lr", "0.125")
+    printed = capsys.readouterr().out
+    options = read_json(folder / "config.json")["options"]
+    assert options["lr"] == {"value": 0.125, "origin": "typed"}
+    assert "lr=0.125" in printed
+    assert options["alam"]["origin"] == "not used"
+    assert set(options) >= set(module_of("copytask_nvar").DEFAULTS) | set(flags.FROM_PAPER)
