@@ -10,10 +10,11 @@ Mean ± deviation of five seeds over the last 50 updates; a run takes 10 to 20 s
 
 from pathlib import Path
 
-from common import cells, copytask
+from common import copytask
 from common.data import CopyingTask
 from common.errors import start
-from common.optim import OrthogonalRMSprop, parameter_groups
+from common.network import build_network
+from common.optim import optimizer_for
 from common.runs import flags
 from common.runs.run import Run
 from common.stair import ExponentialStair
@@ -51,11 +52,11 @@ def main(argv=None):
     with Run(args, label=f"{args.net_type}") as run:
         task = CopyingTask(args.T, args.labels, args.c_length, args.vari, seed=args.random_seed)
         stair = ExponentialStair(task.steps, args.alpha_start, args.literal)                # 1 − exp(−α_t |z|)
-        network = cells.build(args.net_type, task.input_symbols if args.onehot else 1, args.nhid, stair, args.nonlin,
-                              args.rinit, args.iinit, args.engine)
+        network = build_network(args.net_type, task.input_symbols if args.onehot else 1, args.nhid, stair, args.nonlin,
+                                args.rinit, args.iinit, args.engine)
         model = copytask.CopyModel(network, task.classes, args.onehot).to(run.device)
-        optimizer = OrthogonalRMSprop(parameter_groups(
-            model, args.lr, args.lr_orth, args.optimizer, args.alpha, args.betas, args.Tdecay))
+        optimizer = optimizer_for(model, method=args.optimizer, lr=args.lr, lr_orth=args.lr_orth, alpha=args.alpha,
+                                  betas=args.betas, Tdecay=args.Tdecay)
         return copytask.train(model, optimizer, task, run, updates=args.updates, batch=args.batch,
                               log_interval=args.log_interval, alam=args.alam, clip=args.clip)
 

@@ -10,10 +10,11 @@ Validation accuracy after the first of 100 epochs, one seed; an epoch takes abou
 
 from pathlib import Path
 
-from common import cells, language
+from common import language
 from common.data import load_penn_characters
 from common.errors import start
-from common.optim import OrthogonalRMSprop, parameter_groups
+from common.network import build_network
+from common.optim import optimizer_for
 from common.runs import flags
 from common.runs.run import Run
 from common.stair import LearnedStair
@@ -52,11 +53,11 @@ def main(argv=None):
     with Run(args, label=f"{args.net_type}-bptt{args.bptt}") as run:
         corpus = load_penn_characters(args.data)
         stair = LearnedStair(args.bptt, args.alpha_start)                                   # α_t
-        network = cells.build(args.net_type, args.emsize, args.nhid, stair, args.nonlin, args.rinit, args.iinit,
-                              args.engine)
+        network = build_network(args.net_type, args.emsize, args.nhid, stair, args.nonlin, args.rinit, args.iinit,
+                                args.engine)
         model = language.CharacterModel(network, len(corpus.vocabulary), args.emsize, args.tied).to(run.device)
-        optimizer = OrthogonalRMSprop(parameter_groups(
-            model, args.lr, args.lr_orth, args.optimizer, args.alpha, args.betas, args.Tdecay))
+        optimizer = optimizer_for(model, method=args.optimizer, lr=args.lr, lr_orth=args.lr_orth, alpha=args.alpha,
+                                  betas=args.betas, Tdecay=args.Tdecay)
         return language.train(model, optimizer, corpus, run, epochs=args.epochs, batch=args.batch, bptt=args.bptt,
                               log_interval=args.log_interval, alam=args.alam, clip=args.clip)
 

@@ -10,10 +10,11 @@ Validation accuracy after the first of 100 epochs, one seed; an epoch takes abou
 
 from pathlib import Path
 
-from common import cells, smnist
+from common import smnist
 from common.data import load_mnist
 from common.errors import start
-from common.optim import OrthogonalRMSprop, parameter_groups
+from common.network import build_network
+from common.optim import optimizer_for
 from common.runs import flags
 from common.runs.run import Run
 from common.stair import FixedStair
@@ -54,10 +55,10 @@ def main(argv=None):
     with Run(args, label=f"{args.net_type}-{args.nvar}{'-permuted' if args.permute else ''}") as run:
         images = load_mnist(args.data, args.permute)
         stair = FixedStair(args.nvar, 784)                                                  # ρ_t
-        network = cells.build(args.net_type, 1, args.nhid, stair, args.nonlin, args.rinit, args.iinit, args.engine)
+        network = build_network(args.net_type, 1, args.nhid, stair, args.nonlin, args.rinit, args.iinit, args.engine)
         model = smnist.PixelModel(network).to(run.device)
-        optimizer = OrthogonalRMSprop(parameter_groups(
-            model, args.lr, args.lr_orth, args.optimizer, args.alpha, args.betas, args.Tdecay))
+        optimizer = optimizer_for(model, method=args.optimizer, lr=args.lr, lr_orth=args.lr_orth, alpha=args.alpha,
+                                  betas=args.betas, Tdecay=args.Tdecay)
         return smnist.train(model, optimizer, *images, run, epochs=args.epochs, batch=args.batch,
                             log_interval=args.log_interval, save_freq=args.save_freq, alam=args.alam, clip=args.clip)
 

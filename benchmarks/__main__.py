@@ -24,10 +24,11 @@ import torch
 from torch import nn
 
 from benchmarks import authors_way
-from common import cells, copytask, language, smnist
+from common import copytask, language, smnist
 from common.data import CopyingTask
 from common.errors import UserError, start
-from common.optim import OrthogonalRMSprop, parameter_groups, update
+from common.network import build_network, mean_cross_entropy
+from common.optim import OrthogonalRMSprop, parameter_groups
 from common.orthogonal import skew_exponential, skew_start
 from common.recurrence import ENGINES, stair_recurrence, why_not
 from common.runs.flags import number, one_of
@@ -91,7 +92,7 @@ def our_step(task: str, network, device):
     def step():
         out = model(x)
         logits = out[0] if isinstance(out, tuple) else out
-        update(model, optimizer, cells.mean_cross_entropy(logits, target), alam=1e-4)
+        step(model, optimizer, mean_cross_entropy(logits, target), alam=1e-4)
 
     return step
 
@@ -108,7 +109,7 @@ def authors_step(task: str, net_type: str, device):
 def our_network(task: str, net_type: str, engine: str):
     steps, _, hidden, input_size, _, _ = SHAPES[task]
     rinit = "random" if net_type.startswith("RNN") else "henaff"
-    return cells.build(net_type, input_size, hidden, FixedStair("expn", steps), "modrelu", rinit, "xavier", engine)
+    return build_network(net_type, input_size, hidden, FixedStair("expn", steps), "modrelu", rinit, "xavier", engine)
 
 
 def take_turns(contenders: dict, rounds: int, device, steps: int = 1) -> dict[str, list[float]]:

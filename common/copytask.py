@@ -9,10 +9,10 @@ import math
 import torch
 from torch import nn
 
-from common.cells import ReadOut, mean_cross_entropy
 from common.data import CopyingTask
-from common.optim import update
-from common.runs.run import Progress, Run
+from common.network import ReadOut, mean_cross_entropy
+from common.optim import step
+from common.runs.run import Progress, Recent, Run
 
 REVISION = 2  # raised whenever the same options come to compute something else; CHANGES.md says what
 LAST = 50  # updates over which the result is averaged
@@ -37,43 +37,47 @@ class CopyModel(nn.Module):
 def train(model: CopyModel, optimizer, task: CopyingTask, run: Run, *, updates: int, batch: int,
           log_interval: int, alam: float = 0.0, clip: float = 0.0) -> dict:
     """Train for `updates` fresh batches and → the result: mean loss and recall over the last 50."""
-    device, c = run.device, task.c_length
-    window = max(LAST, min(log_interval, updates))
-    progress = run.track(REVISION, Progress(update=0, best=math.inf, recent=torch.zeros(window, 2)),
+    recent = Recent("loss", "recall", keep=max(LAST, min(log_interval, updates)), device=run.device)
+    progress = run.track(REVISION, Progress(update=0, best=math.inf, recent=recent.values),
                          model=model, optimizer=optimizer, task=task)
     if (result := run.finished()) is not None:
         return result
-    recent = progress.recent = progress.recent.to(device)      # (n, 2): loss and recall of the last n updates
     run.say(f"a memoryless model scores {task.memoryless_loss():.4f}")
-    run.show_progress(updates, progress.update, "update")
 
-    while progress.update < updates:
-        symbols, target = task.batch(batch, device)                              # (T + 2c, B) each
+    for update in run.updates(progress, until=updates):
+        symbols, target = task.batch(batch, run.device)                          # (T + 2c, B) each
         logits = model(symbols)                                                  # (T + 2c, B, C)
         loss = mean_cross_entropy(logits, target)
-        update(model, optimizer, loss, alam, clip)
+        step(model, optimizer, loss, alam=alam, clip=clip)
 
-        with torch.no_grad():
-            recall = (logits[-c:].argmax(-1) == target[-c:]).float().mean()
-            recent[progress.update % len(recent)] = torch.stack((loss.detach(), recall))
-        progress.update += 1
-        run.advance()
-
-        since = (progress.update - 1) % log_interval + 1
-        if since == log_interval or progress.update == updates:
-            rows = recent[torch.arange(progress.update - since, progress.update) % len(recent)]
-            mean_loss, mean_recall = rows.mean(0).tolist()
-            run.report(f"update {progress.update:5d}  loss {mean_loss:.4f}  recall {mean_recall:.3f}",
-                       update=progress.update, loss=mean_loss, loss_median=rows[:, 0].median().item(),
-                       recall=mean_recall)
+        recent.add(update, loss, recall_of(logits, target, task.c_length))
+        if update % log_interval == 0 or update == updates:
+            mean_loss = report(run, update, recent, last=(update - 1) % log_interval + 1)
             if mean_loss < progress.best:
                 progress.best = mean_loss
                 run.save_best()
-            run.checkpoint(autosave=progress.update < updates)
-        run.stop_if_asked()
 
+    return finish(run, task, updates, recent)
+
+
+def recall_of(logits: torch.Tensor, target: torch.Tensor, c: int) -> torch.Tensor:
+    """Accuracy over the last c steps of logits (T + 2c, B, C) and target (T + 2c, B) → a scalar."""
+    return (logits[-c:].argmax(-1) == target[-c:]).float().mean()
+
+
+def report(run: Run, update: int, recent: Recent, last: int) -> float:
+    """A row of the log: means over the `last` updates, and the median of the loss. → the mean loss."""
+    rows = recent.rows(update, last)
+    loss, recall = rows.mean(0).tolist()
+    run.report(f"update {update:5d}  loss {loss:.4f}  recall {recall:.3f}",
+               update=update, loss=loss, loss_median=rows[:, 0].median().item(), recall=recall)
+    return loss
+
+
+def finish(run: Run, task: CopyingTask, updates: int, recent: Recent) -> dict:
+    """The result: means over the last 50 updates, beside the loss of a model without memory."""
     last = min(LAST, updates)
-    loss, recall = recent[torch.arange(updates - last, updates) % len(recent)].mean(0).tolist()
+    loss, recall = recent.rows(updates, last).mean(0).tolist()
     memoryless = task.memoryless_loss()
     run.say(f"mean of the last {last} updates: loss {loss:.4f} (memoryless {memoryless:.4f}), recall {recall:.3f}")
     return run.finish({"updates": updates, "loss": loss, "recall": recall, "averaged_over": last,

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from common.cells import class_by_class, mean_cross_entropy
 from common.data import Characters
 from common.errors import UserError
-from common.optim import update
-from common.runs.run import Progress, Run
+from common.network import class_by_class, mean_cross_entropy
+from common.optim import step
+from common.runs.run import Meter, Progress, Run
 
 EVALUATION_STREAMS = 10
 REVISION = 1  # raised whenever the same options come to compute something else; CHANGES.md says what
@@ -80,57 +80,48 @@ def evaluate(model: CharacterModel, streams: torch.Tensor, bptt: int) -> tuple[f
 def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epochs: int, batch: int, bptt: int,
           log_interval: int, alam: float = 0.0, clip: float = 0.0) -> dict:
     """Train for `epochs` and → the result: the test score of the epoch with the best validation loss."""
-    train_set = parallel_streams(corpus.train, batch, "train").to(run.device)                             # (N, B)
-    valid_set = parallel_streams(corpus.valid, EVALUATION_STREAMS, "valid").to(run.device)
-    test_set = parallel_streams(corpus.test, EVALUATION_STREAMS, "test").to(run.device)
+    train_set, valid_set, test_set = streams_of(corpus, batch, run.device)                       # (N, B) each
     batches = segments(train_set, bptt)
-    start = Progress(epoch=0, batch=0, state=model.network.start(batch), sums=torch.zeros(3),
-                     best_epoch=0, best_loss=math.inf, best_accuracy=0.0)
+    meter = Meter("train_loss", "train_accuracy", device=run.device)
+    start = Progress(epoch=0, batch=0, state=model.network.start(batch), sums=meter.sums, best_epoch=0,
+                     best_loss=math.inf, best_accuracy=0.0)
     progress = run.track(REVISION, start, model=model, optimizer=optimizer)
     if (result := run.finished()) is not None:
         return result
-    progress.sums = progress.sums.to(run.device)               # loss, hits and symbols since the last report
-    run.show_progress(epochs * batches, progress.epoch * batches + progress.batch, "segment")
 
-    while progress.epoch < epochs:
-        while progress.batch < batches:
-            symbols, target = segment(train_set, progress.batch, bptt)                           # (L, B), (L·B,)
+    for epoch in run.epochs(progress, until=epochs, updates=batches, unit="segment"):
+        for index in run.updates(progress, until=batches, counter="batch"):
+            symbols, target = segment(train_set, index - 1, bptt)                                # (L, B), (L·B,)
             logits, state = model(symbols, progress.state)                                       # (L·B, V)
             loss = mean_cross_entropy(logits, target)
-            update(model, optimizer, loss, alam, clip)
+            step(model, optimizer, loss, alam=alam, clip=clip)
 
-            with torch.no_grad():
-                progress.state = state.detach().clone()  # the rest of h can go
-                hits = (logits.argmax(-1) == target).sum()
-                progress.sums += torch.stack((loss * len(target), hits, torch.full_like(loss, len(target))))
-            progress.batch += 1
-            run.advance()
-            if progress.batch % log_interval == 0 and progress.batch < batches:
-                report(progress, run, batches, optimizer)
-                run.checkpoint(autosave=True)
-            run.stop_if_asked()
+            progress.state = state.detach().clone()            # the rest of h can go
+            meter.add(loss * len(target), (logits.argmax(-1) == target).sum(), count=len(target))
+            if index % log_interval == 0 and index < batches:
+                report(run, epoch, index, batches, meter, optimizer)
 
         valid_loss, valid_accuracy = evaluate(model, valid_set, bptt)
-        progress.epoch += 1
-        report(progress, run, batches, optimizer, valid_loss, valid_accuracy)
-        progress.batch, progress.state = 0, model.network.start(batch)
-        if valid_loss < progress.best_loss:
-            progress.best_epoch, progress.best_loss, progress.best_accuracy = progress.epoch, valid_loss, valid_accuracy
-            run.save_best()
-        else:
-            for group in optimizer.param_groups:
-                group["lr"] /= 2
-        run.checkpoint()
-        run.stop_if_asked()
+        report(run, epoch, batches, batches, meter, optimizer, valid_loss, valid_accuracy)
+        progress.state = model.network.start(batch)
+        keep_or_slow_down(run, progress, optimizer, epoch, valid_loss, valid_accuracy)
+    return finish(run, progress, epochs, model, test_set, bptt)
 
-    run.load_best()
-    test_loss, test_accuracy = evaluate(model, test_set, bptt)
-    run.say(f"best validation loss {progress.best_loss:.4f} in epoch {progress.best_epoch}; test {scores(test_loss)}, "
-            f"accuracy {test_accuracy:.4f}")
-    return run.finish({"epochs": epochs, "best_epoch": progress.best_epoch, "validation_loss": progress.best_loss,
-                       "validation_accuracy": progress.best_accuracy, "test_loss": test_loss,
-                       "test_perplexity": math.exp(min(test_loss, 700)),
-                       "test_bits_per_character": test_loss / math.log(2), "test_accuracy": test_accuracy})
+
+def streams_of(corpus: Characters, batch: int, device) -> list[torch.Tensor]:
+    """Training, validation and test text as parallel streams (N, B)."""
+    return [parallel_streams(getattr(corpus, part), streams, part).to(device)
+            for part, streams in (("train", batch), ("valid", EVALUATION_STREAMS), ("test", EVALUATION_STREAMS))]
+
+
+def keep_or_slow_down(run: Run, progress: Progress, optimizer, epoch: int, loss: float, accuracy: float) -> None:
+    """After an epoch: keep the weights of a better validation loss, else halve every learning rate."""
+    if loss < progress.best_loss:
+        progress.best_epoch, progress.best_loss, progress.best_accuracy = epoch, loss, accuracy
+        run.save_best()
+    else:
+        for group in optimizer.param_groups:
+            group["lr"] /= 2
 
 
 def scores(loss: float) -> str:
@@ -138,16 +129,26 @@ def scores(loss: float) -> str:
     return f"loss {loss:.4f}, perplexity {math.exp(min(loss, 700)):.3f}, {loss / math.log(2):.4f} bits per character"
 
 
-def report(progress: Progress, run: Run, batches: int, optimizer, valid_loss=None, valid_accuracy=None) -> None:
+def report(run: Run, epoch: int, index: int, batches: int, meter: Meter, optimizer, valid_loss=None,
+           valid_accuracy=None) -> None:
     """A row of the log: training loss and accuracy since the last one, validation at an epoch's end."""
-    loss_sum, hits, count = progress.sums.tolist()
-    progress.sums.zero_()
-    done = valid_loss is not None
-    epoch = progress.epoch if done else progress.epoch + 1
-    loss = loss_sum / count
-    line = f"epoch {epoch:3d}  segment {progress.batch:4d}/{batches}  loss {loss:.4f}  " \
-           f"{loss / math.log(2):.4f} bits  accuracy {hits / count:.4f}"
-    if done:
+    means = meter.take()
+    loss = means["train_loss"]
+    line = f"epoch {epoch:3d}  segment {index:4d}/{batches}  loss {loss:.4f}  {loss / math.log(2):.4f} bits  " \
+           f"accuracy {means['train_accuracy']:.4f}"
+    if valid_loss is not None:
         line += f"  validation {scores(valid_loss)}, accuracy {valid_accuracy:.4f}"
-    run.report(line, epoch=epoch, batch=progress.batch, lr=optimizer.param_groups[0]["lr"], train_loss=loss,
-               train_accuracy=hits / count, validation_loss=valid_loss, validation_accuracy=valid_accuracy)
+    run.report(line, epoch=epoch, batch=index, lr=optimizer.param_groups[0]["lr"], **means,
+               validation_loss=valid_loss, validation_accuracy=valid_accuracy)
+
+
+def finish(run: Run, progress: Progress, epochs: int, model: CharacterModel, test_set: torch.Tensor, bptt: int) -> dict:
+    """The result: the weights of the best validation, tested once."""
+    run.load_best()
+    loss, accuracy = evaluate(model, test_set, bptt)
+    run.say(f"best validation loss {progress.best_loss:.4f} in epoch {progress.best_epoch}; test {scores(loss)}, "
+            f"accuracy {accuracy:.4f}")
+    return run.finish({"epochs": epochs, "best_epoch": progress.best_epoch, "validation_loss": progress.best_loss,
+                       "validation_accuracy": progress.best_accuracy, "test_loss": loss,
+                       "test_perplexity": math.exp(min(loss, 700)),
+                       "test_bits_per_character": loss / math.log(2), "test_accuracy": accuracy})

@@ -100,7 +100,13 @@ def parameter_groups(model, lr: float, lr_orth: float, method: str = "RMSprop", 
     return [group for group in groups if group["params"]]
 
 
-def update(model, optimizer, loss, alam: float = 0.0, clip: float = 0.0) -> None:
+def optimizer_for(model, *, lr: float, lr_orth: float, method: str = "RMSprop", alpha: float = 0.99,
+                  betas=(0.9, 0.999), Tdecay: float = 0.0) -> OrthogonalRMSprop:
+    """The optimizer of a task's model: each group of its parameters with the rate and the rule that belong to it."""
+    return OrthogonalRMSprop(parameter_groups(model, lr, lr_orth, method, alpha, betas, Tdecay))
+
+
+def step(model, optimizer, loss: torch.Tensor, *, alam: float = 0.0, clip: float = 0.0) -> None:
     """One update of a task's model from `loss` + `alam` · penalty; `clip` > 0 bounds the norm of the gradient."""
     optimizer.zero_grad()
     (loss + alam * model.network.penalty() if alam else loss).backward()

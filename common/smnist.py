@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from common.cells import ReadOut
 from common.data import PixelSequences
-from common.optim import update
-from common.runs.run import Progress, Run
+from common.network import ReadOut
+from common.optim import step
+from common.runs.run import Meter, Progress, Run
 
 REVISION = 2  # raised whenever the same options come to compute something else; CHANGES.md says what
 CLASSES = 10
@@ -51,41 +51,43 @@ def train(model: PixelModel, optimizer, train_set: PixelSequences, valid_set: Pi
     """Train for `epochs` and → the result: the test score of the epoch with the best validation accuracy."""
     train_set, valid_set, test_set = (images.to(run.device) for images in (train_set, valid_set, test_set))
     batches = -(-len(train_set) // batch)
-    progress = run.track(REVISION, Progress(epoch=0, batch=0, sums=torch.zeros(3), best_epoch=0, best_accuracy=-1.0),
-                         model=model, optimizer=optimizer)
+    meter = Meter("train_loss", "train_accuracy", device=run.device)
+    start = Progress(epoch=0, batch=0, sums=meter.sums, best_epoch=0, best_accuracy=-1.0)
+    progress = run.track(REVISION, start, model=model, optimizer=optimizer)
     if (result := run.finished()) is not None:
         return result
-    progress.sums = progress.sums.to(run.device)               # loss, hits and images since the last report
-    run.show_progress(epochs * batches, progress.epoch * batches + progress.batch, "batch")
 
-    while progress.epoch < epochs:
-        while progress.batch < batches:
-            x, labels = train_set.batch(progress.batch * batch, batch)           # (784, B, 1), (B,)
+    for epoch in run.epochs(progress, until=epochs, updates=batches, save_every=save_freq):
+        for index in run.updates(progress, until=batches, counter="batch"):
+            x, labels = train_set.batch((index - 1) * batch, batch)              # (784, B, 1), (B,)
             logits = model(x)                                                    # (B, 10)
             loss = cross_entropy(logits, labels)
-            update(model, optimizer, loss, alam, clip)
+            step(model, optimizer, loss, alam=alam, clip=clip)
 
-            with torch.no_grad():
-                size = len(labels)
-                hits = (logits.argmax(-1) == labels).sum()
-                progress.sums += torch.stack((loss * size, hits, torch.full_like(loss, size)))
-            progress.batch += 1
-            run.advance()
-            if progress.batch % log_interval == 0 and progress.batch < batches:
-                report(progress, run, batches)
-                run.checkpoint(autosave=True)
-            run.stop_if_asked()
+            meter.add(loss * len(labels), (logits.argmax(-1) == labels).sum(), count=len(labels))
+            if index % log_interval == 0 and index < batches:
+                report(run, epoch, index, batches, meter)
 
         valid_loss, valid_accuracy = evaluate(model, valid_set, batch)
-        progress.epoch += 1
-        report(progress, run, batches, valid_loss, valid_accuracy)
-        progress.batch = 0
+        report(run, epoch, batches, batches, meter, valid_loss, valid_accuracy)
         if valid_accuracy > progress.best_accuracy:
-            progress.best_epoch, progress.best_accuracy = progress.epoch, valid_accuracy
+            progress.best_epoch, progress.best_accuracy = epoch, valid_accuracy
             run.save_best()
-        run.checkpoint(autosave=progress.epoch % save_freq != 0 and progress.epoch < epochs)
-        run.stop_if_asked()
+    return finish(run, progress, epochs, model, test_set, batch)
 
+
+def report(run: Run, epoch: int, index: int, batches: int, meter: Meter, valid_loss=None, valid_accuracy=None) -> None:
+    """A row of the log: training loss and accuracy since the last one, validation at an epoch's end."""
+    means = meter.take()
+    line = f"epoch {epoch:3d}  batch {index:4d}/{batches}  loss {means['train_loss']:.4f}  " \
+           f"accuracy {means['train_accuracy']:.4f}"
+    if valid_accuracy is not None:
+        line += f"  validation loss {valid_loss:.4f}  accuracy {valid_accuracy:.4f}"
+    run.report(line, epoch=epoch, batch=index, **means, validation_loss=valid_loss, validation_accuracy=valid_accuracy)
+
+
+def finish(run: Run, progress: Progress, epochs: int, model: PixelModel, test_set: PixelSequences, batch: int) -> dict:
+    """The result: the weights of the best validation, tested once."""
     run.load_best()
     test_loss, test_accuracy = evaluate(model, test_set, batch)
     run.say(f"best validation accuracy {progress.best_accuracy:.4f} in epoch {progress.best_epoch}; "
@@ -93,17 +95,3 @@ def train(model: PixelModel, optimizer, train_set: PixelSequences, valid_set: Pi
     return run.finish({"epochs": epochs, "best_epoch": progress.best_epoch,
                        "validation_accuracy": progress.best_accuracy, "test_accuracy": test_accuracy,
                        "test_loss": test_loss})
-
-
-def report(progress: Progress, run: Run, batches: int, valid_loss=None, valid_accuracy=None) -> None:
-    """A row of the log: training loss and accuracy since the last one, validation at an epoch's end."""
-    loss_sum, hits, images = progress.sums.tolist()
-    progress.sums.zero_()
-    done = valid_accuracy is not None
-    epoch = progress.epoch if done else progress.epoch + 1
-    line = f"epoch {epoch:3d}  batch {progress.batch:4d}/{batches}  loss {loss_sum / images:.4f}  " \
-           f"accuracy {hits / images:.4f}"
-    if done:
-        line += f"  validation loss {valid_loss:.4f}  accuracy {valid_accuracy:.4f}"
-    run.report(line, epoch=epoch, batch=progress.batch, train_loss=loss_sum / images, train_accuracy=hits / images,
-               validation_loss=valid_loss, validation_accuracy=valid_accuracy)

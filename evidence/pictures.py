@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from common import cells
 from common.errors import UserError, start
+from common.network import build_network
 from common.runs.curves import (
     CURVES,
     MARKERS,
@@ -34,7 +34,7 @@ from common.runs.curves import (
     read_log,
     save,
 )
-from common.runs.flags import MEANING
+from common.runs.flags import FLAGS
 from common.runs.records import load_tensors, read_config, result
 from common.stair import SCHEDULES, FixedStair, schedule
 from evidence.published import curve_points
@@ -147,7 +147,7 @@ def draw_vary(columns: dict[str, list], task: str, name: str, path: Path) -> Non
         axes.axhline(1 / 8, color="0.3", linewidth=1.0)
         axes.annotate("memoryless", (1, 1 / 8), xycoords=("axes fraction", "data"), xytext=(-4, 3),
                       textcoords="offset points", ha="right", fontsize=8)
-    axes.set(xlabel=f"{name}: {MEANING[name.replace('-', '_')][2]}", ylabel=ylabel, xscale="log")
+    axes.set(xlabel=f"{name}: {FLAGS[name.replace('-', '_')][2]}", ylabel=ylabel, xscale="log")
     axes.set_xticks([float(value) for value in columns], list(columns))
     axes.minorticks_off()
     axes.legend(fontsize=7)
@@ -207,7 +207,7 @@ def draw_spectrum(folders: list[Path], path: Path) -> None:
                    if name.startswith("network.cell.")}
         if not weights:
             raise UserError(f"{folder} has no recurrent matrix W (an LSTM has four); name a run of another cell")
-        network = cells.build(options["net_type"], weights["cell.input_weight"].shape[0], options["nhid"],
+        network = build_network(options["net_type"], weights["cell.input_weight"].shape[0], options["nhid"],
                               FixedStair("none", 1), "none", options["rinit"], options["iinit"])
         network.load_state_dict(weights)
         with torch.no_grad():

@@ -16,7 +16,7 @@ from pathlib import Path
 from common import copytask, language, smnist
 from common.errors import UserError
 from common.runs import flags
-from common.runs.records import is_spoiled, log_rows, plain, read_config
+from common.runs.records import is_not_finite, log_rows, plain, read_config
 from common.stair import SCHEDULES
 
 TASKS = ("copytask", "sMNIST", "language")
@@ -157,7 +157,7 @@ def epochs_of(folder: Path) -> list[dict]:
     The copying task has no epochs.
     """
     return [row for row in log_rows(folder)
-            if row.get("validation_accuracy") is not None and not any(is_spoiled(*cell) for cell in row.items())]
+            if row.get("validation_accuracy") is not None and not any(is_not_finite(*cell) for cell in row.items())]
 
 
 def diverged(folder: Path) -> bool:
@@ -166,7 +166,7 @@ def diverged(folder: Path) -> bool:
     Where the losses were finite to the last and the weights no more, the log does not show it: such a run counts as
     unfinished, and stops at the same place when it is resumed.
     """
-    return any(is_spoiled(name, value) for row in log_rows(folder)[-1:] for name, value in row.items())
+    return any(is_not_finite(name, value) for row in log_rows(folder)[-1:] for name, value in row.items())
 
 
 def how_far(folder: Path) -> str:

@@ -87,7 +87,7 @@ SMOOTHING = number(float, 0, 1, open_high=True)
 SWITCH = "switch"
 
 # name: (group, what it accepts, help). The one place where a flag's meaning stands.
-MEANING = {
+FLAGS = {
     "net_type": ("network", one_of(*NET_TYPES), "the cell: what the recurrent matrix W is"),
     "nvar": ("network", one_of(*SCHEDULES, aliases=SCHEDULE_ALIASES), "the stair ρ_t; none is the plain network"),
     "alpha_start": ("network", number(float, -LARGEST, LARGEST), "start of every α_t, the learned stair"),
@@ -128,7 +128,7 @@ MEANING = {
     "save": ("run", folder, "folder that runs are written to"),
     "resume": ("run", folder, "go on with the run in this folder; it knows its own options"),
 }
-ALSO = {"random_seed": ("--seed",)}
+ALIASES = {"random_seed": ("--seed",)}
 SPELLING = {"net_type": "--net-type", "random_seed": "--random-seed", "c_length": "--c-length",
             "log_interval": "--log-interval", "alpha_start": "--alpha-start"}
 
@@ -182,8 +182,8 @@ def make_parser(script: str, doc: str, defaults: dict) -> Parser:
     parser = Parser(prog=f"{script}.py", description=doc, allow_abbrev=False, argument_default=argparse.SUPPRESS,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     groups = {}
-    for dest in (d for d in MEANING if d in defaults or d in FROM_PAPER):
-        group, accepts, text = MEANING[dest]
+    for dest in (d for d in FLAGS if d in defaults or d in FROM_PAPER):
+        group, accepts, text = FLAGS[dest]
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
         if dest in defaults and accepts is not SWITCH and defaults[dest] is not None:
@@ -191,7 +191,7 @@ def make_parser(script: str, doc: str, defaults: dict) -> Parser:
             text += f" (default: {shown})"
         elif dest in FROM_PAPER:
             text += " (default: the PAPER row's)"
-        options = (SPELLING.get(dest, f"--{dest}"), *ALSO.get(dest, ()))
+        options = (SPELLING.get(dest, f"--{dest}"), *ALIASES.get(dest, ()))
         if accepts is SWITCH:
             text += f" (default: {'on' if defaults[dest] else 'off'})"
             groups[group].add_argument(*options, dest=dest, action=argparse.BooleanOptionalAction, help=text)
@@ -235,7 +235,7 @@ def parse(argv, script: str, doc: str, defaults: dict, paper: dict) -> Options:
 
     row_name, row = published_row(paper, {**defaults, **typed})
     values, origin = {}, {}
-    for dest in (d for d in MEANING if d in defaults or d in FROM_PAPER):
+    for dest in (d for d in FLAGS if d in defaults or d in FROM_PAPER):
         for source, found in (("typed", typed), (f"PAPER {row_name}", row), ("default", defaults)):
             if dest in found:
                 values[dest], origin[dest] = found[dest], source
@@ -250,7 +250,7 @@ def parse(argv, script: str, doc: str, defaults: dict, paper: dict) -> Options:
 
 def check(options: Options, typed: dict) -> None:
     """Raises UserError where an option was typed that has no meaning beside the others."""
-    net, flag = options.net_type, {d: SPELLING.get(d, f"--{d}") for d in MEANING}
+    net, flag = options.net_type, {d: SPELLING.get(d, f"--{d}") for d in FLAGS}
     if net == "LSTM" and getattr(options, "nvar", None) != "none":
         task = options.script.split("_")[0]
         raise UserError(f"--net-type LSTM has no stair; use {task}_nvar.py --net-type LSTM --nvar none")
@@ -303,7 +303,7 @@ def _resumed(script: str, defaults: dict, typed: dict) -> Options:
 
 def _saved_values(run: Path, entries: dict, defaults: dict) -> dict:
     """The values in a config.json, as strict as if they were typed. Raises UserError for a foreign or spoiled one."""
-    path, known = run / "config.json", {dest for dest in MEANING if dest in defaults or dest in FROM_PAPER}
+    path, known = run / "config.json", {dest for dest in FLAGS if dest in defaults or dest in FROM_PAPER}
     entries = {**{dest: {"value": defaults[dest], "origin": "default"} for dest in NEW}, **entries}
     if entries.keys() != known:
         which = ", ".join(sorted(map(str, entries.keys() ^ known)))
@@ -311,7 +311,7 @@ def _saved_values(run: Path, entries: dict, defaults: dict) -> dict:
                         "go on with that version or start a new run")
     values = {}
     for dest, entry in entries.items():
-        value, accepts = entry["value"], MEANING[dest][1]
+        value, accepts = entry["value"], FLAGS[dest][1]
         try:
             if value is None:
                 fits = defaults.get(dest) is None and (dest not in FROM_PAPER or entry["origin"] == "not used")

@@ -106,7 +106,7 @@ def log_rows(folder: Path) -> list[dict]:
         raise UserError(f"{folder}/log.csv is damaged; restore it from a copy or leave this run out", 1) from None
 
 
-def is_spoiled(name: str, value: float | None) -> bool:
+def is_not_finite(name: str, value: float | None) -> bool:
     """Whether a cell of the log's column `name` is a loss that is not finite."""
     return "loss" in name and value is not None and not math.isfinite(value)
 

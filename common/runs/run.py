@@ -31,7 +31,15 @@ from common.recurrence import why_not
 from common.runs.curves import draw_run
 from common.runs.flags import Options, describe
 from common.runs.machine import check_memory, device_name, git_commit, prepare_machine, versions
-from common.runs.records import is_spoiled, load_tensors, plain, read_config, save_tensors, write_atomically, write_json
+from common.runs.records import (
+    is_not_finite,
+    load_tensors,
+    plain,
+    read_config,
+    save_tensors,
+    write_atomically,
+    write_json,
+)
 
 AUTOSAVE_SECONDS = 60
 WRONG_CONTENT = (LookupError, TypeError, ValueError, RuntimeError, AttributeError)  # of a checkpoint of something else
@@ -57,7 +65,45 @@ class Progress:
                 isinstance(old, (int, float)) and isinstance(new, (int, float))
             if not alike:
                 raise ValueError(f"its {name} is {str(new)[:40]}")
-        self.__dict__.update(state)
+        for name, new in state.items():
+            if torch.is_tensor(new):
+                self.__dict__[name].copy_(new)   # in place: a meter shares it
+            else:
+                self.__dict__[name] = new
+
+
+class Meter:
+    """Means over the examples since the last report. The sums stay on the device, so no update waits for a number."""
+
+    def __init__(self, *names: str, device):
+        self.names, self.sums = names, torch.zeros(len(names) + 1, device=device)  # the last: how many examples
+
+    @torch.no_grad()
+    def add(self, *sums: torch.Tensor, count: int) -> None:
+        """Of one batch: a sum over its `count` examples for each name."""
+        self.sums += torch.stack((*sums, torch.full_like(sums[0], count)))
+
+    def take(self) -> dict[str, float]:
+        """{name: mean since the last call}."""
+        *sums, count = self.sums.tolist()
+        self.sums.zero_()
+        return {name: total / count for name, total in zip(self.names, sums, strict=True)}
+
+
+class Recent:
+    """The values of the last `keep` updates, one by one and on the device: for medians, and for a mean at the end."""
+
+    def __init__(self, *names: str, keep: int, device):
+        self.values = torch.zeros(keep, len(names), device=device)
+
+    @torch.no_grad()
+    def add(self, update: int, *values: torch.Tensor) -> None:
+        """The values of update 1, 2, …; they take the place of those `keep` updates before."""
+        self.values[(update - 1) % len(self.values)] = torch.stack(values)
+
+    def rows(self, update: int, last: int) -> torch.Tensor:
+        """The values of the `last` updates up to `update` → (last, names)."""
+        return self.values[torch.arange(update - last, update) % len(self.values)]
 
 
 class Stopped(UserError):
@@ -69,8 +115,9 @@ class Run:
 
         with Run(options, label="expRNN-expn") as run:
             ...load the data, make the model...
-            progress = run.track(Progress(update=0), model=model, optimizer=optimizer)
-            ...loop: run.report(...), run.checkpoint(), run.stop_if_asked()...
+            progress = run.track(REVISION, Progress(update=0), model=model, optimizer=optimizer)
+            for update in run.updates(progress, until=1500):
+                ...one update; now and then run.report(...) and run.save_best()...
             run.finish({...})
     """
 
@@ -82,6 +129,7 @@ class Run:
         self.resumed = options.resume is not None
         self.signal = None
         self.bar = None
+        self.reported = False  # since the last update
         self.lock = None
         self.parts: dict = {}
         self.log_size, self.columns = 0, None
@@ -167,6 +215,37 @@ class Run:
             self.checkpoint()
             raise Stopped(f"stopped and saved; go on with {self.resume_command()}", 128 + self.signal)
 
+    # ── the loop ──
+
+    def updates(self, progress: Progress, until: int, counter: str = "update"):
+        """Yields the number of each update that is left, 1 … `until`, and counts it in `progress` when it is done.
+
+        Between updates the bar moves, a state worth keeping is saved (what was reported, at most once a minute), and
+        the run stops if it was asked to.
+        """
+        if self.bar is None:
+            self._open_bar(until, getattr(progress, counter), counter)
+        while (number := getattr(progress, counter) + 1) <= until:
+            yield number
+            setattr(progress, counter, number)
+            self.advance()
+            if self.reported:
+                self.checkpoint(autosave=number < until or counter != "update")
+            self.stop_if_asked()
+
+    def epochs(self, progress: Progress, until: int, updates: int, save_every: int = 1, unit: str = "batch"):
+        """Yields the number of each epoch that is left, each of so many `updates`; saves every `save_every` epochs."""
+        self._open_bar(until * updates, progress.epoch * updates + progress.batch, unit)
+        while (number := progress.epoch + 1) <= until:
+            yield number
+            progress.epoch, progress.batch = number, 0
+            self.checkpoint(autosave=number % save_every != 0 and number < until)
+            self.stop_if_asked()
+
+    def _open_bar(self, total: int, done: int, unit: str) -> None:
+        """On a terminal only; there are plain lines otherwise."""
+        self.bar = tqdm(total=total, initial=done, unit=unit, disable=not sys.stderr.isatty(), leave=False)
+
     # ── what people see ──
 
     def say(self, line: str) -> None:
@@ -183,14 +262,10 @@ class Run:
         close_output()
         self.signal = self.signal or getattr(signal, "SIGPIPE", signal.SIGTERM)
 
-    def show_progress(self, total: int, done: int, unit: str) -> None:
-        """Open the progress bar: on a terminal only, plain lines otherwise."""
-        self.bar = tqdm(total=total, initial=done, unit=unit, disable=not sys.stderr.isatty(), leave=False)
-
-    def advance(self, steps: int = 1) -> None:
+    def advance(self) -> None:
         if self.bar is not None:
             try:
-                self.bar.update(steps)
+                self.bar.update()
             except OSError:  # the terminal is gone
                 self._nobody_reads()
 
@@ -303,8 +378,9 @@ class Run:
             raise UserError(f"{self.folder / 'log.csv'} was changed by another program while the run went on; stop "
                             f"that one, then go on with {self.resume_command()}", 1)
         self.log_size += len(content)
+        self.reported = True
         for name, value in row.items():
-            if is_spoiled(name, value):
+            if is_not_finite(name, value):
                 raise self._diverged(f"the {name.replace('_', ' ')} is {value}")
         self.say(f"{line}  {self.seconds():.0f} s")
 
@@ -319,6 +395,7 @@ class Run:
 
     def checkpoint(self, autosave: bool = False) -> None:
         """Save last.pt; with `autosave` only if the last one is older than `AUTOSAVE_SECONDS`."""
+        self.reported = False
         if autosave and time.monotonic() - self.saved_at < AUTOSAVE_SECONDS:
             return
         self._check_weights()

@@ -7,10 +7,10 @@ import pytest
 import torch
 from conftest import SCRIPTS, command, environment, module_of, task_of, tiny
 
-from common.cells import build
 from common.data import PixelSequences
 from common.errors import UserError
-from common.optim import OrthogonalRMSprop, parameter_groups, update
+from common.network import build_network
+from common.optim import OrthogonalRMSprop, parameter_groups, step
 from common.runs import records, run
 from common.stair import FixedStair
 from evidence import rows
@@ -76,7 +76,7 @@ def test_the_last_good_checkpoint_stays(main, monkeypatch, tmp_path, script, net
         weights = torch.load(folder / name, weights_only=True)
         weights = weights["parts"]["model"] if name == "last.pt" else weights
         assert all(value.isfinite().all() for value in weights.values())
-    spoiled = [any(records.is_spoiled(*cell) for cell in row.items()) for row in records.log_rows(folder)]
+    spoiled = [any(records.is_not_finite(*cell) for cell in row.items()) for row in records.log_rows(folder)]
     assert len(spoiled) > 1
     assert not any(spoiled[:-1])
     assert spoiled[-1] == rows.diverged(folder) == ("loss is nan" in sentence)
@@ -140,14 +140,14 @@ def test_clip_bounds_every_update(main, monkeypatch, script, clip):
 def test_orthogonal_after_ten_thousand_updates(net_type, rinit, lr_orth):
     """float32, H 64: every update pulls a random gradient of W back through the exponential, as training does."""
     torch.manual_seed(0)
-    network = build(net_type, 3, 64, FixedStair("none", 1), "modrelu", rinit, "xavier")
+    network = build_network(net_type, 3, 64, FixedStair("none", 1), "modrelu", rinit, "xavier")
     model = torch.nn.ModuleDict({"network": network})
     model.network = network
     optimizer = OrthogonalRMSprop(parameter_groups(model, 1e-3, lr_orth, Tdecay=1e-4))
     rotation = network.cell.rotation
     start, gradients = rotation.logarithm.detach().clone(), torch.randn(50, 64, 64)
     for number in range(10_000):
-        update(model, optimizer, (rotation() * gradients[number % 50]).sum())
+        step(model, optimizer, (rotation() * gradients[number % 50]).sum())
     with torch.no_grad():
         w = rotation().double()
     assert (rotation.logarithm - start).abs().max() > 0.01

@@ -16,9 +16,10 @@ import torch
 from conftest import LOOPS, ROOT, SCRIPTS, module_of, task_of, tiny
 
 from common import data
-from common.cells import LSTM, NNRNN, RNN, ExpRNN
+from common.cells import NNRNN, RNN, ExpRNN
 from common.data import PixelSequences
 from common.errors import UserError, start
+from common.network import LSTM
 from common.runs import flags
 from common.stair import SCHEDULES, schedule
 
@@ -210,7 +211,7 @@ def test_one_meaning():
         for line in block.splitlines()[1:]:
             name, _, rest = line.strip().partition("=")
             comments.setdefault(name, set()).add(rest.partition("#")[2].strip())
-        assert {n for n in flags.MEANING if n in module_of(script).DEFAULTS} == set(module_of(script).DEFAULTS)
+        assert {n for n in flags.FLAGS if n in module_of(script).DEFAULTS} == set(module_of(script).DEFAULTS)
     assert {name for name, texts in comments.items() if len(texts) > 1} <= may_differ
 
 

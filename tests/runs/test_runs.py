@@ -307,7 +307,7 @@ def test_save_freq(main, few_images, monkeypatch, frequency, saves):
 
 
 def test_evaluation_counts_every_image(few_images):
-    model = smnist.PixelModel(module_of("sMNIST_nvar").cells.build(
+    model = smnist.PixelModel(module_of("sMNIST_nvar").build_network(
         "RNN", 1, 4, module_of("sMNIST_nvar").FixedStair("none", 20), "tanh", "xavier", "xavier"))
     x, labels = few_images[0].batch(0, 24)
     logits = model(x).detach()
@@ -367,7 +367,7 @@ def test_language_evaluation_by_hand():
     """Ten streams, the state carried: the same as one long segment, whatever bptt, without a stair."""
     torch.manual_seed(0)
     module = module_of("language_nvar")
-    network = module.cells.build("RNN", 3, 4, module.FixedStair("none", 60), "tanh", "xavier", "xavier")
+    network = module.build_network("RNN", 3, 4, module.FixedStair("none", 60), "tanh", "xavier", "xavier")
     model = language.CharacterModel(network, 7, 3)
     streams = language.parallel_streams(torch.randint(0, 7, (603,)), 10)
     logits, _ = model(streams[:-1])

@@ -11,25 +11,20 @@ from torch.nn.functional import cross_entropy, linear, one_hot
 
 from common.cells import (
     INPUT_STARTS,
-    LSTM,
     NET_TYPES,
     NNRNN,
     RECURRENT_STARTS,
     RNN,
     ExpRNN,
-    ReadOut,
     Rotation,
-    StairRNN,
-    build,
-    class_by_class,
     glorot_normal,
     input_start,
-    mean_cross_entropy,
 )
 from common.copytask import CopyModel
 from common.data import CopyingTask
 from common.language import CharacterModel
-from common.optim import OrthogonalRMSprop, parameter_groups, update
+from common.network import LSTM, ReadOut, StairRNN, build_network, class_by_class, mean_cross_entropy
+from common.optim import OrthogonalRMSprop, parameter_groups, step
 from common.smnist import PixelModel
 from common.stair import FixedStair, LearnedStair, Nonlinearity
 
@@ -39,7 +34,7 @@ STARTS = ("skew", "henaff", "cayley", "random")
 def make(net_type, input_size=4, hidden_size=6, rinit="skew", iinit="xavier", stair=None, nonlin="modrelu", seed=0):
     torch.manual_seed(seed)
     rinit = {"LSTM": "random"}.get(net_type, rinit)
-    return build(net_type, input_size, hidden_size, stair or FixedStair("n", 20), nonlin, rinit, iinit)
+    return build_network(net_type, input_size, hidden_size, stair or FixedStair("n", 20), nonlin, rinit, iinit)
 
 
 def slow_rotation(rotation) -> np.ndarray:
@@ -168,7 +163,7 @@ def test_every_start_of_every_cell(net_type, rinit):
 
     def draw(start, seed=5):
         torch.manual_seed(seed)
-        network = build(net_type, 3, 8, FixedStair("n", 2), "tanh", start, "xavier")
+        network = build_network(net_type, 3, 8, FixedStair("n", 2), "tanh", start, "xavier")
         if net_type == "nnRNN":
             return network.cell.rotation().detach()
         return network.lstm.weight_hh_l0.detach() if net_type == "LSTM" else network.kernel().detach()
@@ -309,13 +304,13 @@ def test_orthogonal_after_200_updates(net_type, start):
     """Real updates with large steps on S: exp(S) is still a rotation to 1e-5 in float32."""
     torch.manual_seed(0)
     task = CopyingTask(5, 8, 3)
-    model = CopyModel(build(net_type, 10, 48, FixedStair("expn", task.steps), "modrelu", start, "xavier"), 9)
+    model = CopyModel(build_network(net_type, 10, 48, FixedStair("expn", task.steps), "modrelu", start, "xavier"), 9)
     optimizer = OrthogonalRMSprop(parameter_groups(model, 1e-3, 1e-2))
     rotation = model.network.cell.rotation
     before = rotation().detach()
     for _ in range(200):
         symbols, target = task.batch(4)
-        update(model, optimizer, cross_entropy(model(symbols).flatten(0, 1), target.flatten()), alam=1e-4)
+        step(model, optimizer, cross_entropy(model(symbols).flatten(0, 1), target.flatten()), alam=1e-4)
     after = rotation().detach()
     assert (after - before).abs().max() > 0.1               # it has moved
     assert (after @ after.t() - torch.eye(48)).abs().max() <= 1e-5

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from common.cells import build
 from common.copytask import CopyModel
 from common.data import CopyingTask, PixelSequences
 from common.language import CharacterModel, evaluate, parallel_streams, segment, segments
-from common.optim import OrthogonalRMSprop, parameter_groups, update
+from common.network import build_network
+from common.optim import OrthogonalRMSprop, parameter_groups, step
 from common.smnist import PixelModel
 from common.stair import ExponentialStair, FixedStair, LearnedStair
 
@@ -27,7 +27,7 @@ def test_copying_is_learned(net_type, stair, rinit, lr, lr_orth):
     """5 symbols over 20 steps: a third of the memoryless loss at most, and most symbols recalled."""
     torch.manual_seed(0)
     task = CopyingTask(20, 8, 5, seed=0)
-    network = build(net_type, task.input_symbols, 64, stair(task.steps), "modrelu", rinit, "xavier")
+    network = build_network(net_type, task.input_symbols, 64, stair(task.steps), "modrelu", rinit, "xavier")
     model = CopyModel(network, task.classes)
     optimizer = OrthogonalRMSprop(parameter_groups(model, lr, lr_orth, Tdecay=1e-4))
     losses, recalls = [], []
@@ -35,7 +35,7 @@ def test_copying_is_learned(net_type, stair, rinit, lr, lr_orth):
         symbols, target = task.batch(20)
         logits = model(symbols)
         loss = cross_entropy(logits.flatten(0, 1), target.flatten())
-        update(model, optimizer, loss, alam=1e-4)
+        step(model, optimizer, loss, alam=1e-4)
         losses.append(loss.item())
         recalls.append((logits[-5:].argmax(-1) == target[-5:]).double().mean().item())
     last = sum(losses[-30:]) / 30
@@ -60,12 +60,12 @@ def test_pixels_are_learned(net_type):
     pixels, labels = torch.zeros(12, 784, dtype=torch.uint8), torch.arange(12) % 3
     pixels[:, 740:] = torch.tensor([0, 100, 255], dtype=torch.uint8)[labels, None]
     x, labels = PixelSequences(pixels, labels).batch(0, 12)
-    model = PixelModel(build(net_type, 1, 16, FixedStair("n2", 784), "modrelu", "cayley", "xavier"))
+    model = PixelModel(build_network(net_type, 1, 16, FixedStair("n2", 784), "modrelu", "cayley", "xavier"))
     optimizer = OrthogonalRMSprop(parameter_groups(model, 3e-3, 1e-3))
     losses = []
     for _ in range(70):
         loss = cross_entropy(model(x), labels)
-        update(model, optimizer, loss, alam=0.1, clip=10)
+        step(model, optimizer, loss, alam=0.1, clip=10)
         losses.append(loss.item())
     assert losses[0] > 1.5
     assert max(losses[-5:]) < 0.75                          # log 3 = 1.10 without a look at the image
@@ -77,7 +77,7 @@ def test_characters_are_learned():
     torch.manual_seed(0)
     tokens = torch.tensor([0, 1, 2, 1, 3, 2, 4]).repeat(300)
     streams, held_out = parallel_streams(tokens, 10), parallel_streams(tokens[3:], 5)
-    network = build("nnRNN", 8, 32, FixedStair("expn", 20), "modrelu", "cayley", "kaiming")
+    network = build_network("nnRNN", 8, 32, FixedStair("expn", 20), "modrelu", "cayley", "kaiming")
     model = CharacterModel(network, 5, 8)
     optimizer = OrthogonalRMSprop(parameter_groups(model, 5e-3, 5e-4, alpha=0.9))
     before, _ = evaluate(model, held_out, 20)
@@ -86,7 +86,7 @@ def test_characters_are_learned():
         for k in range(segments(streams, 20)):
             symbols, target = segment(streams, k, 20)
             logits, state = model(symbols, state.detach())
-            update(model, optimizer, cross_entropy(logits, target), alam=1e-4)
+            step(model, optimizer, cross_entropy(logits, target), alam=1e-4)
     after, accuracy = evaluate(model, held_out, 20)
     assert before > 1.4
     assert after < 0.2
@@ -99,7 +99,7 @@ def test_engines_train_alike():
     for engine in ("auto", "torch"):
         torch.manual_seed(3)
         task = CopyingTask(T=100, seed=3)
-        network = build("expRNN", task.input_symbols, 64, FixedStair("expn", task.steps), "modrelu", "henaff",
+        network = build_network("expRNN", task.input_symbols, 64, FixedStair("expn", task.steps), "modrelu", "henaff",
                         "xavier", engine)
         model = CopyModel(network, task.classes)
         optimizer = OrthogonalRMSprop(parameter_groups(model, 1e-3, 1e-4))
@@ -107,7 +107,7 @@ def test_engines_train_alike():
         for _ in range(40):
             symbols, target = task.batch(10)
             loss = cross_entropy(model(symbols).flatten(0, 1), target.flatten())
-            update(model, optimizer, loss)
+            step(model, optimizer, loss)
             curves[engine].append(loss.item())
     assert curves["auto"] == pytest.approx(curves["torch"], rel=1e-3)
     assert curves["auto"][-1] < curves["auto"][0] / 2

@@ -8,9 +8,9 @@ import scipy.linalg
 import torch
 from torch import nn
 
-from common.cells import build
 from common.copytask import CopyModel
-from common.optim import OrthogonalRMSprop, parameter_groups, update
+from common.network import build_network
+from common.optim import OrthogonalRMSprop, parameter_groups, step
 from common.recurrence.reference_engine import reference_recurrence
 from common.stair import ExponentialStair, FixedStair, LearnedStair
 
@@ -20,7 +20,7 @@ I, H, B, T, C = 3, 6, 4, 5, 2
 def make(net_type, stair=None, rinit="skew", seed=0):
     torch.manual_seed(seed)
     rinit = "random" if net_type == "LSTM" else rinit
-    return CopyModel(build(net_type, I, H, stair or FixedStair("n", T), "modrelu", rinit, "xavier"), C)
+    return CopyModel(build_network(net_type, I, H, stair or FixedStair("n", T), "modrelu", rinit, "xavier"), C)
 
 
 # ── the literal slow version ─────────────────────────────────────────────────────────────────────────────
@@ -79,15 +79,15 @@ def test_equals_the_literal_version_for_100_steps(float64, net_type):
         return loss, loss + alam * penalty, rotation, leaf
 
     losses = []
-    for step in range(100):
+    for number in range(100):
         x = torch.randn(T, B, I, generator=generator)
         wanted = x.cumsum(0)[..., :C] / 2
         h, _ = network(x)
         loss = (model.readout(h) - wanted).square().mean()
         expected, total, rotation, leaf = slow_loss(x, wanted)
-        assert loss.item() == pytest.approx(expected.item(), rel=1e-9), step
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-9), number
         losses.append(loss.item())
-        update(model, optimizer, loss, alam=alam)
+        step(model, optimizer, loss, alam=alam)
 
         total.backward()
         slow.step(rotation.grad.numpy())
@@ -233,7 +233,7 @@ def test_exponential_stair_stays_positive():
     optimizer = OrthogonalRMSprop(parameter_groups(model, 0.05, 1e-3))
     for _ in range(3):
         h, _ = model.network(torch.ones(T, 2, I))
-        update(model, optimizer, h.square().sum())
+        step(model, optimizer, h.square().sum())
         assert model.network.stair.numbers.min() >= 0
     assert model.network.stair.numbers.min() == 0
 
@@ -253,7 +253,7 @@ def test_state_round_trip(net_type, method, tmp_path):
         for k in range(first, first + 5):
             x = torch.randn(T, B, I, generator=torch.Generator().manual_seed(k))
             h, _ = model.network(x)
-            update(model, optimizer, model.readout(h).square().mean(), alam=0.1)
+            step(model, optimizer, model.readout(h).square().mean(), alam=0.1)
         return torch.nn.utils.parameters_to_vector(model.parameters()).detach()
 
     model, optimizer = parts(0)
@@ -278,12 +278,12 @@ def test_alam_pulls_gamma_to_one():
     with torch.no_grad():
         model.network.cell.gamma.copy_(torch.tensor([0.2, 1.0, 3.0]))
     optimizer = OrthogonalRMSprop(parameter_groups(model, 1e-2, 1e-3))
-    update(model, optimizer, model.readout.weight.sum() * 0, alam=0.5)
+    step(model, optimizer, model.readout.weight.sum() * 0, alam=0.5)
     gamma = model.network.cell.gamma.detach()
     assert gamma[0] > 0.2
     assert gamma[1] == 1
     assert gamma[2] < 3
-    update(model, optimizer, model.readout.weight.sum() * 0, alam=0.0)
+    step(model, optimizer, model.readout.weight.sum() * 0, alam=0.0)
     assert model.network.cell.gamma.grad is None or not model.network.cell.gamma.grad.any()
 
 
@@ -293,7 +293,7 @@ def test_clip_bounds_the_norm(clip, norm):
     with torch.no_grad():
         model.readout.weight.zero_()[0, 0] = 1.0
     optimizer = OrthogonalRMSprop(parameter_groups(model, 1e-3, 1e-3))
-    update(model, optimizer, 500 * model.readout.weight.square().sum(), clip=clip)
+    step(model, optimizer, 500 * model.readout.weight.square().sum(), clip=clip)
     grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     assert torch.cat(grads).norm().item() == pytest.approx(norm, rel=1e-4)
 
@@ -302,5 +302,5 @@ def test_gradients_do_not_add_up():
     model = make("RNN")
     optimizer = OrthogonalRMSprop(parameter_groups(model, 1e-9, 1e-9))
     for _ in range(2):
-        update(model, optimizer, model.readout.bias.sum())
+        step(model, optimizer, model.readout.bias.sum())
     assert model.readout.bias.grad.tolist() == [1.0] * C
