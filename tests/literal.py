@@ -174,11 +174,10 @@ def pixel_sequences(folder, permute, count, steps):
     random = np.random.RandomState(1234)
     order, split = random.permutation(784), random.permutation(60_000)
     order = order[:steps] if permute else range(steps)
-    (pixels, labels), test = read_images(raw, "train"), read_images(raw, "t10k")
-    test_pixels, test_labels = read_images(raw, "t10k")
+    (pixels, labels), (test_pixels, test_labels) = read_images(raw, "train"), read_images(raw, "t10k")
     train, valid = split[:count], split[50_000:50_000 + count]
     parts = [(pixels[train], labels[train]), (pixels[valid], labels[valid]), (test_pixels[:count], test_labels[:count])]
-    return [(images[:, order], torch.tensor(names.astype(int))) for images, names in parts]
+    return [(images[:, order], torch.tensor(digits.astype(int))) for images, digits in parts]
 
 
 def pixels(program: Program, train, valid, test) -> dict:
