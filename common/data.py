@@ -106,9 +106,9 @@ class PixelSequences:
     def to(self, device) -> "PixelSequences":
         return PixelSequences(self.pixels.to(device), self.labels.to(device))
 
-    def batch(self, start: int, size: int, dtype=torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images start … start + size − 1 → x (784, B, 1) in [0, 1], labels (B,)."""
-        x = self.pixels[start:start + size].t().to(dtype) / 255
+    def batch(self, start: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images start … start + size − 1 → x (784, B, 1) in [0, 1] in the default dtype, labels (B,)."""
+        x = self.pixels[start:start + size].t().to(torch.get_default_dtype()) / 255
         return x.unsqueeze(-1), self.labels[start:start + size]
 
 
