@@ -16,17 +16,22 @@ from common.errors import start
 from common.network import build_network
 from common.optim import optimizer_for
 from common.runs import flags
-from common.runs.run import Run
+from common.runs.run import Run, load_weights
 from common.stair import LearnedStair
 
 SCRIPT = Path(__file__).stem
 
-# What a researcher edits. A value typed on the command line wins, then the PAPER row, then this.
+# Every value that this script uses, to edit here; lr, lr_orth, alpha, alam, Tdecay and rinit come from a row below.
+# A value typed on the command line wins, then the row, then this. A new key becomes a flag of its own.
 DEFAULTS = dict(
+    # network
     net_type="expRNN",    # RNN, RNN-Orth, expRNN, nnRNN
     alpha_start=1.0,      # every α_t before training
     nhid=128,             # hidden units H
+    nonlin="modrelu",     # none, tanh, relu, modrelu, sigmoid
     iinit="xavier",       # start of U: xavier, kaiming
+    engine="auto",        # time loop: auto, native, torch, reference, triton
+    # task
     T=200,                # delay in steps
     labels=8,             # different symbols, at most 8
     c_length=10,          # symbols to remember
@@ -35,25 +40,42 @@ DEFAULTS = dict(
     batch=10,             # sequences an update
     updates=1500,         # optimizer steps
     log_interval=50,      # updates a report
+    random_seed=400,      # of the weights and of the sequences
+    # optimizer
+    optimizer="RMSprop",  # RMSprop, Adam
+    betas=(0.9, 0.999),   # decay rates of Adam
+    clip=0.0,             # largest norm of the gradient; 0 leaves it alone
 )
 
 # The published rows, picked by --net-type.
 PAPER = {
-    "sRNN":               dict(net_type=("RNN", "RNN-Orth"), lr=2e-4, alpha=0.99, rinit="random"),
-    "sRNN (exponential)": dict(net_type="expRNN", lr=1e-3, lr_orth=1e-4, alpha=0.99, rinit="henaff"),
-    "sRNN (non-normal)":  dict(net_type="nnRNN", lr=5e-4, lr_orth=1e-6, alpha=0.99, alam=1e-4, Tdecay=1e-4,
-                               rinit="henaff"),
+    "sRNN":                 dict(net_type=("RNN-Orth", "RNN"), lr=2e-4, alpha=0.99, rinit="random"),
+    "sRNN (exponential)":   dict(net_type="expRNN", lr=1e-3, lr_orth=1e-4, alpha=0.99, rinit="henaff"),
+    "sRNN (non-normal)":    dict(net_type="nnRNN", lr=5e-4, lr_orth=1e-6, alpha=0.99, alam=1e-4, Tdecay=1e-4,
+                                 rinit="henaff"),
 }
 
 
+def build(args):
+    """The model: a network with its stair, and a read-out at every step."""
+    task = CopyingTask(args.T, args.labels, args.c_length, args.vari)
+    stair = LearnedStair(task.steps, args.alpha_start)                          # α_t
+    network = build_network(args.net_type, task.input_symbols if args.onehot else 1, args.nhid, stair, args.nonlin,
+                            args.rinit, args.iinit, args.engine)
+    return copytask.CopyModel(network, task.classes, args.onehot)
+
+
+def load(folder):
+    """→ (model with the weights of best.pt, options) of a run of this script."""
+    args = flags.parse(["--resume", folder], SCRIPT, __doc__, DEFAULTS, PAPER, copytask)
+    return load_weights(build(args), folder), args
+
+
 def main(argv=None):
-    args = flags.parse(argv, SCRIPT, __doc__, DEFAULTS, PAPER)
+    args = flags.parse(argv, SCRIPT, __doc__, DEFAULTS, PAPER, copytask)
     with Run(args, label=f"{args.net_type}") as run:
         task = CopyingTask(args.T, args.labels, args.c_length, args.vari, seed=args.random_seed)
-        stair = LearnedStair(task.steps, args.alpha_start)                                  # α_t
-        network = build_network(args.net_type, task.input_symbols if args.onehot else 1, args.nhid, stair, args.nonlin,
-                                args.rinit, args.iinit, args.engine)
-        model = copytask.CopyModel(network, task.classes, args.onehot).to(run.device)
+        model = build(args).to(run.device)
         optimizer = optimizer_for(model, method=args.optimizer, lr=args.lr, lr_orth=args.lr_orth, alpha=args.alpha,
                                   betas=args.betas, Tdecay=args.Tdecay)
         return copytask.train(model, optimizer, task, run, updates=args.updates, batch=args.batch,

@@ -11,59 +11,77 @@ Validation accuracy after the first of 100 epochs, one seed; an epoch takes abou
 from pathlib import Path
 
 from common import language
-from common.data import load_penn_characters
+from common.data import load_characters
 from common.errors import start
 from common.network import build_network
 from common.optim import optimizer_for
 from common.runs import flags
-from common.runs.run import Run
+from common.runs.run import Run, load_weights, saved_vocabulary
 from common.stair import FixedStair
 
 SCRIPT = Path(__file__).stem
 
-# What a researcher edits. A value typed on the command line wins, then the PAPER row, then this.
+# Every value that this script uses, to edit here; lr, lr_orth, alpha, alam, Tdecay and rinit come from a row below.
+# A value typed on the command line wins, then the row, then this. A new key becomes a flag of its own.
 DEFAULTS = dict(
+    # network
     net_type="nnRNN",     # RNN, RNN-Orth, expRNN, nnRNN, LSTM
     nvar="expn",          # none, n, n2, expn, logn, log2n, sqrtlogn
     nhid=1024,            # hidden units H
+    nonlin="modrelu",     # none, tanh, relu, modrelu, sigmoid
     iinit="kaiming",      # start of U: xavier, kaiming
     emsize=200,           # size of an embedding
     tied=False,           # decoder = embedding (needs emsize = nhid)
+    engine="auto",        # time loop: auto, native, torch, reference, triton
+    # task
     bptt=150,             # steps a segment; published for 150 and 300
     batch=128,            # parallel streams of text
     epochs=100,
-    betas=(0.0, 0.9),     # decay rates of Adam, with --optimizer Adam
     log_interval=50,      # segments a report
+    random_seed=400,      # of the weights
     data=None,            # folder of the files; None is data/ beside this script
+    text=None,            # a UTF-8 text of your own in the place of data
+    # optimizer
+    optimizer="RMSprop",  # RMSprop, Adam
+    betas=(0.0, 0.9),     # decay rates of Adam
+    clip=0.0,             # largest norm of the gradient; 0 leaves it alone
 )
 
-# The published rows, picked by --net-type, --bptt and --nvar none (baselines) or any stair (sRNN).
+# The published rows, picked by --net-type and --bptt.
+# A / B: A with --nvar none (a baseline), B with a stair.
 PAPER = {
-    "RNN":                   dict(net_type="RNN", nvar="none", lr=1e-5, alpha=0.9, rinit="xavier"),
-    "RNN-Orth":              dict(net_type="RNN-Orth", nvar="none", lr=1e-4, alpha=0.9, rinit="random"),
-    "expRNN":                dict(net_type="expRNN", nvar="none", lr=5e-3, lr_orth=1e-4, alpha=0.9, rinit="cayley"),
-    "nnRNN":                 dict(net_type="nnRNN", nvar="none", bptt=150, lr=8e-4, lr_orth=8e-5, alpha=0.9,
-                                  alam=1.0, Tdecay=1e-4, rinit="cayley"),
-    "nnRNN 300":             dict(net_type="nnRNN", nvar="none", bptt=300, lr=8e-4, lr_orth=6e-5, alpha=0.9,
-                                  alam=1e-4, Tdecay=1e-4, rinit="cayley"),
-    "LSTM":                  dict(net_type="LSTM", nvar="none", lr=8e-3, alpha=0.9, rinit="xavier"),
-    "sRNN":                  dict(net_type=("RNN", "RNN-Orth"), lr=1e-4, alpha=0.9, rinit="random"),
-    "sRNN (exponential)":    dict(net_type="expRNN", lr=5e-3, lr_orth=1e-4, alpha=0.9, rinit="cayley"),
-    "sRNN (non-normal)":     dict(net_type="nnRNN", bptt=150, lr=8e-4, lr_orth=8e-5, alpha=0.9,
-                                  alam=1.0, Tdecay=1e-4, rinit="cayley"),
-    "sRNN (non-normal) 300": dict(net_type="nnRNN", bptt=300, lr=8e-4, lr_orth=6e-5, alpha=0.9,
-                                  alam=1e-4, Tdecay=1e-4, rinit="cayley"),
+    "RNN":                               dict(net_type="RNN", nvar="none", lr=1e-5, alpha=0.9, rinit="xavier"),
+    "RNN-Orth / sRNN":                   dict(net_type=("RNN-Orth", "RNN"), lr=1e-4, alpha=0.9, rinit="random"),
+    "expRNN / sRNN (exponential)":       dict(net_type="expRNN", lr=5e-3, lr_orth=1e-4, alpha=0.9, rinit="cayley"),
+    "nnRNN / sRNN (non-normal)":         dict(net_type="nnRNN", bptt=150, lr=8e-4, lr_orth=8e-5, alpha=0.9,
+                                              alam=1.0, Tdecay=1e-4, rinit="cayley"),
+    "nnRNN 300 / sRNN (non-normal) 300": dict(net_type="nnRNN", bptt=300, lr=8e-4, lr_orth=6e-5, alpha=0.9,
+                                              alam=1e-4, Tdecay=1e-4, rinit="cayley"),
+    "LSTM":                              dict(net_type="LSTM", nvar="none", lr=8e-3, alpha=0.9, rinit="xavier"),
 }
 
 
+def build(args):
+    """The model: embedding, a network with its stair, decoder. `args.vocabulary` holds the symbols of the text."""
+    stair = FixedStair(args.nvar, args.bptt)                                    # ρ_t
+    network = build_network(args.net_type, args.emsize, args.nhid, stair, args.nonlin, args.rinit, args.iinit,
+                            args.engine)
+    return language.CharacterModel(network, len(args.vocabulary), args.emsize, args.tied)
+
+
+def load(folder):
+    """→ (model with the weights of best.pt, options) of a run of this script."""
+    args = flags.parse(["--resume", folder], SCRIPT, __doc__, DEFAULTS, PAPER, language)
+    args.vocabulary = saved_vocabulary(folder)
+    return load_weights(build(args), folder), args
+
+
 def main(argv=None):
-    args = flags.parse(argv, SCRIPT, __doc__, DEFAULTS, PAPER)
+    args = flags.parse(argv, SCRIPT, __doc__, DEFAULTS, PAPER, language)
     with Run(args, label=f"{args.net_type}-{args.nvar}-bptt{args.bptt}") as run:
-        corpus = load_penn_characters(args.data)
-        stair = FixedStair(args.nvar, args.bptt)                                            # ρ_t
-        network = build_network(args.net_type, args.emsize, args.nhid, stair, args.nonlin, args.rinit, args.iinit,
-                                args.engine)
-        model = language.CharacterModel(network, len(corpus.vocabulary), args.emsize, args.tied).to(run.device)
+        corpus = load_characters(args.data, args.text)
+        args.vocabulary = corpus.vocabulary
+        model = build(args).to(run.device)
         optimizer = optimizer_for(model, method=args.optimizer, lr=args.lr, lr_orth=args.lr_orth, alpha=args.alpha,
                                   betas=args.betas, Tdecay=args.Tdecay)
         return language.train(model, optimizer, corpus, run, epochs=args.epochs, batch=args.batch, bptt=args.bptt,

@@ -16,47 +16,65 @@ from common.errors import start
 from common.network import build_network
 from common.optim import optimizer_for
 from common.runs import flags
-from common.runs.run import Run
+from common.runs.run import Run, load_weights
 from common.stair import FixedStair
 
 SCRIPT = Path(__file__).stem
 
-# What a researcher edits. A value typed on the command line wins, then the PAPER row, then this.
+# Every value that this script uses, to edit here; lr, lr_orth, alpha, alam, Tdecay and rinit come from a row below.
+# A value typed on the command line wins, then the row, then this. A new key becomes a flag of its own.
 DEFAULTS = dict(
+    # network
     net_type="expRNN",    # RNN, RNN-Orth, expRNN, nnRNN, LSTM
     nvar="expn",          # none, n, n2, expn, logn, log2n, sqrtlogn
     nhid=512,             # hidden units H
+    nonlin="modrelu",     # none, tanh, relu, modrelu, sigmoid
     iinit="xavier",       # start of U: xavier, kaiming
+    engine="auto",        # time loop: auto, native, torch, reference, triton
+    # task
     permute=False,        # one fixed order of the pixels
     batch=100,            # images an update
     epochs=100,
     log_interval=100,     # updates a report
     save_freq=1,          # epochs a checkpoint
+    random_seed=400,      # of the weights
     data=None,            # folder of the files; None is data/ beside this script
+    # optimizer
+    optimizer="RMSprop",  # RMSprop, Adam
+    betas=(0.9, 0.999),   # decay rates of Adam
+    clip=0.0,             # largest norm of the gradient; 0 leaves it alone
 )
 
-# The published rows, picked by --net-type and --nvar none (baselines) or any stair (sRNN); published for --permute.
+# The published rows, picked by --net-type; published for --permute.
+# A / B: A with --nvar none (a baseline), B with a stair.
 PAPER = {
-    "RNN":                dict(net_type="RNN", nvar="none", lr=1e-4, alpha=0.9, rinit="xavier"),
-    "RNN-Orth":           dict(net_type="RNN-Orth", nvar="none", lr=5e-5, alpha=0.99, rinit="random"),
-    "expRNN":             dict(net_type="expRNN", nvar="none", lr=5e-4, lr_orth=5e-5, alpha=0.99, rinit="cayley"),
-    "nnRNN":              dict(net_type="nnRNN", nvar="none", lr=2e-4, lr_orth=2e-5, alpha=0.99, alam=0.1,
-                               Tdecay=1e-4, rinit="cayley"),
-    "LSTM":               dict(net_type="LSTM", nvar="none", lr=5e-4, alpha=0.9, rinit="xavier"),
-    "sRNN":               dict(net_type=("RNN", "RNN-Orth"), lr=5e-5, alpha=0.99, rinit="random"),
-    "sRNN (exponential)": dict(net_type="expRNN", lr=5e-4, lr_orth=5e-5, alpha=0.99, rinit="cayley"),
-    "sRNN (non-normal)":  dict(net_type="nnRNN", lr=2e-4, lr_orth=2e-5, alpha=0.99, alam=0.1, Tdecay=1e-4,
-                               rinit="cayley"),
+    "RNN":                         dict(net_type="RNN", nvar="none", lr=1e-4, alpha=0.9, rinit="xavier"),
+    "RNN-Orth / sRNN":             dict(net_type=("RNN-Orth", "RNN"), lr=5e-5, alpha=0.99, rinit="random"),
+    "expRNN / sRNN (exponential)": dict(net_type="expRNN", lr=5e-4, lr_orth=5e-5, alpha=0.99, rinit="cayley"),
+    "nnRNN / sRNN (non-normal)":   dict(net_type="nnRNN", lr=2e-4, lr_orth=2e-5, alpha=0.99, alam=0.1, Tdecay=1e-4,
+                                        rinit="cayley"),
+    "LSTM":                        dict(net_type="LSTM", nvar="none", lr=5e-4, alpha=0.9, rinit="xavier"),
 }
 
 
+def build(args):
+    """The model: a network with its stair, and a read-out of the last state."""
+    stair = FixedStair(args.nvar, 784)                                          # ρ_t
+    network = build_network(args.net_type, 1, args.nhid, stair, args.nonlin, args.rinit, args.iinit, args.engine)
+    return smnist.PixelModel(network)
+
+
+def load(folder):
+    """→ (model with the weights of best.pt, options) of a run of this script."""
+    args = flags.parse(["--resume", folder], SCRIPT, __doc__, DEFAULTS, PAPER, smnist)
+    return load_weights(build(args), folder), args
+
+
 def main(argv=None):
-    args = flags.parse(argv, SCRIPT, __doc__, DEFAULTS, PAPER)
+    args = flags.parse(argv, SCRIPT, __doc__, DEFAULTS, PAPER, smnist)
     with Run(args, label=f"{args.net_type}-{args.nvar}{'-permuted' if args.permute else ''}") as run:
         images = load_mnist(args.data, args.permute)
-        stair = FixedStair(args.nvar, 784)                                                  # ρ_t
-        network = build_network(args.net_type, 1, args.nhid, stair, args.nonlin, args.rinit, args.iinit, args.engine)
-        model = smnist.PixelModel(network).to(run.device)
+        model = build(args).to(run.device)
         optimizer = optimizer_for(model, method=args.optimizer, lr=args.lr, lr_orth=args.lr_orth, alpha=args.alpha,
                                   betas=args.betas, Tdecay=args.Tdecay)
         return smnist.train(model, optimizer, *images, run, epochs=args.epochs, batch=args.batch,

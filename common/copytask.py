@@ -14,6 +14,7 @@ from common.network import ReadOut, mean_cross_entropy
 from common.optim import step
 from common.runs.run import Progress, Recent, Run
 
+NAME = "copytask"
 REVISION = 2  # raised whenever the same options come to compute something else; CHANGES.md says what
 LAST = 50  # updates over which the result is averaged
 
@@ -34,11 +35,16 @@ class CopyModel(nn.Module):
         return self.readout(h)                                                   # (T, B, C)
 
 
+def sizes(args) -> tuple[int, int, bool, int]:
+    """Steps, classes, whether every step has an output, and bytes of data: what the memory of an update depends on."""
+    return args.T + 2 * args.c_length, args.labels + 1, True, 8 * min(args.log_interval, args.updates)
+
+
 def train(model: CopyModel, optimizer, task: CopyingTask, run: Run, *, updates: int, batch: int,
           log_interval: int, alam: float = 0.0, clip: float = 0.0) -> dict:
     """Train for `updates` fresh batches and → the result: mean loss and recall over the last 50."""
     recent = Recent("loss", "recall", keep=max(LAST, min(log_interval, updates)), device=run.device)
-    progress = run.track(REVISION, Progress(update=0, best=math.inf, recent=recent.values),
+    progress = run.track(Progress(update=0, best=math.inf, recent=recent.values),
                          model=model, optimizer=optimizer, task=task)
     if (result := run.finished()) is not None:
         return result

@@ -350,3 +350,8 @@ def _missing(missing: list[str], where: Path, url: str, error: Exception | None 
         reason = f" The download failed ({(str(error).splitlines() or [type(error).__name__])[0][:80]})."
     return UserError(f"{', '.join(missing)} not found in {where}.{reason} Get the files from {url} and put them "
                      "there, or name the folder that holds them with --data", 1)
+
+
+def load_characters(folder: Path | None = None, text: Path | None = None) -> Characters:
+    """The characters of the Penn Treebank."""
+    return load_penn_characters(folder)

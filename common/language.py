@@ -18,6 +18,8 @@ from common.optim import step
 from common.runs.run import Meter, Progress, Run
 
 EVALUATION_STREAMS = 10
+PENN_SYMBOLS, PENN_LENGTH = 50, 5_017_483  # before the text is read
+NAME = "language"
 REVISION = 1  # raised whenever the same options come to compute something else; CHANGES.md says what
 
 
@@ -77,6 +79,11 @@ def evaluate(model: CharacterModel, streams: torch.Tensor, bptt: int) -> tuple[f
     return loss, accuracy
 
 
+def sizes(args) -> tuple[int, int, bool, int]:
+    """Steps, symbols, whether every step has an output, and bytes of data: what the memory of an update depends on."""
+    return min(args.bptt, PENN_LENGTH // args.batch), PENN_SYMBOLS, True, 8 * (args.bptt + PENN_LENGTH)
+
+
 def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epochs: int, batch: int, bptt: int,
           log_interval: int, alam: float = 0.0, clip: float = 0.0) -> dict:
     """Train for `epochs` and → the result: the test score of the epoch with the best validation loss."""
@@ -85,7 +92,7 @@ def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epo
     meter = Meter("train_loss", "train_accuracy", device=run.device)
     start = Progress(epoch=0, batch=0, state=model.network.start(batch), sums=meter.sums, best_epoch=0,
                      best_loss=math.inf, best_accuracy=0.0)
-    progress = run.track(REVISION, start, model=model, optimizer=optimizer)
+    progress = run.track(start, model=model, optimizer=optimizer)
     if (result := run.finished()) is not None:
         return result
 

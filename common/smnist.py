@@ -14,8 +14,10 @@ from common.network import ReadOut
 from common.optim import step
 from common.runs.run import Meter, Progress, Run
 
+NAME = "smnist"
 REVISION = 2  # raised whenever the same options come to compute something else; CHANGES.md says what
 CLASSES = 10
+PIXELS = 784
 
 
 class PixelModel(nn.Module):
@@ -45,6 +47,11 @@ def evaluate(model: PixelModel, images: PixelSequences, batch: int) -> tuple[flo
     return loss, accuracy
 
 
+def sizes(args) -> tuple[int, int, bool, int]:
+    """Steps, classes, whether every step has an output, and bytes of data: what the memory of an update depends on."""
+    return PIXELS, CLASSES, False, 2 * 70_000 * PIXELS
+
+
 def train(model: PixelModel, optimizer, train_set: PixelSequences, valid_set: PixelSequences,
           test_set: PixelSequences, run: Run, *, epochs: int, batch: int, log_interval: int, save_freq: int = 1,
           alam: float = 0.0, clip: float = 0.0) -> dict:
@@ -53,7 +60,7 @@ def train(model: PixelModel, optimizer, train_set: PixelSequences, valid_set: Pi
     batches = -(-len(train_set) // batch)
     meter = Meter("train_loss", "train_accuracy", device=run.device)
     start = Progress(epoch=0, batch=0, sums=meter.sums, best_epoch=0, best_accuracy=-1.0)
-    progress = run.track(REVISION, start, model=model, optimizer=optimizer)
+    progress = run.track(start, model=model, optimizer=optimizer)
     if (result := run.finished()) is not None:
         return result
 

@@ -12,11 +12,10 @@ from common.errors import UserError
 from common.runs.records import log_rows, read_config, write_atomically
 
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 2)))
-# What a task's curve shows: columns of log.csv, and the axes' names.
+# By what a log counts: the columns of log.csv that a curve shows, and the axes' names.
 CURVES = {
-    "copytask": ("update", "loss_median", "update", "training cross entropy (median of a report)"),
-    "sMNIST": ("epoch", "validation_accuracy", "epoch", "validation accuracy"),
-    "language": ("epoch", "validation_accuracy", "epoch", "validation accuracy"),
+    "update": ("update", "loss_median", "update", "training cross entropy (median of a report)"),
+    "epoch": ("epoch", "validation_accuracy", "epoch", "validation accuracy"),
 }
 MARKERS = "osD^vPX*"
 BLOWN_UP = 30.0  # a loss above it leaves the picture: what is worth seeing lies below, the memoryless line with it
@@ -50,14 +49,21 @@ def points(x: list, y: list) -> tuple[list, list]:
     return [a for a, _ in both], [b for _, b in both]
 
 
+def kind_of(folder: Path) -> str:
+    """What the log of a run counts: "update" or "epoch"."""
+    options = read_config(folder)["options"]
+    return "epoch" if "epochs" in options else "update"
+
+
 def task_of(folder: Path) -> str:
-    """The task that a run belongs to."""
-    return read_config(folder)["script"].split("_")[0]
+    """The task that a run belongs to; runs of before named it in their script only."""
+    config = read_config(folder)
+    return config.get("task") or config["script"].split("_")[0].lower()
 
 
-def prepare_axes(axes, task: str, memoryless: float | None) -> None:
+def prepare_axes(axes, kind: str, memoryless: float | None) -> None:
     """Names, scale and the memoryless line of a task's learning curves."""
-    _, _, xlabel, ylabel = CURVES[task]
+    _, _, xlabel, ylabel = CURVES[kind]
     axes.set(xlabel=xlabel, ylabel=ylabel)
     if memoryless:
         axes.set_yscale("log")
@@ -83,14 +89,14 @@ def draw_curves(folders: list[Path], path: Path) -> None:
     if len(tasks) > 1:
         raise UserError(f"{' and '.join(map(str, tasks.values()))} are runs of different tasks, whose scores share no "
                         "axis; draw a picture for each task")
-    task, = tasks
-    x, y, _, _ = CURVES[task]
+    kind = kind_of(folders[0])
+    x, y, _, _ = CURVES[kind]
     for number, folder in enumerate(map(Path, folders)):
         log = read_log(folder)
         if y in log:
             marker = "o" if sum(value is not None for value in log[y]) < 30 else None
             axes.plot(*points(log[x], log[y]), marker=marker, markersize=3, **line(number, folder.name))
-    prepare_axes(axes, task, memoryless_line(folder))
+    prepare_axes(axes, kind, memoryless_line(folder))
     axes.legend(fontsize=8)
     save(picture, path)
 

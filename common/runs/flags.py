@@ -1,19 +1,24 @@
-"""Flags: one meaning each, for all nine scripts; rows of published hyperparameters; where a value came from.
+"""Flags: one meaning each, for all scripts; rows of published hyperparameters; where a value came from.
 
 A script lists its flags with their defaults (`DEFAULTS`) and the rows of the published tables (`PAPER`).
 `parse` makes an argparse parser of them and resolves every value:
 
-    typed on the command line  >  PAPER row that --net-type, --nvar and --bptt pick  >  DEFAULTS
+    typed on the command line  >  PAPER row that the options pick  >  DEFAULTS
 
-Underscore and dash are the same in a flag's name. What a person typed wrong ends in one sentence and exit
-status 2 (`UserError`), never in a traceback.
+A row is picked by its keys (`ROW_KEYS`): of the rows whose keys all agree, the one with the most keys. A new key in
+DEFAULTS is a new flag, typed by its value. A value that differs from results/published/hyperparameters.json has the
+origin "edited". Edited values pass the checks of typed ones. A mistake is one sentence and exit status 2 (`UserError`).
 """
 
 import argparse
 import difflib
+import json
 import math
+import re
 import sys
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 from common.cells import INPUT_STARTS, NET_TYPES, RECURRENT_STARTS, check_start
 from common.errors import UserError
@@ -22,7 +27,8 @@ from common.recurrence import ENGINES
 from common.runs.records import read_config
 from common.stair import NONLINEARITIES, SCHEDULE_ALIASES, SCHEDULES
 
-ROW_KEYS = ("net_type", "nvar", "bptt")  # what picks a row; everything else in a row is a value
+ROW_KEYS = ("net_type", "nvar", "bptt", "nhid")  # what picks a row; everything else in a row is a value
+PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "published" / "hyperparameters.json"
 
 
 # ── what a flag accepts ──────────────────────────────────────────────────────────────────────────────────
@@ -44,6 +50,13 @@ def one_of(*names, aliases=None):
     return convert
 
 
+def text(value):
+    """One line."""
+    if not value or not value.isprintable():
+        raise argparse.ArgumentTypeError(f"{value!r} is not a line of text")
+    return value
+
+
 def number(kind, low=-math.inf, high=math.inf, open_low=False, open_high=False):
     """An int or float within bounds; not-a-number and infinity are out of every bound."""
     noun = "a whole number" if kind is int else "a number"
@@ -61,6 +74,7 @@ def number(kind, low=-math.inf, high=math.inf, open_low=False, open_high=False):
             raise argparse.ArgumentTypeError(f"'{text}' is not {want}")
         return value
 
+    convert.kind, convert.want = kind, want
     return convert
 
 
@@ -76,6 +90,13 @@ def folder(text):
     """The path of a folder. An empty one is most likely a variable of the shell that was never set."""
     if not text or not text.isprintable():
         raise argparse.ArgumentTypeError(f"{text!r} is not the name of a folder")
+    return Path(text)
+
+
+def file(text):
+    """The path of a file."""
+    if not text or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a file")
     return Path(text)
 
 
@@ -117,27 +138,29 @@ FLAGS = {
     "epochs": ("task", COUNT, "passes over the training data"),
     "bptt": ("task", COUNT, "steps in a segment of backpropagation through time"),
     "data": ("task", folder, "folder of the data files"),
+    "text": ("task", file, "a UTF-8 text of your own in the place of --data, read by characters"),
     "log_interval": ("run", COUNT, "updates between two reports"),
     "save_freq": ("run", COUNT, "epochs between two checkpoints"),
-    "random_seed": ("run", number(int, 0, 2**63 - 1), "seed of the weights and of drawn data"),
+    "random_seed": ("run", number(int, 0, 2**32 - 1), "seed of the weights and of drawn data"),
     "cuda": ("run", SWITCH, "run on the GPU"),
     "tf32": ("run", SWITCH, "float32 products by tensor cores, from 10 bits of mantissa; needs --cuda"),
     "threads": ("run", number(int, 1, 1024), "CPU threads (all cores)"),
     "engine": ("run", one_of("auto", *ENGINES), "time loop of common/recurrence"),
     "name": ("run", name_part, "added to the name of the run's folder"),
     "save": ("run", folder, "folder that runs are written to"),
+    "dry_run": ("run", SWITCH, "show every value, the size and about the time of the run, and stop"),
     "resume": ("run", folder, "go on with the run in this folder; it knows its own options"),
 }
 ALIASES = {"random_seed": ("--seed",)}
-SPELLING = {"net_type": "--net-type", "random_seed": "--random-seed", "c_length": "--c-length",
+SPELLING = {"dry_run": "--dry-run", "net_type": "--net-type", "random_seed": "--random-seed", "c_length": "--c-length",
             "log_interval": "--log-interval", "alpha_start": "--alpha-start"}
 
-# Every script has these; its own DEFAULTS come first.
-SHARED = dict(optimizer="RMSprop", betas=(0.9, 0.999), clip=0.0, nonlin="modrelu", random_seed=400, cuda=False,
-              tf32=False, threads=None, engine="auto", name=None, save=Path("saves"), resume=None)
-FROM_PAPER = dict(lr=None, lr_orth=None, alpha=None, alam=0.0, Tdecay=0.0, rinit=None)  # where a row leaves it out
-MAY_CHANGE_ON_RESUME = ("resume", "cuda", "threads", "data")
-NEW = ("tf32",)  # flags that older runs did not have; what they did is the default
+# Every script has these: they decide nothing of what is computed.
+SHARED = dict(cuda=False, tf32=False, threads=None, name=None, save=Path("saves"), resume=None, dry_run=False)
+FROM_ROW = dict(lr=None, lr_orth=None, alpha=None, alam=0.0, Tdecay=0.0, rinit=None)  # where a row leaves it out
+MAY_BE_NONE = ("threads", "name", "resume", "data", "text")
+MAY_CHANGE_ON_RESUME = ("resume", "cuda", "tf32", "threads", "engine", "data", "text", "dry_run")
+MAY_GROW_ON_RESUME = ("updates", "epochs")
 
 
 class Parser(argparse.ArgumentParser):
@@ -177,94 +200,249 @@ def _negative(text: str) -> bool:
         return False
 
 
-def make_parser(script: str, doc: str, defaults: dict) -> Parser:
-    """The argparse parser of a script: one flag for each of its defaults."""
+def known_flags(script: str, defaults: dict) -> dict[str, tuple]:
+    """{dest: (group, what it accepts, help)} of a script: its flags of `FLAGS`, and its own new keys.
+
+    Raises UserError for a key of DEFAULTS that belongs to a row, or that is nearly a known flag.
+    """
+    known = {dest: FLAGS[dest] for dest in FLAGS if dest in defaults or dest in FROM_ROW}
+    for key, value in defaults.items():
+        where = f"{script}.py, DEFAULTS: {key}={value!r}"
+        if key in FROM_ROW:
+            raise UserError(f"{where} belongs to the rows; edit {key} in a row of PAPER or type {spelled(key)} {value}")
+        if key in FLAGS:
+            continue
+        if near := difflib.get_close_matches(key.lower(), [name.lower() for name in FLAGS], n=1, cutoff=0.8):
+            name = next(name for name in FLAGS if name.lower() == near[0])
+            raise UserError(f"{where} is no flag; did you mean {name}?")
+        if not re.fullmatch(r"[A-Za-z]\w*", key) or spelled(key) in {o for names in ALIASES.values() for o in names}:
+            raise UserError(f"{where} cannot become a flag; use letters, digits and _")
+        known[key] = ("new in DEFAULTS", kind_of(value, where), "a flag of this script alone")
+    return known
+
+
+def kind_of(value, where: str):
+    """What the flag of a new key accepts: more values of the same type."""
+    if isinstance(value, bool):
+        return SWITCH
+    if isinstance(value, (int, float)):
+        return number(type(value))
+    if isinstance(value, str):
+        return text
+    if isinstance(value, tuple) and value and all(isinstance(part, (int, float, str)) for part in value):
+        return tuple(number(type(part)) if not isinstance(part, (bool, str)) else text for part in value)
+    raise UserError(f"{where} is a {type(value).__name__}; use a number, a text, True or False, or a tuple of these")
+
+
+def spelled(dest: str) -> str:
+    """A flag as the help shows it."""
+    return SPELLING.get(dest, f"--{dest}")
+
+
+def checked(value, dest: str, accepts, where: str):
+    """A value that stands in a script, as strict as if it were typed. Raises UserError with `where` it stands."""
+    where = f"{where}: {dest}={value!r}"
+    if value is None and dest in MAY_BE_NONE:
+        return None
+    if accepts is SWITCH:
+        if not isinstance(value, bool):
+            raise UserError(f"{where} is neither True nor False")
+        return value
+    if isinstance(accepts, tuple):
+        if not isinstance(value, (tuple, list)) or len(value) != len(accepts):
+            raise UserError(f"{where} is not a tuple of {len(accepts)} values")
+        return tuple(checked(part, dest, each, where) for part, each in zip(value, accepts, strict=True))
+    numeric = getattr(accepts, "kind", None)
+    if numeric and (isinstance(value, (bool, str)) or not isinstance(value, (int, float))):
+        raise UserError(f"{where} is not {accepts.want}; write it without quotes")
+    if not numeric and not isinstance(value, (str, Path)):
+        raise UserError(f"{where} is not a text")
+    try:
+        return accepts(repr(value) if numeric else str(value))
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def make_parser(script: str, doc: str, known: dict, shown: dict) -> Parser:
+    """The argparse parser of a script: one flag for each of `known`; the help shows the values `shown`."""
     parser = Parser(prog=f"{script}.py", description=doc, allow_abbrev=False, argument_default=argparse.SUPPRESS,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     groups = {}
-    for dest in (d for d in FLAGS if d in defaults or d in FROM_PAPER):
-        group, accepts, text = FLAGS[dest]
+    for dest, (group, accepts, text_) in known.items():
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
-        if dest in defaults and accepts is not SWITCH and defaults[dest] is not None:
-            shown = " ".join(map(str, defaults[dest])) if dest == "betas" else defaults[dest]
-            text += f" (default: {shown})"
-        elif dest in FROM_PAPER:
-            text += " (default: the PAPER row's)"
-        options = (SPELLING.get(dest, f"--{dest}"), *ALIASES.get(dest, ()))
+        value = shown.get(dest)
+        if value is not None:
+            if accepts is SWITCH:
+                value = "on" if value else "off"
+            elif isinstance(value, tuple):
+                value = " ".join(map(str, value))
+            text_ += f" (default: {value}{', from the PAPER row' if dest in FROM_ROW else ''})".replace("%", "%%")
+        options = (spelled(dest), *ALIASES.get(dest, ()))
         if accepts is SWITCH:
-            text += f" (default: {'on' if defaults[dest] else 'off'})"
-            groups[group].add_argument(*options, dest=dest, action=argparse.BooleanOptionalAction, help=text)
+            groups[group].add_argument(*options, dest=dest, action=argparse.BooleanOptionalAction, help=text_)
         elif isinstance(accepts, tuple):
-            groups[group].add_argument(*options, dest=dest, type=accepts[0], nargs=2, metavar="X", help=text)
+            groups[group].add_argument(*options, dest=dest, nargs=len(accepts), metavar="X", help=text_)
         else:
             names = getattr(accepts, "names", None)
             metavar = "{" + ",".join(names) + "}" if names else dest.upper() if len(dest) > 1 else dest
-            groups[group].add_argument(*options, dest=dest, type=accepts, metavar=metavar, help=text)
+            groups[group].add_argument(*options, dest=dest, type=accepts, metavar=metavar, help=text_)
     return parser
 
 
-def published_row(paper: dict, choice: dict) -> tuple[str | None, dict]:
-    """The first row whose keys agree with `choice` → (its name, its values). A row without a key takes any.
+def check_rows(script: str, paper: dict, known: dict) -> dict:
+    """PAPER with every value checked. Raises UserError for a key or a value that no flag knows."""
+    rows = {}
+    for name, row in paper.items():
+        where = f'{script}.py, PAPER, "{name}"'
+        for key in row:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                raise UserError(f"{where}: there is no flag {key}" + (f"; did you mean {near[0]}?" if near else ""))
+        rows[name] = {key: tuple(checked(part, key, known[key][1], where) for part in value)
+                      if key in ROW_KEYS and isinstance(value, tuple) else checked(value, key, known[key][1], where)
+                      for key, value in row.items()}
+    return rows
 
-    Where no row has the --bptt asked for, the first row of the same model decides.
+
+def picked_row(script: str, paper: dict, choice: dict) -> tuple[str | None, dict]:
+    """The row whose keys all agree with `choice`, the one with the most of them → (its name, its values).
+
+    A key of a row may be a tuple, of which one must agree. Where no row has the --bptt or --nhid asked for, the first
+    row of the same model decides. A name "A / B" is A without a stair, B with one. Raises UserError for a tie.
     """
-    def agrees(row, keys):
-        return all(choice[key] in (row[key] if isinstance(row[key], tuple) else (row[key],))
-                   for key in keys if key in row)
-
     for keys in (ROW_KEYS, ("net_type", "nvar")):
-        for name, row in paper.items():
-            if agrees(row, keys):
-                return name, {key: value for key, value in row.items() if key not in ROW_KEYS}
+        matching = {name: sum(key in row for key in keys) for name, row in paper.items()
+                    if all(choice.get(key) in (row[key] if isinstance(row[key], tuple) else (row[key],))
+                           for key in keys if key in row)}
+        most = max(matching.values(), default=0)
+        best = [name for name, count in matching.items() if count == most]
+        if len(best) > 1 and keys is ROW_KEYS:
+            raise UserError(f'{script}.py, PAPER: the rows "{best[0]}" and "{best[1]}" both match; '
+                            f"give one of them another key ({', '.join(ROW_KEYS)})")
+        if best:
+            row = paper[best[0]]
+            plain_name, _, stair_name = best[0].partition(" / ")
+            name = plain_name if choice.get("nvar") == "none" or not stair_name else stair_name
+            return name, {key: value for key, value in row.items() if key not in ROW_KEYS}
     return None, {}
 
 
+@cache
+def published() -> dict:
+    """{task: DEFAULTS and PAPER as published}; empty where results/ was not copied along."""
+    try:
+        return json.loads(PUBLISHED.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+
+
+def is_edited(task: str, row: str | None, dest: str, value, defaults: dict) -> bool:
+    """Whether a value of DEFAULTS or PAPER is another than the published one."""
+    if task not in published() or dest in SHARED or dest in ("net_type", "nvar"):
+        return False
+    known = published()[task]
+    if dest in FROM_ROW:
+        values = next((values for name, values in known["PAPER"].items() if row in name.split(" / ")), {})
+        return value != values.get(dest, FROM_ROW[dest])
+    kind = next((kind for kind in ("nvar", "expalpha", "alpha") if known[kind].keys() <= defaults.keys()), "nvar")
+    values = {**known["DEFAULTS"], **known[kind]}
+    return dest not in values or (list(value) if isinstance(value, tuple) else value) != values[dest]
+
+
+class NotInDefaults(UserError, AttributeError):
+    """`args.x` of a name that the script does not list."""
+
+
 class Options(argparse.Namespace):
-    """The resolved values as attributes, and `origin`: where each came from; `row`: the PAPER row's name."""
+    """The resolved values as attributes.
+
+    `origin`  where each came from: typed, PAPER row, default, edited, not used
+    `row`     the PAPER row's name;  `script` the stem of the script's file;  `task` the module of the task
+    """
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        script = self.__dict__.get("script", "the script")
+        raise NotInDefaults(f"{script}.py uses args.{name}, but its DEFAULTS have no {name}; add {name}=VALUE to them")
 
 
-def parse(argv, script: str, doc: str, defaults: dict, paper: dict) -> Options:
-    """Resolve every flag of `script`. Raises UserError with one sentence for what has no meaning."""
-    defaults = {**SHARED, **defaults}
-    typed = vars(make_parser(script, doc, defaults).parse_args(argv))
-    if "betas" in typed:
-        typed["betas"] = tuple(typed["betas"])
+def parse(argv, script: str, doc: str, defaults: dict, paper: dict, task: ModuleType, resuming=False) -> Options:
+    """Resolve every flag of `script`, one of `task`. Raises UserError with one sentence for what has no meaning."""
+    argv = list(map(str, sys.argv[1:] if argv is None else argv))
+    if not re.fullmatch(r"[\w-]+", script, flags=re.ASCII):
+        raise UserError(f"{script}.py cannot be the name of a script; use letters, digits, _ and -")
+    own, defaults = defaults, {**SHARED, **defaults}
+    known = known_flags(script, defaults)
+    defaults = {dest: checked(value, dest, known[dest][1], f"{script}.py, DEFAULTS")
+                for dest, value in defaults.items()}
+    paper = check_rows(script, paper, known)
+    helpless = [token for token in argv if token not in ("-h", "--help")]
+    typed = typed_values(make_parser(script, doc, known, {}), known, helpless)
+    if len(helpless) < len(argv):
+        row = picked_row(script, paper, {**defaults, **typed})[1]
+        make_parser(script, doc, known, {**FROM_ROW, **defaults, **row}).parse_args(["--help"])
     if typed.get("resume"):
-        return _resumed(script, defaults, typed)
+        return _resumed(typed, lambda saved: parse(saved, script, doc, own, paper, task, resuming=True), script)
 
-    row_name, row = published_row(paper, {**defaults, **typed})
+    row_name, row = picked_row(script, paper, {**defaults, **typed})
     values, origin = {}, {}
-    for dest in (d for d in FLAGS if d in defaults or d in FROM_PAPER):
+    for dest in known:
         for source, found in (("typed", typed), (f"PAPER {row_name}", row), ("default", defaults)):
             if dest in found:
                 values[dest], origin[dest] = found[dest], source
                 break
         else:
-            values[dest], origin[dest] = FROM_PAPER[dest], "not used"
+            values[dest], origin[dest] = FROM_ROW[dest], "not used"
+        if origin[dest] != "typed" and is_edited(task.NAME, row_name, dest, values[dest], defaults):
+            origin[dest] = "edited"
     options = Options(**values)
-    options.origin, options.row, options.script = origin, row_name, script
-    check(options, typed)
+    options.origin, options.row, options.script, options.task = origin, row_name, script, task
+    check(options, {} if resuming else typed)
     return options
+
+
+def typed_values(parser: Parser, known: dict, argv: list[str]) -> dict:
+    """What was typed, converted."""
+    typed = vars(parser.parse_args(argv))
+    for dest, value in typed.items():
+        accepts = known[dest][1]
+        if isinstance(accepts, tuple):
+            try:
+                typed[dest] = tuple(convert(part) for convert, part in zip(accepts, value, strict=True))
+            except argparse.ArgumentTypeError as error:
+                raise UserError(f"{spelled(dest)}: {error}") from None
+    return typed
+
+
+def new_keys(options: Options) -> list[str]:
+    """The flags that the script has of its own."""
+    return [dest for dest in options.origin if dest not in FLAGS]
 
 
 def check(options: Options, typed: dict) -> None:
     """Raises UserError where an option was typed that has no meaning beside the others."""
-    net, flag = options.net_type, {d: SPELLING.get(d, f"--{d}") for d in FLAGS}
-    if net == "LSTM" and getattr(options, "nvar", None) != "none":
-        task = options.script.split("_")[0]
-        raise UserError(f"--net-type LSTM has no stair; use {task}_nvar.py --net-type LSTM --nvar none")
+    net, has = options.net_type, options.origin
+    if net == "LSTM" and (options.nvar if "nvar" in has else "") != "none":
+        add = "add --nvar none" if "nvar" in has else "use the script whose name ends in _nvar, with --nvar none"
+        raise UserError(f"--net-type LSTM has no stair; {add}")
+    if options.rinit is None:
+        raise UserError(f"no row of PAPER in {options.script}.py is for --net-type {net}; add a row, or type --rinit, "
+                        "--lr and --alpha")
     try:
         check_start(net, options.rinit)
     except ValueError as error:
         raise UserError(str(error)) from None
     if net == "nnRNN" and options.nhid % 2:
         raise UserError(f"nnRNN pairs its hidden units, so --nhid must be even, not {options.nhid}")
-    if getattr(options, "tied", False) and options.emsize != options.nhid:
+    if "tied" in has and options.tied and options.emsize != options.nhid:
         raise UserError(f"--tied shares the embedding with the decoder and needs --emsize equal to --nhid, "
                         f"not {options.emsize} and {options.nhid}")
-    if options.origin.get("alpha_start") == "typed" and options.alpha_start < 0 and hasattr(options, "literal"):
+    if "literal" in has and options.alpha_start < 0:
         raise UserError(f"--alpha-start must be at least 0 for the exponential stair, not {options.alpha_start}")
+    if "text" in has and options.text is not None and options.data is not None:
+        raise UserError("--text FILE takes the place of --data FOLDER; leave one of them out")
     if options.tf32 and not options.cuda:
         raise UserError("--tf32 has no meaning on the CPU, whose products are exact; add --cuda or leave it out")
     rotates, adam = net in ("expRNN", "nnRNN"), options.optimizer == "Adam"
@@ -279,58 +457,55 @@ def check(options: Options, typed: dict) -> None:
     }
     for dest, (nothing, why) in means_nothing.items():
         if nothing and dest in typed:
-            raise UserError(f"{flag[dest]} has no meaning here: {why}; leave it out")
-        if nothing and options.origin[dest] != "typed":
-            options.origin[dest] = "not used"
+            raise UserError(f"{spelled(dest)} has no meaning here: {why}; leave it out")
+        if nothing and dest in has and has[dest] != "typed":
+            has[dest] = "not used"
+    for dest in ("lr", *(["lr_orth"] if rotates else []), *([] if adam else ["alpha"])):
+        if getattr(options, dest) is None:
+            raise UserError(f'the row "{options.row}" of PAPER in {options.script}.py has no {dest}; add it, or type '
+                            f"{spelled(dest)}")
 
 
-def _resumed(script: str, defaults: dict, typed: dict) -> Options:
-    """The options that the folder `typed["resume"]` was started with."""
-    config = read_config(typed["resume"])
+def _resumed(typed: dict, parse_again, script: str) -> Options:
+    """The options that the folder `typed["resume"]` was started with, turned back into flags and parsed."""
+    folder_, config = typed["resume"], read_config(typed["resume"])
     if config["script"] != script:
-        raise UserError(f"{typed['resume']} is a run of {config['script']}.py; resume it with that script")
-    saved = _saved_values(typed["resume"], config["options"], defaults)
+        raise UserError(f"{folder_} is a run of {config['script']}.py; resume it with that script")
+    saved = config["options"]
+    used = {dest: entry["value"] for dest, entry in saved.items()
+            if entry["value"] is not None and entry["origin"] != "not used" and dest not in MAY_CHANGE_ON_RESUME}
+    try:
+        options = parse_again([token for dest, value in used.items() for token in tokens(dest, value)])
+    except UserError as error:
+        raise UserError(f"{folder_ / 'config.json'} is damaged or was written by another version of {script}.py "
+                        f"({error}); restore it from a copy or start a new run") from None
+    for dest, entry in saved.items():
+        if dest in MAY_CHANGE_ON_RESUME and dest in options.origin and entry["value"] is not None and dest not in typed:
+            setattr(options, dest, folder(entry["value"]) if dest == "data" else entry["value"])
     for dest, value in typed.items():
-        if dest not in MAY_CHANGE_ON_RESUME and value != saved.get(dest):
-            raise UserError(f"{SPELLING.get(dest, f'--{dest}')} was {saved.get(dest)} when {typed['resume']} was "
-                            f"started and cannot become {value} on the way; start a new run")
-    options = Options(**{**saved, **typed})
-    options.origin = {dest: entry["origin"] for dest, entry in config["options"].items()}
-    options.row, options.script = config["row"], script
+        before = getattr(options, dest)
+        grows = dest in MAY_GROW_ON_RESUME and value > before
+        if dest not in MAY_CHANGE_ON_RESUME and value != before and not grows:
+            raise UserError(f"{spelled(dest)} was {before} when {folder_} was started and cannot become {value} on the "
+                            f"way; start a new run")
+        setattr(options, dest, value)
+        if grows:
+            saved[dest]["origin"] = "typed on resume"
+    for dest, entry in saved.items():
+        if dest in options.origin:
+            options.origin[dest] = entry["origin"]
+    options.row = config["row"]
     check(options, {})
     return options
 
 
-def _saved_values(run: Path, entries: dict, defaults: dict) -> dict:
-    """The values in a config.json, as strict as if they were typed. Raises UserError for a foreign or spoiled one."""
-    path, known = run / "config.json", {dest for dest in FLAGS if dest in defaults or dest in FROM_PAPER}
-    entries = {**{dest: {"value": defaults[dest], "origin": "default"} for dest in NEW}, **entries}
-    if entries.keys() != known:
-        which = ", ".join(sorted(map(str, entries.keys() ^ known)))
-        raise UserError(f"{path} was written by another version of this project (the options differ in {which}); "
-                        "go on with that version or start a new run")
-    values = {}
-    for dest, entry in entries.items():
-        value, accepts = entry["value"], FLAGS[dest][1]
-        try:
-            if value is None:
-                fits = defaults.get(dest) is None and (dest not in FROM_PAPER or entry["origin"] == "not used")
-            elif accepts is SWITCH:
-                fits = isinstance(value, bool)
-            elif isinstance(accepts, tuple):
-                fits = value == [convert(str(part)) for convert, part in zip(accepts, value, strict=True)]
-                value = tuple(value)
-            elif accepts is folder:
-                fits, value = isinstance(value, str), folder(value)
-            else:
-                fits = value == accepts(str(value))
-        except (argparse.ArgumentTypeError, TypeError, ValueError, AttributeError):
-            fits = False
-        if not fits:
-            raise UserError(f"{path} is damaged: {dest} is {str(value)[:40]!r}; restore it from a copy "
-                            "or start a new run")
-        values[dest] = value
-    return values
+def tokens(dest: str, value) -> list[str]:
+    """The value of a saved option as it is typed."""
+    if isinstance(value, bool):
+        return [spelled(dest) if value else "--no-" + spelled(dest)[2:]]
+    if isinstance(value, list):
+        return [spelled(dest), *map(str, value)]
+    return [f"{spelled(dest)}={value}"]
 
 
 def describe(options: Options) -> str:
@@ -338,9 +513,12 @@ def describe(options: Options) -> str:
     lines = {}
     for dest, source in options.origin.items():
         value = getattr(options, dest)
-        if source == "not used" or dest == "resume" or (source == "default" and value is None):
+        if source == "not used" or dest in ("resume", "dry_run") or (source == "default" and value is None):
             continue
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
         lines.setdefault(source, []).append(f"{dest}={shown}")
-    order = sorted(lines, key=lambda source: {"typed": 0, "default": 2}.get(source, 1))
-    return "\n".join(f"{source}: {' '.join(lines[source])}" for source in order)
+    order = sorted(lines, key=lambda source: {"typed": 0, "edited": 1, "default": 3}.get(source, 2))
+    described = [f"{source}: {' '.join(lines[source])}" for source in order]
+    if own := new_keys(options):
+        described.append(f"new in DEFAULTS: {' '.join(f'{spelled(dest)}' for dest in own)}")
+    return "\n".join(described)

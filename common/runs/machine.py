@@ -53,6 +53,18 @@ def git_commit() -> str | None:
         return None
 
 
+def edited_files(script: str) -> list[str]:
+    """The script and the files of common/ (but for common/runs/) that differ from the commit; none outside git."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        listed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=all", "--no-renames", "--",
+                                 f"{script}.py", "common", ":!common/runs"],
+                                text=True, cwd=root, capture_output=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return sorted(line[3:] for line in listed.splitlines())
+
+
 def versions() -> dict:
     import numpy
     return {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
@@ -67,40 +79,24 @@ def device_name(device: torch.device) -> str:
 
 # ── does it fit ──────────────────────────────────────────────────────────────────────────────────────────
 
-# Arrays of T·B·H numbers that an update takes at its peak, where every step has an output and where only the last
-# one has. What the engines hold is told in common/recurrence/native_engine.py; these are measured, so they hold what an
-# allocator wastes.
+# Arrays of T·B·H numbers that an update takes at its peak, with an output at every step and at the last one only, and
+# matrices of H·H numbers; measured, so they hold what an allocator wastes.
 ARRAYS = {"native": (4, 2), "torch": (4, 3), "reference": (18, 18), "LSTM": (16, 16)}
-SQUARES = {"RNN": 5, "RNN-Orth": 5, "expRNN": 38, "nnRNN": 38, "LSTM": 30}  # the same in matrices of H·H numbers
+SQUARES = {"RNN": 5, "RNN-Orth": 5, "expRNN": 38, "nnRNN": 38, "LSTM": 30}
 ANY_UPDATE = 60e6                                                           # bytes, of the smallest one
 LARGE = 2e9                                                                 # bytes, where memory goes before speed
-PENN_SYMBOLS, PENN_LENGTH = 50, 5_017_483                                   # as long as the text is not read yet
 
 
-def memory_needed(options: Options) -> int:
-    """Bytes that an update of these options holds at its peak, about: known before anything is made.
+def memory_needed(options: Options, steps: int, outputs: int, every_step: bool, data: int) -> int:
+    """Bytes that an update holds at its peak, about: known before anything is made.
 
-    Activations, read-out and matrices; `python -m tests.robustness` measures how near this comes.
+    steps T and `outputs` C of a read-out, at every step or at the last one; `data` bytes that stay in memory.
     """
-    task, hidden, batch = options.script.split("_")[0], options.nhid, options.batch
-    if task == "copytask":
-        steps, classes, every_step = options.T + 2 * options.c_length, options.labels + 1, True
-        rows = min(options.log_interval, options.updates)        # of the losses since the last report
-    elif task == "language":
-        steps, classes, every_step = min(options.bptt, PENN_LENGTH // batch), PENN_SYMBOLS, True
-        rows = options.bptt + PENN_LENGTH                        # the stair, the text
-    else:
-        steps, classes, every_step, rows = 784, 10, False, 70_000 * 784 // 4
-    if options.net_type == "LSTM":
-        kind = "LSTM"
-    elif options.engine in ("auto", "native") and not options.cuda:
-        kind = "native"
-    else:
-        kind = "reference" if options.engine == "reference" else "torch"
-    arrays = ARRAYS[kind][0 if every_step else 1]
-    outputs = 3 * steps * batch * classes if every_step else 0   # logits, their logarithms, the gradient of both
-    numbers = arrays * steps * batch * hidden + outputs + SQUARES[options.net_type] * hidden**2
-    return int(ANY_UPDATE) + 4 * numbers + 8 * (2 * steps * batch + 3 * steps + rows)
+    kind = "native" if options.engine == "auto" and not options.cuda else options.engine
+    kind = "LSTM" if options.net_type == "LSTM" else kind if kind in ARRAYS else "torch"
+    places = steps * options.batch                                # T·B
+    activations = places * (ARRAYS[kind][not every_step] * options.nhid + 3 * outputs * every_step)
+    return int(ANY_UPDATE + 4 * (activations + SQUARES[options.net_type] * options.nhid**2) + 16 * places + data)
 
 
 def memory_available(device: torch.device) -> int | None:
@@ -123,15 +119,16 @@ def memory_available(device: torch.device) -> int | None:
     return min(found, default=None)
 
 
-def check_memory(options: Options, device: torch.device) -> None:
-    """Raises UserError where an update of these options cannot fit: the system would kill it without a word.
+def check_memory(options: Options, device: torch.device, *sizes) -> int:
+    """→ the bytes that an update of these options and `sizes` needs. Raises UserError where it cannot fit.
 
-    Where it fits easily, freed memory is kept for the next update.
+    The system would kill it without a word. Where it fits easily, freed memory is kept for the next update.
     """
-    needed, available = memory_needed(options), memory_available(device)
+    needed, available = memory_needed(options, *sizes), memory_available(device)
     if available is not None and needed > available:
-        length = {"copytask": "--T, ", "language": "--bptt, "}.get(options.script.split("_")[0], "")
+        length = "".join(f"--{flag}, " for flag in ("T", "bptt") if flag in options.origin)
         raise UserError(f"this needs about {needed / 1e9:,.1f} GB of memory and {max(0, available) / 1e9:,.1f} GB are "
                         f"free; lower {length}--batch or --nhid", 1)
     if needed < LARGE and (available is None or needed < available / 4):
         keep_freed_memory()
+    return needed

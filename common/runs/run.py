@@ -30,7 +30,7 @@ from common.errors import UserError, close_output
 from common.recurrence import why_not
 from common.runs.curves import draw_run
 from common.runs.flags import Options, describe
-from common.runs.machine import check_memory, device_name, git_commit, prepare_machine, versions
+from common.runs.machine import check_memory, device_name, edited_files, git_commit, prepare_machine, versions
 from common.runs.records import (
     is_not_finite,
     load_tensors,
@@ -136,15 +136,21 @@ class Run:
         self.seconds_before, self.started = 0.0, time.monotonic()
         self.saved_at = self.started
         self.folder, self.label = options.resume, label
-        check_memory(options, self.device)
+        self.memory = check_memory(options, self.device, *options.task.sizes(options))
         torch.manual_seed(options.random_seed)
         self.say(f"{options.script}: {options.row}")
         self.say(describe(options))
 
-    def _new_folder(self) -> Path:
+    def _place(self) -> Path:
+        return Path(self.options.save) / self.options.script
+
+    def _stem(self) -> str:
+        """The folder's name; a second run of it gets -2."""
         options = self.options
-        stem = f"{self.label}-s{options.random_seed}" + (f"-{options.name}" if options.name else "")
-        parent = Path(options.save) / options.script
+        return f"{self.label}-s{options.random_seed}" + (f"-{options.name}" if options.name else "")
+
+    def _new_folder(self) -> Path:
+        parent, stem = self._place(), self._stem()
         try:
             parent.mkdir(parents=True, exist_ok=True)
             for number in range(1, 10_000):
@@ -160,12 +166,14 @@ class Run:
         raise UserError(f"{parent} already holds 9,999 runs called {stem}; choose a --name or another --save")
 
     def _config(self) -> dict:
-        options = self.options
+        options, stair = self.options, getattr(self.parts["model"].network, "stair", None)
         values = {dest: {"value": plain(getattr(options, dest)), "origin": source}
                   for dest, source in options.origin.items()}
-        return {"script": options.script, "row": options.row, "argv": sys.argv, "options": values,
-                "versions": versions(), "device": device_name(self.device), "threads": torch.get_num_threads(),
-                "commit": git_commit(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        return {"script": options.script, "task": options.task.NAME, "revision": options.task.REVISION,
+                "row": options.row, "argv": sys.argv, "options": values, "stair": type(stair).__name__,
+                "edited_files": edited_files(options.script), "versions": versions(),
+                "device": device_name(self.device), "threads": torch.get_num_threads(), "commit": git_commit(),
+                "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
 
     def _lock(self) -> None:
         """Keep a second process out of the folder for as long as this one works on it."""
@@ -225,6 +233,8 @@ class Run:
         """
         if self.bar is None:
             self._open_bar(until, getattr(progress, counter), counter)
+        if self.options.dry_run:
+            yield from self._three_updates(getattr(progress, counter))
         while (number := getattr(progress, counter) + 1) <= until:
             yield number
             setattr(progress, counter, number)
@@ -241,6 +251,18 @@ class Run:
             progress.epoch, progress.batch = number, 0
             self.checkpoint(autosave=number % save_every != 0 and number < until)
             self.stop_if_asked()
+
+    def _three_updates(self, done: int):
+        """Yields four updates, the first of which sets things up; says how long a whole run takes, and stops."""
+        yield done + 1
+        started = time.monotonic()
+        yield from range(done + 2, done + 5)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = (time.monotonic() - started) / 3
+        left = self.bar.total - self.bar.n
+        self.say(f"an update takes {seconds:.3g} s, the {left} updates of the run about {duration(seconds * left)}")
+        sys.exit(0)
 
     def _open_bar(self, total: int, done: int, unit: str) -> None:
         """On a terminal only; there are plain lines otherwise."""
@@ -275,22 +297,25 @@ class Run:
 
     # ── what is saved ──
 
-    def track(self, revision: int, progress: Progress, **parts) -> Progress:
+    def track(self, progress: Progress, **parts) -> Progress:
         """Name what a checkpoint holds (objects with a state_dict), and take hold of the folder. → `progress`.
 
         A new run's folder is made only here, when its data and its model are there; a resumed run is restored.
-        `revision` numbers what the task's options compute.
         """
         self.parts = {"progress": progress, **parts}
+        if self.options.dry_run:
+            self.say(f"{count_of(self.parts['model']):,} parameters, about {self.memory / 1e9:.2g} GB of memory; "
+                     f"a run would be written to {self._place() / self._stem()}")
+            return progress
         if self.resumed:
             self._lock()
             self._clear()
-            self._restore(revision)
+            self._restore()
             self._say_what_changed()
         else:
             self.folder = self._new_folder()
             self._lock()
-            write_json(self.folder / "config.json", {**self._config(), "revision": revision})
+            write_json(self.folder / "config.json", self._config())
         self.say(f"{'going on with' if self.resumed else 'writing to'} {self.folder}")
         return progress
 
@@ -309,10 +334,10 @@ class Run:
         if changed:
             self.say(f"not as it was started: {', '.join(changed)}; the last digits may differ")
 
-    def _restore(self, revision: int) -> None:
+    def _restore(self) -> None:
         last = self.folder / "last.pt"
         if not last.exists():  # killed before the first checkpoint: from the beginning, as the first time
-            if read_config(self.folder).get("revision", 1) != revision:
+            if read_config(self.folder).get("revision", 1) != self.options.task.REVISION:
                 raise UserError(f"{self.folder} has no checkpoint, and the same options compute something else since "
                                 "it was started (CHANGES.md); start a new run")
             self._cut_log(0)
@@ -359,6 +384,8 @@ class Run:
         A loss that is not finite stops the run. The log keeps that row, so that the tables can tell a run that diverged
         from one that was interrupted; no checkpoint counts on it.
         """
+        if self.options.dry_run:
+            return
         row["seconds"] = round(self.seconds(), 2)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -395,6 +422,8 @@ class Run:
 
     def checkpoint(self, autosave: bool = False) -> None:
         """Save last.pt; with `autosave` only if the last one is older than `AUTOSAVE_SECONDS`."""
+        if self.options.dry_run:
+            return
         self.reported = False
         if autosave and time.monotonic() - self.saved_at < AUTOSAVE_SECONDS:
             return
@@ -421,6 +450,8 @@ class Run:
 
     def save_best(self) -> None:
         """The model's weights as they are now become best.pt."""
+        if self.options.dry_run:
+            return
         self._check_weights()
         save_tensors(self.folder / "best.pt", self.parts["model"].state_dict())
 
@@ -434,9 +465,9 @@ class Run:
 
     def finish(self, result: dict) -> dict:
         """Draw the curves, then write result.json, the last file of a run. → the whole result."""
-        parameters = sum(p.numel() for p in self.parts["model"].parameters())
-        result = {**result, "row": self.options.row, "parameters": parameters, "seconds": round(self.seconds(), 1),
-                  "device": device_name(self.device), "versions": versions(), "commit": git_commit(),
+        result = {**result, "row": self.options.row, "parameters": count_of(self.parts["model"]),
+                  "seconds": round(self.seconds(), 1), "device": device_name(self.device),
+                  "versions": versions(), "commit": git_commit(),
                   "command": read_config(self.folder)["argv"]}
         try:
             draw_run(self.folder)
@@ -456,8 +487,7 @@ class Run:
 
     def finished(self) -> dict | None:
         """The result, if this run has already come to its end: there is nothing left to do then."""
-        path = self.folder / "result.json"
-        if not path.exists():
+        if not self.resumed or not (path := self.folder / "result.json").exists():
             return None
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
@@ -471,3 +501,35 @@ class Run:
 def _cell(value) -> str:
     """A number of the log with the digits that a float32 has; an empty cell for None."""
     return "" if value is None else f"{value:.7g}" if isinstance(value, float) else str(value)
+
+
+def count_of(model) -> int:
+    """Numbers that a model learns."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def duration(seconds: float) -> str:
+    """As in 40 s, 25 min, 9.5 h."""
+    for unit, size, form in (("s", 1, ".0f"), ("min", 60, ".0f"), ("h", 3600, ".1f")):
+        if seconds < 100 * size or unit == "h":
+            return f"{seconds / size:{form}} {unit}"
+
+
+def load_weights(model, folder: Path):
+    """The model with the weights of the best validation of the run in `folder`, on the CPU, ready to evaluate."""
+    best = Path(folder) / "best.pt"
+    try:
+        model.load_state_dict(load_tensors(best))
+    except WRONG_CONTENT as error:
+        raise UserError(f"{best} is not a checkpoint of the model that {Path(folder) / 'config.json'} describes "
+                        f"({str(error)[:80]})", 1) from None
+    return model.eval()
+
+
+def saved_vocabulary(folder: Path) -> list[str]:
+    """The symbols of the text that a run of the characters was trained on, in the order of their numbers."""
+    data = read_config(folder).get("data")
+    vocabulary = data.get("vocabulary") if isinstance(data, dict) else None
+    if not isinstance(vocabulary, list) or not all(isinstance(symbol, str) for symbol in vocabulary):
+        raise UserError(f"{folder}/config.json holds no vocabulary: an earlier version of this project wrote it")
+    return vocabulary
