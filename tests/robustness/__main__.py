@@ -5,122 +5,113 @@
 """
 
 import argparse
-import platform
+import json
 import re
+import resource
 import sys
+import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
 
-from tests.robustness.growth import Growth, early_point, many_updates, one_long_sequence, one_too_long
-from tests.robustness.kills import Campaign, aimed_kills, random_kills
-from tests.robustness.sessions import TASKS, Workplace
-from tests.robustness.troubles import Trouble, all_troubles
+from tests.robustness.sessions import SCRIPTS, at_updates, run_folder, session, workplace
+from tests.robustness.troubles import TROUBLES, Tally, Task
 
 PAGE = Path(__file__).resolve().parents[2] / "results" / "robustness.md"
-
-
-def kills_table(campaigns: list[Campaign]) -> list[str]:
-    lines = ["| SIGKILL | task | kills | runs | the same as the uninterrupted run |", "|---|---|---|---|---|"]
-    lines += [f"| {c.what} | {c.task} | {c.kills} | {c.runs} | {c.same} |" for c in campaigns]
-    lines.append(f"| **all** | | **{sum(c.kills for c in campaigns)}** | **{sum(c.runs for c in campaigns)}** | "
-                 f"**{sum(c.same for c in campaigns)}** |")
-    return lines
-
-
-def moments_table(campaigns: list[Campaign]) -> list[str]:
-    """How often a kill hit each moment, all tasks and sessions together."""
-    counts = {}
-    for campaign in campaigns:
-        for name, count in campaign.detail.items():
-            counts[name] = counts.get(name, 0) + count
-    files = {}
-    for name, count in counts.items():
-        file, moment = name.split(": ")
-        files.setdefault(file, []).append(f"{moment} ({count})")
-    return ["| file | moments, and how often a kill hit them |", "|---|---|",
-            *(f"| {file} | {'; '.join(moments)} |" for file, moments in sorted(files.items()))]
-
-
-def troubles_table(troubles: list[Trouble]) -> list[str]:
-    lines = ["| trouble | tried | as it should be | the sentence holds |", "|---|---|---|---|"]
-    for trouble in troubles:
-        sentences = "; ".join(f"“{part}”" for part in sorted(trouble.sentences)) or "nothing: it works"
-        lines.append(f"| {trouble.what} | {trouble.tried} | {trouble.well} | {sentences} |")
-    return lines
-
-
-def growth_lines(growth: Growth, updates: int, foretold: float, measured: float, ending: str, refused: str,
-                 seconds: float) -> list[str]:
-    early, late = growth.early, growth.late
-    return [f"| | after {early_point(updates):,} updates | after {updates:,} |", "|---|---|---|",
-            f"| memory of the process | {early['memory'] / 1e6:.0f} MB | {late['memory'] / 1e6:.0f} MB |",
-            f"| time of an update | {early['step'] * 1e3:.2f} ms | {late['step'] * 1e3:.2f} ms |",
-            f"| log.csv | {early['log']:,} bytes | {late['log']:,} bytes |",
-            f"| all other files | {early['folder'] - early['log']:,} bytes | {late['folder'] - late['log']:,} bytes |",
-            "", f"A row of the log has {growth.log_bytes_a_row:.0f} bytes. " +
-            ("Nothing else grows." if growth.holds else "**Something else grows.**"), "",
-            f"- T = 100,000 at H = 128, batch 10: {ending}. Foretold {foretold / 1e9:.1f} GB at the peak of an update, "
-            f"measured {measured / 1e9:.1f} GB.",
-            f"- T = 2,000,000,000: refused after {seconds:.1f} s, before anything is made: "
-            f"“{re.sub(r'[0-9.,]+ GB are free', '… GB are free', refused)}”"]
-
-
+LONG = "--net-type expRNN --nhid 8 --T 4 --c-length 2 --batch 2 --threads 1 --log-interval 1000 --updates {}"
+LARGE = "--net-type expRNN --nhid 128 --T {} --updates 1 --threads 1"
 HEAD = """# What happens to a run that is disturbed
 
-Made by `python -m tests.robustness`{options} in {minutes:.0f} minutes ({machine}). Tiny runs of the three tasks, a
-checkpoint
-at every report, are disturbed and then let go on. **The same** means bit for bit: weights, optimizer and generators of
-last.pt, best.pt, every row of log.csv but for the clock, result.json but for the clock, and no file too many. After
-every disturbance each file in the folder is whole, and the log is what the checkpoint counts on.
-"""
+Made by `python -m tests.robustness`{options} in {minutes:.0f} minutes (Linux, Python {python}, torch {torch}).
+Tiny runs of the three tasks, a checkpoint at every report, are disturbed and then let go on. All is **well** when the
+disturbed session works, or ends in a sentence; when each file is then whole and the log is what the checkpoint counts
+on; and when the run that goes on ends bit for bit as the uninterrupted one: weights, optimizer, generators, log, result
+and picture, and no file too many. A session that is refused changes no byte.
+
+| trouble | sessions that it ended | runs | well | the sentence holds |
+|---|---|---|---|---|"""
 
 
-def page(head: str, campaigns, troubles, growth: list[str]) -> str:
-    wrong = [f"- {text}" for entry in (*campaigns, *troubles) for text in entry.wrong]
-    parts = [head, "## Killed", *kills_table(campaigns), "",
-             "Every kind of write has moments before, in and after it. A folder without config.json is one that was "
-             "killed before the run began: it is started again.", "", *moments_table(campaigns), "",
-             "## Disturbed", *troubles_table(troubles), "", "## Long and large", *growth, "",
-             "## What went wrong", *(wrong or ["Nothing."])]
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(parts).replace("\n##", "\n\n##")) + "\n"
+def memory() -> float:
+    """The most that this process took so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+
+
+def many_updates(updates: int) -> Tally:
+    """A tiny run after a tenth of its updates and at its end: nothing grows but the log."""
+    tally, place = Tally(f"{updates:,} updates: nothing grows but the log"), Path(tempfile.mkdtemp())
+    early = max(2000, updates // 10)  # when there is a checkpoint
+    points = (early // 2, early, updates - early // 2, updates)
+
+    def note(update: int) -> None:
+        sizes = [path.stat().st_size for path in run_folder(Path()).iterdir() if path.name != "log.csv"]
+        Path(f"{update}.json").write_text(json.dumps([time.process_time(), memory(), sum(sizes)]))
+
+    outcome = session(place, "copytask_nvar", LONG.format(updates).split(), lambda: at_updates(points, note))
+    assert outcome.status == 0, outcome
+    times, used, sizes = zip(*(json.loads((place / f"{point}.json").read_text()) for point in points), strict=True)
+    steps = [(times[i + 1] - times[i]) * 2000 / early for i in (0, 2)]  # ms
+    tally.texts.add(f"after {early:,} and all updates: {steps[0]:.2f} and {steps[1]:.2f} ms an update, {used[1]:.0f} "
+                    f"and {used[3]:.0f} MB of memory, {sizes[1]:,} and {sizes[3]:,} bytes of files without the log")
+    grows = steps[1] > 1.5 * steps[0] or used[3] > used[1] + 16 or sizes[3] > 1.02 * sizes[1] + 200
+    tally.judge("growth", " ".join(tally.texts) if grows else "")
+    return tally
+
+
+def long_sequences() -> Tally:
+    """One that cannot fit is refused; what it was to take tells what one that fits takes."""
+    tally, place = Tally("a sequence of 2,000,000,000 steps, and one of 100,000"), Path(tempfile.mkdtemp())
+
+    def measure():
+        base = memory()
+        at_updates({1}, lambda _: Path("measured.txt").write_text(str((memory() - base) / 1000)))
+
+    refused, outcome = (session(place, "copytask_nvar", LARGE.format(steps).split(), measure)
+                        for steps in (2_000_000_000, 100_000))
+    told = re.search(r"needs about ([\d,]+).* GB of memory", refused.err)
+    tally.judge("what cannot fit", "" if told and refused.status == 1 else f"{refused}")
+    needed = float(told[1].replace(",", "")) / 20_000 if told else 0
+    used = float((place / "measured.txt").read_text()) if outcome.status == 0 else 0
+    tally.judge("what fits", "" if 0 < used < 1.1 * needed < 2.5 * used else f"{needed} GB, {used} GB, {outcome}")
+    tally.texts.add(f"this needs about {needed:.1f} GB for each 100,000 steps (they take {used:.1f} GB)")
+    return tally
 
 
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.robustness", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small part")
-    parser.add_argument("--seed", type=int, default=0, help="of the random moments (default: 0)")
-    parser.add_argument("--kills", type=int, default=70, help="random kills a task (default: 70)")
-    parser.add_argument("--updates", type=int, default=100_000, help="of the long run (default: 100,000)")
     parser.add_argument("-o", "--output", type=Path, default=PAGE, help="default: results/robustness.md")
     args = parser.parse_args(argv)
-    every = 25 if args.quick else 1
-    kills, updates = (4, 3000) if args.quick else (args.kills, args.updates)
-    started, campaigns, troubles = time.monotonic(), [], []
-    with Workplace() as workplace:
-        for task in TASKS:
-            for tried in (lambda task: random_kills(workplace, task, kills, args.seed, seconds=300),
-                          lambda task: aimed_kills(workplace, task, every=every),
-                          lambda task: aimed_kills(workplace, task, resumed=True, every=every)):
-                campaign = tried(task)
-                campaigns.append(campaign)
-                print(f"{task}, killed {campaign.what}: {campaign.kills} kills, {campaign.same} of {campaign.runs} "
-                      f"runs the same  {time.monotonic() - started:.0f} s", flush=True)
-        for trouble in all_troubles(workplace, args.seed, 3 if args.quick else 40, every):
-            troubles.append(trouble)
-            print(f"{trouble.what}: {trouble.well} of {trouble.tried} well  {time.monotonic() - started:.0f} s",
-                  flush=True)
-        growth = growth_lines(many_updates(workplace, updates), updates, *one_long_sequence(workplace),
-                              *one_too_long(workplace))
-    machine = f"{platform.system()}, {platform.machine()}, Python {platform.python_version()}, " \
-              f"torch {torch.__version__}"
-    head = HEAD.format(options=" --quick" if args.quick else "", minutes=(time.monotonic() - started) / 60,
-                       machine=machine)
-    args.output.write_text(page(head, campaigns, troubles, growth), encoding="utf-8")
-    print(f"wrote {args.output}")
-    sys.exit(any(entry.wrong for entry in (*campaigns, *troubles)))
+    started, tallies = time.monotonic(), []
+
+    def campaign():
+        tasks = [Task(script, 31 if args.quick else 1, first) for first, script in enumerate(SCRIPTS)]
+        for what, trouble in TROUBLES.items():
+            tally = Tally(what)
+            for task in tasks:
+                task.tally = tally
+                trouble(task)
+            yield tally
+        yield many_updates(4_000 if args.quick else 100_000)
+        yield long_sequences()
+
+    with workplace():
+        for tally in campaign():
+            tallies.append(tally)
+            print(tally, *tally.wrong, f"{time.monotonic() - started:.0f} s", sep="\n", flush=True)
+    kills = sum((tally.tried for tally in tallies if "SIGKILL at every" in tally.what), Counter())
+    wrong = [f"- {text}" for tally in tallies for text in tally.wrong]
+    args.output.write_text("\n".join([
+        HEAD.format(options=" --quick" if args.quick else "", minutes=(time.monotonic() - started) / 60,
+                    python=sys.version.split()[0], torch=torch.__version__), *map(str, tallies), "",
+        "A folder without config.json is one that was killed before the run began: it is started again. Each kind of "
+        "write has moments before, in and after it; so often a kill hit them:", "",
+        *(f"- {name} ({count})" for name, count in sorted(kills.items())), "", "## What went wrong", "",
+        *(wrong or ["Nothing."]), ""]), encoding="utf-8")
+    sys.exit(bool(wrong))
 
 
 if __name__ == "__main__":
