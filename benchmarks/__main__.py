@@ -108,7 +108,7 @@ def authors_step(task: str, net_type: str, device):
 
 def our_network(task: str, net_type: str, engine: str):
     steps, _, hidden, input_size, _, _ = SHAPES[task]
-    rinit = "random" if net_type.startswith("RNN") else "henaff"
+    rinit = "henaff" if net_type in ("expRNN", "nnRNN") else "random"
     return build_network(net_type, input_size, hidden, FixedStair("expn", steps), "modrelu", rinit, "xavier", engine)
 
 

@@ -5,6 +5,10 @@ import os
 import sys
 from pathlib import Path
 
+# What torch's allocators, the driver and the GPU's libraries say when memory is used up. "an illegal memory access" is
+# none of it: that is a mistake of a program.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+
 
 class UserError(Exception):
     """A mistake of the person at the keyboard: one sentence with the value and the way out."""
@@ -29,7 +33,7 @@ def start(main) -> None:
         close_output()
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "memory" not in str(error).lower():
+        if not isinstance(error, MemoryError) and not any(said in str(error) for said in OUT_OF_MEMORY):
             raise
         sentence, status = "this does not fit into memory; choose a smaller --nhid, --batch or sequence length", 1
     else:

@@ -32,9 +32,15 @@ _Y2 = (857 - 58 * _ROOT) / 630
 # The largest norm x for which T8 is exact to rounding: its error beside S itself, x⁸/9!, ≈ 2⁻²⁵ and 2⁻⁵³.
 _LARGEST_NORM = {torch.float32: 0.58, torch.float64: 0.0499}
 
-# Squarings that a GPU always does: enough for a norm bound of 37 and 51. Rotations start at a norm of π or less, whose
-# bound is a few times that for a dense S.
-MOST_SQUARINGS = {torch.float32: 6, torch.float64: 10}
+# Squarings that a GPU always does. Rotations start at a norm of π or less, whose bound (`squarings_for`) is a few times
+# that for a dense S, and S grows in training; beyond `largest_norm` exp(S) is NaN there. A squaring costs an update
+# three products of H × H matrices: for H = 1024 6.4 GFLOP, beside 121 of the recurrence in a step of the characters.
+MOST_SQUARINGS = {torch.float32: 9, torch.float64: 13}
+
+
+def largest_norm(dtype: torch.dtype = torch.float32) -> float:
+    """The bound of ‖S‖ up to which exp(S) is a number on every device: 297 in float32. A CPU has no such limit."""
+    return _LARGEST_NORM[dtype] * 2 ** MOST_SQUARINGS[dtype]
 
 
 def squarings_for(square: torch.Tensor) -> torch.Tensor:
@@ -69,8 +75,10 @@ class _Exponential(torch.autograd.Function):
             count = int(needed.item())
             scale, squares = 0.5**count, [None] * count
         else:
-            scale = torch.where(needed > most_squarings, math.nan, torch.exp2(-needed))
-            squares = [needed > k for k in range(most_squarings)]
+            wanted = torch.arange(most_squarings, device=skew.device) < needed
+            halvings = torch.where(wanted, 0.5, 1.0).prod()   # as exact as exp2, which a GPU compiles on first use
+            scale = torch.where(needed > most_squarings, math.nan, halvings)
+            squares = wanted.unbind()
         a, a2 = skew * scale, a2 * scale**2                   # exact: powers of two
         # The formula above with x1 and x7 taken out of the sums: fewer passes over H·H numbers.
         a4_left = torch.add(a, a2, alpha=_X2 / _X1)

@@ -14,9 +14,12 @@ No formula of a stair or nonlinearity stands in this file, so it serves all of t
 import torch
 from torch.autograd.function import once_differentiable
 
-from common.stair import stair_activation
+from common.stair import nonlinearity, stair_activation, stair_factor
 
-CHUNK_ELEMENTS = 2**18  # steps whose slopes are formed together: their temporaries should stay in the cache
+# Numbers whose slopes are formed together. On a CPU the temporaries should stay in the cache; elsewhere every operation
+# is a launch, and a few large ones cost less than many small ones.
+CHUNK_ELEMENTS = {"cpu": 2**18}
+CHUNK_ELEMENTS_ELSEWHERE = 2**23
 
 
 def sequence_recurrence(x, kernel, h0, numbers, rule, phi, bias, last_only):
@@ -34,9 +37,7 @@ def _run(x, kernel, h0, numbers, bias, rule, phi, z, keep_all):
     for t, (x_t, number) in enumerate(zip(x.unbind(0), numbers.unbind(0), strict=True)):
         z_t = one_z if z is None else z[t]
         torch.addmm(x_t, state, kernel, out=z_t)
-        state = stair_activation(z_t, number, rule, phi, bias)
-        if keep_all:
-            state = h[t].copy_(state)
+        state = torch.mul(stair_factor(rule, number, z_t), nonlinearity(phi, z_t, bias), out=h[t] if keep_all else None)
     return h if keep_all else state
 
 
@@ -59,8 +60,7 @@ class _Sequence(torch.autograd.Function):
         d_numbers = torch.zeros_like(numbers)
         d_bias = None if bias is None else torch.zeros_like(bias)
 
-        chunk = max(1, CHUNK_ELEMENTS // (batch * hidden))
-        dh_next = z.new_zeros(batch, hidden)  # δz_{t+1} Wᵀ, zero after the last step
+        chunk = max(1, CHUNK_ELEMENTS.get(z.device.type, CHUNK_ELEMENTS_ELSEWHERE) // (batch * hidden))
         for end in range(steps, 0, -chunk):
             start = max(0, end - chunk)
             with torch.enable_grad():
@@ -71,14 +71,14 @@ class _Sequence(torch.autograd.Function):
             slope, = torch.autograd.grad(out, z_chunk, torch.ones_like(out), retain_graph=True)
             dh = torch.empty_like(out)
             for t in range(end - 1, start - 1, -1):
-                dh_t, dz_t = dh[t - start], dz[t]
-                if not ctx.last_only:
-                    torch.add(grad[t], dh_next, out=dh_t)
+                dh_t = dh[t - start]
+                if t == steps - 1:
+                    dh_t.copy_(grad if ctx.last_only else grad[t])
+                elif ctx.last_only:
+                    torch.mm(dz[t + 1], transposed, out=dh_t)
                 else:
-                    dh_t.copy_(grad if t == steps - 1 else dh_next)
-                torch.mul(dh_t, slope[t - start], out=dz_t)
-                if t > 0 or ctx.needs_input_grad[2]:
-                    torch.mm(dz_t, transposed, out=dh_next)
+                    torch.addmm(grad[t], dz[t + 1], transposed, out=dh_t)
+                torch.mul(dh_t, slope[t - start], out=dz[t])
             wanted = [p for p in (step, b) if p is not None and p.requires_grad]
             for p, found in zip(wanted, torch.autograd.grad(out, wanted, dh) if wanted else (), strict=True):
                 if p is step:
@@ -89,5 +89,5 @@ class _Sequence(torch.autograd.Function):
         d_kernel = None
         if ctx.needs_input_grad[1]:
             d_kernel = torch.addmm(h0.t() @ dz[0], h[:-1].reshape(-1, hidden).t(), dz[1:].reshape(-1, hidden))
-        d_h0 = dh_next if ctx.needs_input_grad[2] else None
+        d_h0 = dz[0] @ transposed if ctx.needs_input_grad[2] else None
         return dz, d_kernel, d_h0, d_numbers, d_bias, None, None, None

@@ -22,6 +22,8 @@ def prepare_machine(cuda: bool, threads: int | None, tf32: bool = False) -> torc
         raise UserError("--cuda was given but torch sees no GPU; leave it out to run on the CPU")
     if threads is not None:
         torch.set_num_threads(threads)
+    if cuda:  # before the first call of cuBLAS: with workspaces of one size cuDNN's LSTM gives the same bits every time
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32  # of an LSTM; torch's own default is on
     # Gradients that underflow through hundreds of steps are 10 times slower as denormals than as zeros.

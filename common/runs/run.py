@@ -27,6 +27,7 @@ import torch
 from tqdm import tqdm
 
 from common.errors import UserError, close_output
+from common.orthogonal import largest_norm
 from common.recurrence import why_not
 from common.runs.curves import draw_run
 from common.runs.flags import Options, describe
@@ -418,7 +419,10 @@ class Run:
         helps = [*(["--clip 10"] if not self.options.clip else []), f"a lower {lower}"]
         if self.options.net_type in ("RNN", "RNN-Orth", "expRNN") and self.options.rinit != "henaff":
             helps.append("another start, --rinit henaff")        # nnRNN starts at W = Λ from any
-        return UserError(f"{what}: stopped; {where}. What usually helps: {' or '.join(helps)}", 1)
+        gpu = "" if lower == "--lr" or self.device.type == "cpu" else \
+            f"; on a GPU exp(S) is also lost where the norm of S has passed {largest_norm():.0f}, which a lower " \
+            "--lr_orth keeps smaller and a run without --cuda bears"
+        return UserError(f"{what}: stopped; {where}. What usually helps: {' or '.join(helps)}{gpu}", 1)
 
     def checkpoint(self, autosave: bool = False) -> None:
         """Save last.pt; with `autosave` only if the last one is older than `AUTOSAVE_SECONDS`."""

@@ -6,6 +6,7 @@ import whether kernels are interpreted. The programs of a launch run one after t
 wait for each other is not run here but its steps one by one; what waits is tested on a GPU.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -18,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import problems
 import torch
+import triton
+import triton.language as tl
 from problems import problem
 
 from common.recurrence import triton_engine
@@ -103,8 +106,41 @@ def not_finite(dtype):
         yield f"{rule} {phi} {last_only} {value}", {"h": 0.0 if same else 1.0}
 
 
+def tensor_cores(dtype):
+    """A rotation keeps the norm of a state. Its error by tf32 on a tensor core that cuts bits off, in two cases.
+
+    As the kernels round, after 784 steps; and where they leave it to the core, after 200.
+    """
+    from triton._C.libtriton import ir
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    from common.recurrence import triton_kernels
+
+    exact = InterpreterBuilder.create_dot
+
+    def cut_off(builder, a, b, acc, precision, *rest):
+        if precision == ir.INPUT_PRECISION.TF32:
+            a, b = (TensorHandle((t.data.view("int32") & -0x2000).view("float32"), t.dtype) for t in (a, b))
+        return exact(builder, a, b, acc, precision, *rest)
+
+    TensorHandle = type(InterpreterBuilder().get_fp32(0.0))
+    torch.manual_seed(1)
+    torch.set_float32_matmul_precision("high")
+    kernel, h0 = torch.linalg.qr(torch.randn(64, 64))[0], torch.randn(2, 64)
+    as_it_is = mock.patch.object(triton_kernels, "_rounded", triton.jit(unrounded))
+    for name, rounds, steps in (("rounded", contextlib.nullcontext(), 784), ("left to the core", as_it_is, 200)):
+        with rounds, mock.patch.object(InterpreterBuilder, "create_dot", cut_off):
+            x, numbers = torch.zeros(steps, 2, 64), torch.ones(steps)
+            h = triton_engine.triton_recurrence(x, kernel, h0, numbers, "scale", "none", None, True)
+        yield name, {"norm": ((h.norm(dim=1) / h0.norm(dim=1)) - 1).abs().max().item()}
+
+
+def unrounded(x, PRECISION: tl.constexpr):
+    return x
+
+
 GROUPS = {"formulas": formulas, "sizes": sizes, "loops": loops, "gradients": gradients, "layouts": layouts,
-          "not_finite": not_finite}
+          "not_finite": not_finite, "tensor_cores": tensor_cores}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -54,7 +54,7 @@ def test_torch_engine_equals_reference(rule, phi, last_only):
 @pytest.mark.parametrize(("rule", "phi"), [("scale", "modrelu"), ("exponential", "modrelu"), ("literal", "tanh")])
 def test_chunks(monkeypatch, rule, phi, last_only, elements):
     given = problem(rule, phi)
-    monkeypatch.setattr(torch_engine, "CHUNK_ELEMENTS", elements)
+    monkeypatch.setattr(torch_engine, "CHUNK_ELEMENTS", {"cpu": elements})
     _, gradients = solve(sequence_recurrence, given, rule, phi, last_only)
     _, expected = solve(reference_recurrence, given, rule, phi, last_only)
     for found, want in zip(gradients, expected, strict=True):

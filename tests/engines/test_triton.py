@@ -35,14 +35,26 @@ needs_triton = pytest.mark.skipif(MISSING, reason="triton is not installed (requ
 @pytest.mark.parametrize("group", ["formulas", "sizes", "loops", "gradients", "layouts", "not_finite"])
 def test_equals_the_float64_reference(group, dtype, tolerance):
     """Groups of cases, told in interpreted.py; all in one process, which takes a second or two to start."""
+    cases = interpreted(group, dtype)
+    assert len(cases) >= 4
+    wrong = {case: found for case, found in cases.items() if not max(found.values()) < tolerance}
+    assert not wrong
+
+
+@needs_triton
+def test_tf32_rounds():
+    """A tensor core cuts bits off, always towards 0, so that a state would wither over the steps: the kernels round."""
+    norms = interpreted("tensor_cores", "float32")
+    assert norms["rounded"]["norm"] < 1e-2
+    assert norms["left to the core"]["norm"] > 0.1
+
+
+def interpreted(group: str, dtype: str) -> dict:
     program = ROOT / "tests" / "engines" / "interpreted.py"
     done = subprocess.run([sys.executable, program, group, dtype], capture_output=True, text=True, timeout=300,
                           check=False)
     assert done.returncode == 0, done.stderr
-    cases = json.loads(done.stdout)
-    assert len(cases) >= 4
-    wrong = {case: found for case, found in cases.items() if not max(found.values()) < tolerance}
-    assert not wrong
+    return json.loads(done.stdout)
 
 
 # ── what a kernel becomes ────────────────────────────────────────────────────────────────────────────────

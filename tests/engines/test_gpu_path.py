@@ -1,0 +1,227 @@
+"""What --cuda runs, without a GPU: the scripts on the device meta, whose tensors have no numbers, and what is said.
+
+No training step may mix tensors of two devices, copy between them so that the host waits, read one back, or call what
+a GPU compiles on first use. What a kernel computes only a GPU shows (test_gpu.py).
+"""
+
+import os
+import sys
+
+import pytest
+import torch
+from conftest import SCRIPTS, module_of, task_of, tiny
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmarks.__main__ import CELLS, SHAPES, our_network
+from common.data import PixelSequences
+from common.errors import UserError, start
+from common.optim import OrthogonalRMSprop
+from common.orthogonal import largest_norm, skew_exponential
+from common.recurrence.torch_engine import sequence_recurrence
+from common.runs.machine import prepare_machine
+
+META, aten = torch.device("meta"), torch.ops.aten
+READS = (aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default, aten.is_nonzero.default,
+         aten.masked_select.default, aten._unique2.default)
+COMPILED_ON_FIRST_USE = (aten.exp2.default,)
+
+
+class Enough(Exception):
+    """As many updates as the test wants."""
+
+
+class Gpu(TorchDispatchMode):
+    """Raises AssertionError for what a GPU would refuse and, unless the host may `read`, for what it would wait for."""
+
+    read = True
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        tensors = [t for t in tree_leaves((args, kwargs)) if torch.is_tensor(t)]
+        there = any(t.is_meta for t in tensors)
+        assert func not in COMPILED_ON_FIRST_USE or not there, f"a GPU compiles {func} on first use"
+        if func in (aten._to_copy.default, aten.copy_.default):
+            return self.copy(func, args, kwargs)
+        if there and func in READS:
+            assert self.read, f"{func} reads from the GPU"
+            return 1
+        devices = {t.device for t in tensors if t.dim()}           # a CPU's number may go into a GPU's kernel
+        by_the_host = self.read and func is aten.index.Tensor      # whose indices may lie on the CPU
+        assert len(devices) < 2 or by_the_host, f"{func} mixes {devices}"
+        return func(*args, **kwargs)
+
+    def copy(self, func, args, kwargs):
+        """A copy between devices: towards the GPU without waiting, back only where the host may read."""
+        if func is aten.copy_.default:
+            target, source, now = args[0], args[1], kwargs.get("non_blocking", len(args) > 2 and args[2])
+            to, dtype = target.device, target.dtype
+        else:
+            source, now = args[0], kwargs.get("non_blocking")
+            to, dtype = torch.device(kwargs.get("device") or source.device), kwargs.get("dtype") or source.dtype
+        if source.is_meta and to != META:
+            assert self.read, f"{func} reads from the GPU"
+            made = torch.ones(source.shape, dtype=dtype)
+            return made if func is aten._to_copy.default else target.copy_(made)
+        assert self.read or now or source.is_meta or to != META, f"{func} waits for the GPU"
+        return func(*args, **kwargs)
+
+
+@pytest.fixture
+def run_on_meta(monkeypatch, tmp_path, penn_folder):
+    """run_on_meta(script, net_type, gpu, *arguments): the script's main with `gpu` watching, 20 pixels an image."""
+    images = PixelSequences(torch.zeros(200, 784, dtype=torch.uint8), torch.zeros(200, dtype=torch.int64))
+    whole = PixelSequences.batch
+
+    def twenty(*given):
+        pixels, labels = whole(*given)
+        return pixels[:20], labels
+
+    monkeypatch.setattr("common.runs.run.prepare_machine", lambda *given: META)
+    monkeypatch.setattr("common.runs.run.check_memory", lambda *given: None)
+    monkeypatch.setattr(PixelSequences, "batch", twenty)
+    for script in SCRIPTS:
+        monkeypatch.setattr(module_of(script), "load_mnist", lambda *given: (images,) * 3, raising=False)
+
+    def run(script, net_type, gpu, *arguments):
+        stair = ("--nvar", "none") if net_type == "LSTM" else ()
+        data = ("--data", str(penn_folder)) if task_of(script) == "language" else ()
+        typed = [*tiny(script), "--net-type", net_type, *stair, *data, "--save", str(tmp_path), *arguments]
+        with gpu:
+            return module_of(script).main(typed)
+    return run
+
+
+CASES = [(script, net_type) for script in SCRIPTS for net_type in ("RNN", "expRNN", "nnRNN", "LSTM")
+         if net_type != "LSTM" or script.endswith("nvar")]
+
+
+@pytest.mark.parametrize("more", [(), ("--optimizer", "Adam", "--clip", "1")], ids=["RMSprop", "Adam"])
+@pytest.mark.parametrize(("script", "net_type"), CASES)
+def test_no_step_waits_or_mixes(run_on_meta, monkeypatch, script, net_type, more):
+    """From the second update to the fourth; what comes before may wait."""
+    gpu, done, step = Gpu(), [], OrthogonalRMSprop.step
+
+    def counting(self, closure=None):
+        step(self, closure)
+        done.append(1)
+        gpu.read = len(done) < 2
+        if len(done) == 4:
+            gpu.read = True
+            raise Enough
+
+    monkeypatch.setattr(OrthogonalRMSprop, "step", counting)
+    with pytest.raises(Enough):
+        run_on_meta(script, net_type, gpu, *more, "--updates" if task_of(script) == "copytask" else "--epochs", "9")
+
+
+@pytest.mark.parametrize("net_type", ["nnRNN", "LSTM"])
+@pytest.mark.parametrize("script", ["copytask_nvar", "sMNIST_nvar", "language_nvar"])
+def test_a_run_to_its_end_mixes_no_devices(run_on_meta, script, net_type):
+    """Reports, evaluations, checkpoints: the host may read there."""
+    assert run_on_meta(script, net_type, Gpu(), "--log-interval", "2", "--batch", "20")
+
+
+@pytest.mark.parametrize("act", [
+    lambda there, here: there.sum().item(), lambda there, here: there.tolist(), lambda there, here: there.cpu(),
+    lambda there, here: here.copy_(there), lambda there, here: there + here, lambda there, here: here.to(META),
+    lambda there, here: there.copy_(here), lambda there, here: there[there > 0], lambda there, here: there.exp2()])
+def test_what_the_watch_sees(act):
+    gpu = Gpu()
+    gpu.read = False
+    with gpu, pytest.raises((AssertionError, NotImplementedError)):
+        act(torch.ones(3, device=META), torch.ones(3))
+
+
+class Launches(TorchDispatchMode):
+    """Counts what is a launch on a GPU: operations that are no view and no allocation."""
+
+    FREE = ("view", "unbind", "select", "slice", "detach", "t", "transpose", "expand", "_unsafe_view", "alias", "empty",
+            "empty_like", "new_empty", "_reshape_alias")
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func._schema.name.split("::")[1] not in self.FREE
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("last_only", [True, False])
+def test_two_launches_a_backward_step(last_only):
+    """And seven a forward step: product, stair and the five of modReLU. What is left is for all steps at once."""
+    counts = []
+    for steps in (30, 130):
+        shapes = ((steps, 4, 8), (8, 8), (4, 8), (steps,))
+        leaves = [torch.zeros(shape, device=META, requires_grad=True) for shape in shapes]
+        bias = torch.zeros(8, device=META, requires_grad=True)
+        with Launches() as forward:
+            h = sequence_recurrence(*leaves, "scale", "modrelu", bias, last_only)
+        with Launches() as backward:
+            torch.autograd.grad(h, [*leaves, bias], torch.zeros_like(h))
+        counts.append((forward.count, backward.count))
+    assert [(more - few) / 100 for few, more in zip(*counts, strict=True)] == [7, 2]
+
+
+# ── the benchmark, the workspace, what is said ───────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("task", SHAPES)
+@pytest.mark.parametrize("net_type", [*CELLS, "LSTM"])
+def test_every_network_of_the_benchmark_can_be_made(monkeypatch, task, net_type):
+    steps, batch, _, *rest = SHAPES[task]
+    monkeypatch.setitem(SHAPES, task, (steps, batch, 8, *rest))
+    assert our_network(task, net_type, "torch").hidden_size == 8
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, ":4096:8"), (":16:8", ":16:8")])
+def test_workspaces_of_one_size(monkeypatch, before, after):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    prepare_machine(False, None)
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    if before:
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", before)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert prepare_machine(True, None) == torch.device("cuda")
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == after
+
+
+@pytest.mark.parametrize("error", [
+    MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried")])
+def test_no_memory_is_one_sentence(error, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["copytask_nvar.py"])
+    with pytest.raises(SystemExit) as stop:
+        start(lambda: raised(error))
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.startswith("copytask_nvar.py: this does not fit into memory; choose a smaller")
+
+
+@pytest.mark.parametrize("said", [
+    "CUDA error: an illegal memory access was encountered", "CUDA error: misaligned address in shared memory",
+    "Unsupported memory format", "view size is not compatible: the tensors share memory"])
+def test_a_fault_of_the_program_is_not_a_lack_of_memory(said):
+    with pytest.raises(RuntimeError, match=said[:20]):
+        start(lambda: raised(RuntimeError(said)))
+
+
+def raised(error):
+    raise error
+
+
+def test_a_gpu_says_why_the_exponential_may_be_lost(run_on_meta, monkeypatch):
+    """Losses that are not finite, on a device that always does the same squarings."""
+    monkeypatch.setattr("common.runs.run.is_spoiled", lambda name, value: name == "loss")
+    for net_type, named in (("expRNN", True), ("nnRNN", True), ("RNN", False)):
+        with pytest.raises(UserError, match="What usually helps") as error:
+            run_on_meta("copytask_nvar", net_type, Gpu())
+        assert ("the norm of S has passed 297, which a lower --lr_orth keeps smaller" in str(error.value)) == named
+
+
+def test_the_largest_norm_of_a_gpu():
+    """A block [[0, s], [−s, 0]] has the norm s: a number up to the bound, NaN beyond it, as on no CPU."""
+    for scale, finite in ((0.99, True), (1.01, False)):
+        skew = torch.tensor([[0.0, 1.0], [-1.0, 0.0]]) * largest_norm() * scale
+        assert skew_exponential(skew, 9).isfinite().all() == finite
+        assert skew_exponential(skew).isfinite().all()
