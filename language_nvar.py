@@ -11,7 +11,7 @@ Validation accuracy after the first of 100 epochs, one seed; an epoch takes abou
 from pathlib import Path
 
 from common import language
-from common.data import load_penn_characters
+from common.data import load_characters
 from common.errors import start
 from common.network import build_network
 from common.optim import optimizer_for
@@ -35,6 +35,7 @@ DEFAULTS = dict(
     betas=(0.0, 0.9),     # decay rates of Adam, with --optimizer Adam
     log_interval=50,      # segments a report
     data=None,            # folder of the files; None is data/ beside this script
+    text=None,            # a UTF-8 text of your own in its place, read by characters
 )
 
 # The published rows, picked by --net-type, --bptt and --nvar none (baselines) or any stair (sRNN).
@@ -59,7 +60,7 @@ PAPER = {
 def main(argv=None):
     args = flags.parse(argv, SCRIPT, __doc__, DEFAULTS, PAPER)
     with Run(args, label=f"{args.net_type}-{args.nvar}-bptt{args.bptt}") as run:
-        corpus = load_penn_characters(args.data)
+        corpus = load_characters(args.data, args.text)
         stair = FixedStair(args.nvar, args.bptt)                                            # ρ_t
         network = build_network(args.net_type, args.emsize, args.nhid, stair, args.nonlin, args.rinit, args.iinit,
                                 args.engine)

@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.errors import UserError
 from common.download import fetch, get_members, get_mnist, missing_files
+from common.errors import UserError
 
 DATA_FOLDER = Path(__file__).resolve().parent.parent / "data"
 
@@ -48,10 +48,14 @@ class Source:
     note: str = ""
     vocabulary: tuple[str, ...] = ()
 
+    def identity(self) -> dict:
+        """What result.json of a run keeps."""
+        return {"digest": self.digest, "official": self.official}
+
     def record(self) -> dict:
         """What config.json of a run keeps, enough to find the data again and to map numbers to symbols."""
         vocabulary = {"vocabulary": list(self.vocabulary)} if self.vocabulary else {}
-        return {"digest": self.digest, "official": self.official, "path": str(self.path), **vocabulary}
+        return {**self.identity(), "path": str(self.path), **vocabulary}
 
     def compare(self, record) -> str:
         """A line for people about the record that a run was started with, empty where it is the same data.
@@ -76,11 +80,11 @@ def digest_of(contents: dict[str, str]) -> str:
     return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in contents.items()).encode()).hexdigest()
 
 
-def _folder(named: Path | None, home: str) -> Path:
+def _folder(named: Path | None, home: str, advice: str = "") -> Path:
     """The data folder as an absolute path. Raises UserError for a file; `home` is what the folder should hold."""
     folder = Path(named or DATA_FOLDER).absolute()
     if os.path.exists(folder) and not os.path.isdir(folder):
-        raise UserError(f"{folder} is not a folder; name the folder that holds {home} with --data", 1)
+        raise UserError(f"{folder} is not a folder; name the folder that holds {home} with --data{advice}", 1)
     return folder
 
 
@@ -199,7 +203,7 @@ def load_mnist(folder: Path | None = None, permute: bool = False, download: bool
     raw = folder / "MNIST" / "raw"
     missing = [name for name in MNIST_DIGESTS if not os.path.exists(_plain_or_gz(raw, name))]
     if missing:
-        found = _found_instead(folder, Path("MNIST", "raw"), missing, ("raw", "MNIST"), MNIST_LIKE)
+        found = _found_instead(folder, Path("MNIST", "raw"), missing, ("raw", "MNIST"), OTHER_MNIST)
         if not download:
             raise missing_files(missing, raw, MNIST_URL, found)
         fetch(raw, {name: MNIST_DIGESTS[name] for name in missing}, MNIST_URL, get_mnist, found)
@@ -308,13 +312,13 @@ def load_penn_characters(folder: Path | None = None, download: bool = True, url:
     A line ends in <eos>; symbols are numbered in the order in which train.txt brings them. Raises UserError for
     files that are missing and cannot be fetched, are empty, are no text, or hold a symbol that train.txt does not.
     """
-    folder = _folder(folder, "pennchar/train.txt")
+    folder = _folder(folder, "pennchar/train.txt", ", or a text of your own with --text")
     penn = folder / "pennchar"
     names = {part: f"{part}.txt" for part in PENN_DIGESTS}
     missing = [part for part, name in names.items() if not os.path.exists(penn / name)]
     if missing:
         found = _found_instead(folder, Path("pennchar"), [names[part] for part in missing],
-                               ("simple-examples", "simple-examples/data", "data"), PENN_LIKE)
+                               ("simple-examples", "simple-examples/data", "data"), OTHER_PENN)
         if not download:
             raise missing_files([names[part] for part in missing], penn, url, found)
         members = {names[part]: PENN_MEMBER.format(part=part) for part in missing}
@@ -374,6 +378,14 @@ def text_of(numbers: Iterable[int], vocabulary: list[str]) -> str:
     return separator.join("\n" if vocabulary[k] == END_OF_LINE else vocabulary[k] for k in map(int, numbers))
 
 
+def vocabulary_in(record) -> list[str]:
+    """The vocabulary in a record of `Source.record`, as config.json keeps it. Raises UserError where there is none."""
+    vocabulary = record.get("vocabulary") if isinstance(record, dict) else None
+    if not isinstance(vocabulary, list) or not vocabulary or not all(isinstance(symbol, str) for symbol in vocabulary):
+        raise UserError("config.json of this run holds no vocabulary: it is damaged or older, or of another task", 1)
+    return vocabulary
+
+
 def _long_symbol(vocabulary: Iterable[str]) -> str | None:
     """The first symbol longer than a character, but for markers as <unk>."""
     return next((symbol for symbol in vocabulary if len(symbol) > 1 and not MARKER.fullmatch(symbol)), None)
@@ -412,30 +424,32 @@ def _read_symbols(path: Path) -> tuple[list[str], str]:
 
 # ── what is not as it should be ──────────────────────────────────────────────────────────────────────────
 
-MNIST_LIKE = re.compile(r"idx[13]-ubyte|mnist.*\.(csv|npz|parquet|pkl|gz|zip|pt|mat|arff)$", re.IGNORECASE)
-PENN_LIKE = re.compile(r"^(ptb.*|train|valid|test|simple-examples)\.(txt|tgz)$", re.IGNORECASE)
+OTHER_MNIST = re.compile(r"mnist.*\.(csv|npz|parquet|pkl|gz|zip|pt|mat|arff)$", re.IGNORECASE)
+OTHER_PENN = re.compile(r"^ptb\.|simple-examples", re.IGNORECASE)
 
 
 def _unofficial(corpus: str, wrong: list[str], place: Path) -> str:
     return f"{', '.join(wrong)} in {place}: not the official {corpus}; the result says so" if wrong else ""
 
 
-def _found_instead(folder: Path, home: Path, missing: list[str], places: tuple[str, ...], like: re.Pattern) -> str:
+def _found_instead(folder: Path, home: Path, missing: list[str], places: tuple[str, ...], other: re.Pattern) -> str:
     """What lies in a data folder where the files `missing` of its subfolder `home` do not, in words.
 
-    Raises UserError when they lie in another place or have another name: to fetch them would be a detour.
+    Raises UserError when they lie in another place or have another name: to fetch them would be a detour. Files
+    `other`, of a form that is not read here, are only named.
     """
-    found = [path for place in (folder / home, folder, *(folder / name for name in places)) for path in _listed(place)
-             if like.search(path.name)]
-    there = [path for path in found if _usual_name(path) in missing]
+    listed = [path for place in (folder, folder / home, *(folder / name for name in places)) for path in _listed(place)]
+    there = [path for path in listed if _usual_name(path) in missing][:4]
     if there:
-        place, names = there[0].parent, ", ".join(path.name for path in there[:4])
+        place, names = there[0].parent, ", ".join(path.name for path in there)
         if folder.parts[-len(home.parts):] == home.parts and place == folder:
             advice = f"name {Path(*folder.parts[:-len(home.parts)])} with --data"
         else:
-            advice = f"put them into {folder / home} as {', '.join(map(_usual_name, there[:4]))}"
+            usual = ", ".join(map(_usual_name, there))
+            advice = f"put them into {folder / home}" + (f" as {usual}" if usual != names.replace(".gz", "") else "")
         raise UserError(f"{', '.join(missing)} not found in {folder / home}, but {place} holds {names}; {advice}", 1)
-    return f" (only {', '.join(str(path.relative_to(folder)) for path in found[:3])})" if found else ""
+    others = [str(path.relative_to(folder)) for path in listed if other.search(path.name)][:3]
+    return f" ({', '.join(others)} is of a form that is not read here)" if others else ""
 
 
 def _usual_name(path: Path) -> str:

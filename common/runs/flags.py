@@ -12,6 +12,7 @@ status 2 (`UserError`), never in a traceback.
 import argparse
 import difflib
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -79,6 +80,13 @@ def folder(text):
     return Path(text)
 
 
+def file(text):
+    """The path of a file."""
+    if not text or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a file")
+    return Path(text)
+
+
 LARGEST = 1e30  # a float32 ends at 3.4e38, and a rate is multiplied on its way
 COUNT = number(int, 1, 2**31 - 1)
 RATE = number(float, 0, LARGEST, open_low=True)
@@ -117,6 +125,7 @@ FLAGS = {
     "epochs": ("task", COUNT, "passes over the training data"),
     "bptt": ("task", COUNT, "steps in a segment of backpropagation through time"),
     "data": ("task", folder, "folder of the data files"),
+    "text": ("task", file, "a UTF-8 text of your own in the place of --data, read by characters"),
     "log_interval": ("run", COUNT, "updates between two reports"),
     "save_freq": ("run", COUNT, "epochs between two checkpoints"),
     "random_seed": ("run", number(int, 0, 2**63 - 1), "seed of the weights and of drawn data"),
@@ -136,8 +145,8 @@ SPELLING = {"net_type": "--net-type", "random_seed": "--random-seed", "c_length"
 SHARED = dict(optimizer="RMSprop", betas=(0.9, 0.999), clip=0.0, nonlin="modrelu", random_seed=400, cuda=False,
               tf32=False, threads=None, engine="auto", name=None, save=Path("saves"), resume=None)
 FROM_PAPER = dict(lr=None, lr_orth=None, alpha=None, alam=0.0, Tdecay=0.0, rinit=None)  # where a row leaves it out
-MAY_CHANGE_ON_RESUME = ("resume", "cuda", "threads", "data")
-NEW = ("tf32",)  # flags that older runs did not have; what they did is the default
+MAY_CHANGE_ON_RESUME = ("resume", "cuda", "threads", "data", "text")
+NEW = ("tf32", "text")  # flags that older runs did not have; what they did is the default
 
 
 class Parser(argparse.ArgumentParser):
@@ -265,6 +274,8 @@ def check(options: Options, typed: dict) -> None:
                         f"not {options.emsize} and {options.nhid}")
     if options.origin.get("alpha_start") == "typed" and options.alpha_start < 0 and hasattr(options, "literal"):
         raise UserError(f"--alpha-start must be at least 0 for the exponential stair, not {options.alpha_start}")
+    if getattr(options, "text", None) is not None and options.data is not None:
+        raise UserError("--text FILE takes the place of --data FOLDER; leave one of them out")
     if options.tf32 and not options.cuda:
         raise UserError("--tf32 has no meaning on the CPU, whose products are exact; add --cuda or leave it out")
     rotates, adam = net in ("expRNN", "nnRNN"), options.optimizer == "Adam"
@@ -294,17 +305,26 @@ def _resumed(script: str, defaults: dict, typed: dict) -> Options:
         if dest not in MAY_CHANGE_ON_RESUME and value != saved.get(dest):
             raise UserError(f"{SPELLING.get(dest, f'--{dest}')} was {saved.get(dest)} when {typed['resume']} was "
                             f"started and cannot become {value} on the way; start a new run")
-    options = Options(**{**saved, **typed})
+    options = Options(**{**saved, **_where_data_was(config, saved), **typed})
     options.origin = {dest: entry["origin"] for dest, entry in config["options"].items()}
     options.row, options.script = config["row"], script
     check(options, {})
     return options
 
 
+def _where_data_was(config: dict, saved: dict) -> dict:
+    """The absolute path of --data or --text, where it still exists: a run may go on from another folder."""
+    data = config.get("data")
+    path = data.get("path") if isinstance(data, dict) else None
+    if not isinstance(path, str) or not path.isprintable() or not os.path.exists(path):
+        return {}
+    return {dest: Path(path) for dest in ("text", "data") if saved.get(dest) is not None}
+
+
 def _saved_values(run: Path, entries: dict, defaults: dict) -> dict:
     """The values in a config.json, as strict as if they were typed. Raises UserError for a foreign or spoiled one."""
     path, known = run / "config.json", {dest for dest in FLAGS if dest in defaults or dest in FROM_PAPER}
-    entries = {**{dest: {"value": defaults[dest], "origin": "default"} for dest in NEW}, **entries}
+    entries = {**{dest: {"value": defaults[dest], "origin": "default"} for dest in NEW if dest in defaults}, **entries}
     if entries.keys() != known:
         which = ", ".join(sorted(map(str, entries.keys() ^ known)))
         raise UserError(f"{path} was written by another version of this project (the options differ in {which}); "
@@ -320,8 +340,8 @@ def _saved_values(run: Path, entries: dict, defaults: dict) -> dict:
             elif isinstance(accepts, tuple):
                 fits = value == [convert(str(part)) for convert, part in zip(accepts, value, strict=True)]
                 value = tuple(value)
-            elif accepts is folder:
-                fits, value = isinstance(value, str), folder(value)
+            elif accepts in (folder, file):
+                fits, value = isinstance(value, str), accepts(value)
             else:
                 fits = value == accepts(str(value))
         except (argparse.ArgumentTypeError, TypeError, ValueError, AttributeError):

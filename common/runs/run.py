@@ -275,12 +275,13 @@ class Run:
 
     # ── what is saved ──
 
-    def track(self, revision: int, progress: Progress, **parts) -> Progress:
+    def track(self, revision: int, progress: Progress, data=None, **parts) -> Progress:
         """Name what a checkpoint holds (objects with a state_dict), and take hold of the folder. → `progress`.
 
         A new run's folder is made only here, when its data and its model are there; a resumed run is restored.
-        `revision` numbers what the task's options compute.
+        `revision` numbers what the task's options compute, `data` is the `common.data.Source` of what it reads.
         """
+        self._look_at(data)
         self.parts = {"progress": progress, **parts}
         if self.resumed:
             self._lock()
@@ -290,9 +291,18 @@ class Run:
         else:
             self.folder = self._new_folder()
             self._lock()
-            write_json(self.folder / "config.json", {**self._config(), "revision": revision})
+            read = {} if data is None else {"data": data.record()}
+            write_json(self.folder / "config.json", {**self._config(), "revision": revision, **read})
         self.say(f"{'going on with' if self.resumed else 'writing to'} {self.folder}")
         return progress
+
+    def _look_at(self, data) -> None:
+        """Say what is to be said of the data. Raises UserError when the run was started on other data."""
+        self.data = data
+        if data is not None:
+            before = data.compare(read_config(self.folder).get("data")) if self.resumed else ""
+            for line in filter(None, (data.note, before)):
+                self.say(line)
 
     def _clear(self) -> None:
         """Remove what a killed process was writing."""
@@ -438,6 +448,8 @@ class Run:
         result = {**result, "row": self.options.row, "parameters": parameters, "seconds": round(self.seconds(), 1),
                   "device": device_name(self.device), "versions": versions(), "commit": git_commit(),
                   "command": read_config(self.folder)["argv"]}
+        if self.data is not None:
+            result["data"] = self.data.identity()
         try:
             draw_run(self.folder)
         except OSError as error:
