@@ -1,32 +1,98 @@
-"""Data: copying sequences drawn on the spot, MNIST as pixel sequences, Penn Treebank characters.
+"""Data: copying sequences drawn on the spot, MNIST as pixel sequences, characters of a text.
 
 Files lie in one folder, the data folder beside the scripts unless --data names another:
 
-    MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte       fetched by torchvision
+    MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte       plain or .gz; fetched by torchvision
     pennchar/{train,valid,test}.txt                              fetched from Mikolov's simple-examples.tgz
 
-A file that is missing is downloaded into a temporary folder, checked by its digest, and only then moved to
-its place.
+`load_text` reads any other text. What is read from files carries its `Source`: a run keeps the digest in its record
+and goes on with the same data only.
 """
 
 import gzip
 import hashlib
 import math
 import os
-import tarfile
-import tempfile
-import urllib.request
+import re
 import zlib
-from dataclasses import dataclass
-from http.client import HTTPException
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from common.download import fetch, get_members, get_mnist, missing_files
 from common.errors import UserError
 
 DATA_FOLDER = Path(__file__).resolve().parent.parent / "data"
+
+
+# ── where data came from ─────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the data of a run came from, and what it is.
+
+    path        what --data or --text named, absolute
+    digest      sha256 of a file's bytes (unpacked); of several files, of the lines that `sha256sum` prints for them
+    official    whether every file is the published one
+    note        lines for people, empty where there is nothing to say
+    vocabulary  the symbol of each number, of a text
+    """
+
+    path: Path
+    digest: str
+    official: bool
+    note: str = ""
+    vocabulary: tuple[str, ...] = ()
+
+    def identity(self) -> dict:
+        """What result.json of a run keeps."""
+        return {"digest": self.digest, "official": self.official}
+
+    def record(self) -> dict:
+        """What config.json of a run keeps, enough to find the data again and to map numbers to symbols."""
+        vocabulary = {"vocabulary": list(self.vocabulary)} if self.vocabulary else {}
+        return {**self.identity(), "path": str(self.path), **vocabulary}
+
+    def compare(self, record) -> str:
+        """A line for people about the record that a run was started with, empty where it is the same data.
+
+        Raises UserError when the run was started on other data, or the record is damaged.
+        """
+        if record is None:
+            return ("this run was started by a version that kept no digest of its data; it goes on with the data in "
+                    f"{self.path}")
+        digest = record.get("digest") if isinstance(record, dict) else None
+        if not isinstance(digest, str):
+            raise UserError(f"what config.json says of the data is damaged ({str(record)[:40]!r}); restore it from a "
+                            "copy or start a new run", 1)
+        if digest != self.digest:
+            raise UserError(f"this run was started on other data than {self.path} holds (sha256 {digest[:12]}…, now "
+                            f"{self.digest[:12]}…); name the place of the same data or start a new run", 1)
+        return ""
+
+
+def digest_of(contents: dict[str, str]) -> str:
+    """One digest of several files {name: sha256}: that of the lines that `sha256sum` prints for them in this order."""
+    return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in contents.items()).encode()).hexdigest()
+
+
+def _folder(named: Path | None, home: str, advice: str = "") -> Path:
+    """The data folder as an absolute path. Raises UserError for a file; `home` is what the folder should hold."""
+    folder = Path(named or DATA_FOLDER).absolute()
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise UserError(f"{folder} is not a folder; name the folder that holds {home} with --data{advice}", 1)
+    return folder
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
 
 
 # ── copying memory ───────────────────────────────────────────────────────────────────────────────────────
@@ -91,6 +157,12 @@ MNIST_FILES = {"train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
                "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")}
 MNIST_SIZES = {"train": 60_000, "test": 10_000}
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+MNIST_DIGESTS = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
 
 
 @dataclass
@@ -99,12 +171,13 @@ class PixelSequences:
 
     pixels: torch.Tensor
     labels: torch.Tensor
+    source: Source | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def to(self, device) -> "PixelSequences":
-        return PixelSequences(self.pixels.to(device), self.labels.to(device))
+        return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
 
     def batch(self, start: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Images start … start + size − 1 → x (784, B, 1) in [0, 1] in the default dtype, labels (B,)."""
@@ -121,89 +194,84 @@ def mnist_order_and_split() -> tuple[np.ndarray, np.ndarray]:
     return generator.permutation(784), generator.permutation(60_000)
 
 
-def load_mnist(folder: Path | None = None, permute: bool = False, download: bool = True):
+def load_mnist(folder: Path | None = None, permute: bool = False, download: bool = True) -> tuple[PixelSequences, ...]:
     """MNIST pixel by pixel → `PixelSequences` of 50,000 train, 10,000 validation and 10,000 test images.
 
     Raises UserError when a file is missing and cannot be fetched, or is not what it should be.
     """
-    folder = Path(folder or DATA_FOLDER)
+    folder = _folder(folder, "MNIST/raw/train-images-idx3-ubyte")
     raw = folder / "MNIST" / "raw"
-    missing = [name for names in MNIST_FILES.values() for name in names if not os.path.exists(raw / name)]
+    missing = [name for name in MNIST_DIGESTS if not os.path.exists(_plain_or_gz(raw, name))]
     if missing:
+        found = _found_instead(folder, Path("MNIST", "raw"), missing, ("raw", "MNIST"), OTHER_MNIST)
         if not download:
-            raise _missing(missing, raw, MNIST_URL)
-        _download_mnist(raw, missing)
-    images, labels = _read_mnist(raw, "train")
-    test_images, test_labels = _read_mnist(raw, "test")
+            raise missing_files(missing, raw, MNIST_URL, found)
+        fetch(raw, {name: MNIST_DIGESTS[name] for name in missing}, MNIST_URL, get_mnist, found)
+    (images, labels), (test_images, test_labels), digests = _read_mnist(raw)
+    wrong = [name for name, digest in digests.items() if digest != MNIST_DIGESTS[name]]
+    source = Source(folder, digest_of(digests), not wrong, _unofficial("MNIST", wrong, raw))
     order, split = mnist_order_and_split()
     order = torch.from_numpy(order) if permute else torch.arange(784)
     train, valid = torch.from_numpy(split).split((50_000, 10_000))
-    return (PixelSequences(images[train][:, order], labels[train]),
-            PixelSequences(images[valid][:, order], labels[valid]),
-            PixelSequences(test_images[:, order].contiguous(), test_labels))
+    return (PixelSequences(images[train][:, order], labels[train], source),
+            PixelSequences(images[valid][:, order], labels[valid], source),
+            PixelSequences(test_images[:, order].contiguous(), test_labels, source))
 
 
-def import_torchvision_datasets():
-    """torchvision.datasets, also where torchvision was built for another torch than the one installed.
-
-    Its wheel for Linux expects a torch with CUDA; beside a CPU-only one its import stops because the operators
-    `nms` and `qnms`, which no data set needs, were never declared. Declaring their schemas lets it go on.
-    """
-    try:
-        from torchvision import datasets
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
-            raise
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        from torchvision import datasets
-    return datasets
+def _plain_or_gz(raw: Path, name: str) -> Path:
+    """Where a file of MNIST lies: unpacked, or as the mirrors serve it."""
+    packed = raw / f"{name}.gz"
+    return packed if os.path.exists(packed) and not os.path.exists(raw / name) else raw / name
 
 
-def _read_mnist(raw: Path, part: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (N, 784) uint8 and labels (N,) int64 of a part. Raises UserError for files that are not MNIST's."""
-    count, names = MNIST_SIZES[part], MNIST_FILES[part]
-    try:
-        images, labels = _read_idx(raw / names[0], count, 28, 28), _read_idx(raw / names[1], count)
-    except OSError as error:
-        raise UserError(f"{error.filename} cannot be read ({error.strerror}); name another folder with --data", 1) \
-            from None
-    except ValueError:
-        labels = None
-    if labels is None or labels.max() > 9:
-        raise UserError(f"{' or '.join(names)} in {raw} is not MNIST's {part} file of {count:,} examples; delete it "
-                        "and run again to fetch it", 1)
-    return images.view(count, 784), labels.long()
+def _read_mnist(raw: Path) -> tuple:
+    """→ (images (N, 784) uint8, labels (N,) int64) of both parts and {file: sha256}. Raises UserError."""
+    parts, digests = [], {}
+    for part, names in MNIST_FILES.items():
+        count, tensors = MNIST_SIZES[part], []
+        for name, shape in zip(names, ((count, 28, 28), (count,)), strict=True):
+            path = _plain_or_gz(raw, name)
+            try:
+                values, digests[name] = _read_idx(path, *shape)
+                if name == names[1] and values.max() > 9:
+                    raise ValueError(f"a label is {values.max()}")
+            except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise UserError(f"{path} is not MNIST's {part} file of {count:,} examples ({error}); delete it "
+                                "and run again to fetch it", 1) from None
+            except OSError as error:
+                raise UserError(f"{path} cannot be read ({error.strerror}); name another folder with --data", 1) \
+                    from None
+            tensors.append(values)
+        parts.append((tensors[0].view(count, 784), tensors[1].long()))
+    return *parts, digests
 
 
-def _read_idx(path: Path, *shape: int) -> torch.Tensor:
-    """An idx file of unsigned bytes: 0, 0, 8, dimensions, their sizes as big-endian int32, the values.
+def _read_idx(path: Path, *shape: int) -> tuple[torch.Tensor, str]:
+    """An idx file of unsigned bytes → its values and its sha256. Its bytes may be packed by gzip.
 
-    Raises ValueError for any other, whose size is looked at before anything is read.
+    It holds 0, 0, 8, the number of dimensions, their sizes as big-endian int32, the values. Raises ValueError for
+    any other file, and reads no more of it than a right one has.
     """
     header = bytes((0, 0, 8, len(shape))) + b"".join(size.to_bytes(4, "big") for size in shape)
     size = len(header) + math.prod(shape)
-    if os.stat(path).st_size != size:
-        raise ValueError(f"{path} is no idx file of {shape}")
+    if not path.is_file():  # a pipe or a device would be read for ever
+        raise ValueError("it is not a file")
     with open(path, "rb") as file:
-        if file.read(len(header)) != header:
-            raise ValueError(f"{path} is no idx file of {shape}")
-        return torch.frombuffer(bytearray(file.read()), dtype=torch.uint8).view(shape)
+        content = file.read(size + 1)
+        if content[:2] == b"\x1f\x8b":
+            file.seek(0)
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                content = unpacked.read(size + 1)
+    if len(content) != size:
+        has = f"more than {size:,}" if len(content) > size else f"{len(content):,}"
+        raise ValueError(f"it has {has} bytes in the place of {size:,}")
+    if not content.startswith(header):
+        raise ValueError(f"its header is not that of {' × '.join(map(str, shape))} bytes")
+    values = torch.frombuffer(bytearray(content[len(header):]), dtype=torch.uint8).view(shape)
+    return values, hashlib.sha256(content).hexdigest()
 
 
-def _download_mnist(raw: Path, missing: list[str]) -> None:
-    """Fetch the four files through torchvision, which checks their digests, and move them to `raw`."""
-    with _download_folder(raw, missing) as temporary:
-        try:
-            import_torchvision_datasets().MNIST(temporary, train=True, download=True)
-            for name in missing:
-                os.replace(Path(temporary) / "MNIST" / "raw" / name, raw / name)
-        except (ImportError, OSError, RuntimeError, ValueError, EOFError, HTTPException) as error:
-            raise _missing(missing, raw, MNIST_URL, error) from None
-
-
-# ── Penn Treebank characters ─────────────────────────────────────────────────────────────────────────────
+# ── texts ────────────────────────────────────────────────────────────────────────────────────────────────
 
 PENN_URL = "http://www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz"
 PENN_MEMBER = "simple-examples/data/ptb.char.{part}.txt"
@@ -212,10 +280,8 @@ PENN_DIGESTS = {
     "valid": "21661f63ec355085879458b6524644d4add5573541b4be14fb52ab2e2e995eb8",
     "test": "1ef5607ac3c463b16e38bfe7900dd3bfc91de5a96e0f21e7eab5188b465b8ebe",
 }
-
-
-# In bytes. The archive has 34 million, its largest wanted member 10 million; what grows beyond these is a trap.
-ARCHIVE_LIMIT, UNPACKED_LIMIT, MEMBER_LIMIT = 1 << 28, 1 << 29, 1 << 26
+END_OF_LINE = "<eos>"
+MARKER = re.compile(r"<[^<>]+>")  # <eos>, <unk> and the like count as one character
 
 
 @dataclass
@@ -226,132 +292,166 @@ class Characters:
     valid: torch.Tensor
     test: torch.Tensor
     vocabulary: list[str]
+    source: Source | None = None
+
+    @property
+    def unit(self) -> str:
+        """What is counted: "character", or "symbol" where a symbol is longer."""
+        return "symbol" if _long_symbol(self.vocabulary) else "character"
+
+
+def load_characters(folder: Path | None = None, text: Path | None = None) -> Characters:
+    """The text file `text` if there is one, else the character files of the data folder."""
+    return load_penn_characters(folder) if text is None else load_text(text)
 
 
 def load_penn_characters(folder: Path | None = None, download: bool = True, url: str = PENN_URL,
                          digests: dict | None = None) -> Characters:
     """The character files of a folder (pennchar/{train,valid,test}.txt): symbols separated by blanks.
 
-    Every line ends in <eos>; symbols are numbered in the order in which train.txt brings them. Raises
-    UserError for files that are missing and cannot be fetched, are empty, are no text, or hold a symbol that
-    train.txt does not.
+    A line ends in <eos>; symbols are numbered in the order in which train.txt brings them. Raises UserError for
+    files that are missing and cannot be fetched, are empty, are no text, or hold a symbol that train.txt does not.
     """
-    penn = Path(folder or DATA_FOLDER) / "pennchar"
-    missing = [f"{part}.txt" for part in PENN_DIGESTS if not os.path.exists(penn / f"{part}.txt")]
+    folder = _folder(folder, "pennchar/train.txt", ", or a text of your own with --text")
+    penn = folder / "pennchar"
+    names = {part: f"{part}.txt" for part in PENN_DIGESTS}
+    missing = [part for part, name in names.items() if not os.path.exists(penn / name)]
     if missing:
+        found = _found_instead(folder, Path("pennchar"), [names[part] for part in missing],
+                               ("simple-examples", "simple-examples/data", "data"), OTHER_PENN)
         if not download:
-            raise _missing(missing, penn, url)
-        _download_penn(penn, missing, url, digests or PENN_DIGESTS)
+            raise missing_files([names[part] for part in missing], penn, url, found)
+        members = {names[part]: PENN_MEMBER.format(part=part) for part in missing}
+        fetch(penn, {names[part]: (digests or PENN_DIGESTS)[part] for part in missing}, url,
+              lambda temporary: get_members(temporary, url, members), found)
 
-    numbers, vocabulary = {}, []
-    for part in PENN_DIGESTS:
-        path = penn / f"{part}.txt"
-        symbols = _read_symbols(path)
-        if part == "train":
-            vocabulary = list(dict.fromkeys(symbols))
-            number_of = {symbol: number for number, symbol in enumerate(vocabulary)}
+    symbols, contents = {}, {}
+    for part, name in names.items():
+        symbols[part], contents[name] = _read_symbols(penn / name)
+    vocabulary = list(dict.fromkeys(symbols["train"]))
+    numbers = {}
+    for part, name in names.items():
         try:
-            numbers[part] = torch.tensor(np.fromiter(map(number_of.__getitem__, symbols), np.int64, len(symbols)))
+            numbers[part] = numbers_of(symbols.pop(part), vocabulary)
         except KeyError as error:
-            raise UserError(f"{path} holds the symbol {error.args[0][:40]!r}, which train.txt never shows; "
+            raise UserError(f"{penn / name} holds the symbol {error.args[0][:40]!r}, which train.txt never shows; "
                             "the three files must come from one corpus", 1) from None
-    return Characters(numbers["train"], numbers["valid"], numbers["test"], vocabulary)
+    wrong = [name for part, name in names.items() if contents[name] != PENN_DIGESTS[part]]
+    note = _unofficial("Penn Treebank", wrong, penn)
+    if (long := _long_symbol(vocabulary)) is not None:
+        note += f"\nits symbols are longer than a character ({long[:20]!r}): the run counts symbols and prints " \
+                "bits per symbol; --text FILE reads a text by characters"
+    source = Source(folder, digest_of(contents), not wrong, note, tuple(vocabulary))
+    return Characters(**numbers, vocabulary=vocabulary, source=source)
 
 
-def _read_symbols(path: Path) -> list[str]:
-    if not path.is_file():  # a pipe or a device would be read for ever
-        raise UserError(f"{path} is not a file; name another folder with --data", 1)
+def load_text(path: Path) -> Characters:
+    """Any UTF-8 text by characters, a line's end being one: its first 90 % to train on, 5 % each to validate and test.
+
+    Symbols are numbered in the order of Unicode. Raises UserError for a file that cannot be read, is no text or empty.
+    """
+    text, digest = _read_text(path, "--text")
+    if not text:
+        raise UserError(f"{path} is empty; name another file with --text", 1)
+    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    shown = np.zeros(0x110000, np.bool_)  # a place for each character that Unicode can have
+    shown[codes] = True
+    numbers = torch.from_numpy((np.cumsum(shown, dtype=np.int64) - 1)[codes])
+    vocabulary = [chr(code) for code in np.flatnonzero(shown)]
+    cuts = [len(text) * 90 // 100, len(text) * 95 // 100]
+    train, valid, test = numbers.tensor_split(cuts)
+    note = f"{path}: {len(text):,} characters, {len(vocabulary):,} different; {len(train):,} to train on, " \
+           f"{len(valid):,} to validate, {len(test):,} to test"
+    return Characters(train, valid, test, vocabulary,
+                      Source(Path(path).absolute(), digest, False, note, tuple(vocabulary)))
+
+
+def numbers_of(symbols: Iterable[str], vocabulary: Iterable[str]) -> torch.Tensor:
+    """Symbols → their numbers (N,) int64. Raises KeyError for a symbol that the vocabulary has not."""
+    number_of = {symbol: number for number, symbol in enumerate(vocabulary)}
+    return torch.from_numpy(np.fromiter(map(number_of.__getitem__, symbols), np.int64))
+
+
+def text_of(numbers: Iterable[int], vocabulary: list[str]) -> str:
+    """Numbers → a text to be read: <eos> ends a line, symbols longer than a character stand apart."""
+    separator = "" if _long_symbol(vocabulary) is None else " "
+    return separator.join("\n" if vocabulary[k] == END_OF_LINE else vocabulary[k] for k in map(int, numbers))
+
+
+def vocabulary_in(record) -> list[str]:
+    """The vocabulary in a record of `Source.record`, as config.json keeps it. Raises UserError where there is none."""
+    vocabulary = record.get("vocabulary") if isinstance(record, dict) else None
+    if not isinstance(vocabulary, list) or not vocabulary or not all(isinstance(symbol, str) for symbol in vocabulary):
+        raise UserError("config.json of this run holds no vocabulary: it is damaged or older, or of another task", 1)
+    return vocabulary
+
+
+def _long_symbol(vocabulary: Iterable[str]) -> str | None:
+    """The first symbol longer than a character, but for markers as <unk>."""
+    return next((symbol for symbol in vocabulary if len(symbol) > 1 and not MARKER.fullmatch(symbol)), None)
+
+
+def _read_text(path: Path, flag: str) -> tuple[str, str]:
+    """A UTF-8 file → its text and the sha256 of its bytes. A byte-order mark is dropped; CR LF and CR are line ends."""
+    if not os.path.isfile(path):  # a pipe or a device would be read for ever
+        what = "is not a file" if os.path.exists(path) else "does not exist"
+        raise UserError(f"{path} {what}; name another with {flag}", 1)
     try:
-        text = path.read_text(encoding="utf-8")
+        content = Path(path).read_bytes()
+        text = content.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); name another folder with --data", 1) from None
+        raise UserError(f"{path} cannot be read ({error.strerror}); name another with {flag}", 1) from None
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text; it should hold characters separated by blanks", 1) from None
+        raise UserError(f"{path} is not UTF-8 text; save it as UTF-8 or name another with {flag}", 1) from None
     if "\0" in text:
-        raise UserError(f"{path} is a binary file; it should hold characters separated by blanks", 1)
+        raise UserError(f"{path} is a binary file; name a text with {flag}", 1)
+    return text, hashlib.sha256(content).hexdigest()
+
+
+def _read_symbols(path: Path) -> tuple[list[str], str]:
+    """A file of symbols that blanks and tabs separate → symbols, with <eos> at the end of each line, and its sha256.
+
+    Every other character, a no-break space or a form feed too, is a symbol.
+    """
+    text, digest = _read_text(path, "--data")
     lines = text.removesuffix("\n").split("\n")
-    symbols = [*" <eos> ".join(lines).split(), "<eos>"]
+    symbols = f" {END_OF_LINE} ".join([*lines, ""]).replace("\t", " ").split(" ")
+    symbols = [symbol for symbol in symbols if symbol]
     if len(symbols) == len(lines):
         raise UserError(f"{path} is empty; it should hold characters separated by blanks", 1)
-    return symbols
+    return symbols, digest
 
 
-def _download_penn(penn: Path, missing: list[str], url: str, digests: dict) -> None:
-    """Fetch the archive and move the missing members, checked, to `penn`. Nothing else is unpacked."""
-    with _download_folder(penn, missing) as temporary:
-        archive = Path(temporary) / "archive.tgz"
-        try:
-            with urllib.request.urlopen(url, timeout=60) as response, open(archive, "wb") as file:
-                while block := response.read(1 << 20):
-                    if file.tell() > ARCHIVE_LIMIT:
-                        raise ValueError(f"the archive is larger than {ARCHIVE_LIMIT:,} bytes")
-                    file.write(block)
-            contents = _members(archive, [PENN_MEMBER.format(part=name.removesuffix(".txt")) for name in missing])
-            for name, content in zip(missing, contents, strict=True):
-                if hashlib.sha256(content).hexdigest() != digests[name.removesuffix(".txt")]:
-                    raise UserError(f"{name} from {url} has a wrong sha256, so it was thrown away; "
-                                    f"fetch it by hand and put it into {penn}", 1)
-                (Path(temporary) / name).write_bytes(content)
-            for name in missing:
-                os.replace(Path(temporary) / name, penn / name)
-        except (OSError, EOFError, ValueError, LookupError, tarfile.TarError, zlib.error, HTTPException) as error:
-            raise _missing(missing, penn, url, error) from None
+# ── what is not as it should be ──────────────────────────────────────────────────────────────────────────
+
+OTHER_MNIST = re.compile(r"mnist.*\.(csv|npz|parquet|pkl|gz|zip|pt|mat|arff)$", re.IGNORECASE)
+OTHER_PENN = re.compile(r"^ptb\.|simple-examples", re.IGNORECASE)
 
 
-class _Bounded:
-    """A file that is read from front to back and refuses to yield more than `limit` bytes, whatever it claims."""
-
-    def __init__(self, file, limit: int):
-        self.file, self.left = file, limit
-
-    def read(self, size: int) -> bytes:
-        block = self.file.read(size)
-        self.left -= len(block)
-        if self.left < 0:
-            raise ValueError("the archive holds more than it should")
-        return block
+def _unofficial(corpus: str, wrong: list[str], place: Path) -> str:
+    return f"{', '.join(wrong)} in {place}: not the official {corpus}; the result says so" if wrong else ""
 
 
-def _members(archive: Path, names: list[str]) -> list[bytes]:
-    """The contents of regular files of a .tgz. Raises LookupError where one is not there or is too large."""
-    found = {}
-    with gzip.open(archive) as unpacked, tarfile.open(fileobj=_Bounded(unpacked, UNPACKED_LIMIT), mode="r|") as tar:
-        for member in tar:
-            if member.size > UNPACKED_LIMIT:  # to skip it would take as long as it claims to be
-                raise ValueError(f"{member.name[:40]} in the archive claims to have {member.size:,} bytes")
-            name = member.name.removeprefix("./")
-            if name in names and member.isfile() and member.size <= MEMBER_LIMIT:
-                found[name] = tar.extractfile(member).read()
-            if len(found) == len(names):
-                break
-    for name in names:
-        if name not in found:
-            raise LookupError(f"no {name} in the archive")
-    return [found[name] for name in names]
+def _found_instead(folder: Path, home: Path, missing: list[str], places: tuple[str, ...], other: re.Pattern) -> str:
+    """What lies in a data folder where the files `missing` of its subfolder `home` do not, in words.
+
+    Raises UserError when they lie in another place or have another name: to fetch them would be a detour. Files
+    `other`, of a form that is not read here, are only named.
+    """
+    listed = [path for place in (folder, folder / home, *(folder / name for name in places)) for path in _listed(place)]
+    there = [path for path in listed if _usual_name(path) in missing][:4]
+    if there:
+        place, names = there[0].parent, ", ".join(path.name for path in there)
+        if folder.parts[-len(home.parts):] == home.parts and place == folder:
+            advice = f"name {Path(*folder.parts[:-len(home.parts)])} with --data"
+        else:
+            usual = ", ".join(map(_usual_name, there))
+            advice = f"put them into {folder / home}" + (f" as {usual}" if usual != names.replace(".gz", "") else "")
+        raise UserError(f"{', '.join(missing)} not found in {folder / home}, but {place} holds {names}; {advice}", 1)
+    others = [str(path.relative_to(folder)) for path in listed if other.search(path.name)][:3]
+    return f" ({', '.join(others)} is of a form that is not read here)" if others else ""
 
 
-# ── what the downloads share ─────────────────────────────────────────────────────────────────────────────
-
-
-def _download_folder(target: Path, missing: list[str]) -> tempfile.TemporaryDirectory:
-    """A temporary folder beside `target`, on its disk, so that a finished file can be renamed into place."""
-    print(f"{', '.join(missing)} not found in {target}; downloading", flush=True)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(dir=target, prefix=".download-")
-    except OSError as error:
-        raise UserError(f"{', '.join(missing)} not found in {target}, and nothing can be written there "
-                        f"({error.strerror}); name another folder with --data", 1) from None
-
-
-def _missing(missing: list[str], where: Path, url: str, error: Exception | None = None) -> UserError:
-    reason = ""
-    if error is not None:
-        reason = f" The download failed ({(str(error).splitlines() or [type(error).__name__])[0][:80]})."
-    return UserError(f"{', '.join(missing)} not found in {where}.{reason} Get the files from {url} and put them "
-                     "there, or name the folder that holds them with --data", 1)
-
-
-def load_characters(folder: Path | None = None, text: Path | None = None) -> Characters:
-    """The characters of the Penn Treebank."""
-    return load_penn_characters(folder)
+def _usual_name(path: Path) -> str:
+    """The name of a file of MNIST or of the Penn Treebank as it is read here, of one that is spelled otherwise."""
+    return path.name.lower().removesuffix(".gz").replace(".idx", "-idx").removeprefix("ptb.char.")

@@ -49,7 +49,7 @@ def parallel_streams(tokens: torch.Tensor, streams: int, part: str = "train") ->
     """
     length = len(tokens) // streams
     if length < 2:
-        raise UserError(f"the {len(tokens):,} symbols of {part}.txt are too few for {streams:,} parallel streams"
+        raise UserError(f"the {len(tokens):,} symbols of the {part} text are too few for {streams:,} parallel streams"
                         + ("; choose a smaller --batch" if part == "train" else "; it needs a longer text"))
     return tokens[:length * streams].view(streams, length).t().contiguous()
 
@@ -92,7 +92,7 @@ def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epo
     meter = Meter("train_loss", "train_accuracy", device=run.device)
     start = Progress(epoch=0, batch=0, state=model.network.start(batch), sums=meter.sums, best_epoch=0,
                      best_loss=math.inf, best_accuracy=0.0)
-    progress = run.track(start, model=model, optimizer=optimizer)
+    progress = run.track(start, data=corpus.source, model=model, optimizer=optimizer)
     if (result := run.finished()) is not None:
         return result
 
@@ -109,10 +109,10 @@ def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epo
                 report(run, epoch, index, batches, meter, optimizer)
 
         valid_loss, valid_accuracy = evaluate(model, valid_set, bptt)
-        report(run, epoch, batches, batches, meter, optimizer, valid_loss, valid_accuracy)
+        report(run, epoch, batches, batches, meter, optimizer, valid_loss, valid_accuracy, corpus.unit)
         progress.state = model.network.start(batch)
         keep_or_slow_down(run, progress, optimizer, epoch, valid_loss, valid_accuracy)
-    return finish(run, progress, epochs, model, test_set, bptt)
+    return finish(run, progress, epochs, model, test_set, bptt, corpus.unit)
 
 
 def streams_of(corpus: Characters, batch: int, device) -> list[torch.Tensor]:
@@ -131,31 +131,32 @@ def keep_or_slow_down(run: Run, progress: Progress, optimizer, epoch: int, loss:
             group["lr"] /= 2
 
 
-def scores(loss: float) -> str:
-    """A loss in nats, its perplexity and its bits per character, for people."""
-    return f"loss {loss:.4f}, perplexity {math.exp(min(loss, 700)):.3f}, {loss / math.log(2):.4f} bits per character"
+def scores(loss: float, unit: str) -> str:
+    """A loss in nats, its perplexity and its bits per `unit`, for people."""
+    return f"loss {loss:.4f}, perplexity {math.exp(min(loss, 700)):.3f}, {loss / math.log(2):.4f} bits per {unit}"
 
 
 def report(run: Run, epoch: int, index: int, batches: int, meter: Meter, optimizer, valid_loss=None,
-           valid_accuracy=None) -> None:
+           valid_accuracy=None, unit: str = "character") -> None:
     """A row of the log: training loss and accuracy since the last one, validation at an epoch's end."""
     means = meter.take()
     loss = means["train_loss"]
     line = f"epoch {epoch:3d}  segment {index:4d}/{batches}  loss {loss:.4f}  {loss / math.log(2):.4f} bits  " \
            f"accuracy {means['train_accuracy']:.4f}"
     if valid_loss is not None:
-        line += f"  validation {scores(valid_loss)}, accuracy {valid_accuracy:.4f}"
+        line += f"  validation {scores(valid_loss, unit)}, accuracy {valid_accuracy:.4f}"
     run.report(line, epoch=epoch, batch=index, lr=optimizer.param_groups[0]["lr"], **means,
                validation_loss=valid_loss, validation_accuracy=valid_accuracy)
 
 
-def finish(run: Run, progress: Progress, epochs: int, model: CharacterModel, test_set: torch.Tensor, bptt: int) -> dict:
+def finish(run: Run, progress: Progress, epochs: int, model: CharacterModel, test_set: torch.Tensor, bptt: int,
+           unit: str) -> dict:
     """The result: the weights of the best validation, tested once."""
     run.load_best()
     loss, accuracy = evaluate(model, test_set, bptt)
-    run.say(f"best validation loss {progress.best_loss:.4f} in epoch {progress.best_epoch}; test {scores(loss)}, "
-            f"accuracy {accuracy:.4f}")
+    run.say(f"best validation loss {progress.best_loss:.4f} in epoch {progress.best_epoch}; "
+            f"test {scores(loss, unit)}, accuracy {accuracy:.4f}")
     return run.finish({"epochs": epochs, "best_epoch": progress.best_epoch, "validation_loss": progress.best_loss,
                        "validation_accuracy": progress.best_accuracy, "test_loss": loss,
                        "test_perplexity": math.exp(min(loss, 700)),
-                       "test_bits_per_character": loss / math.log(2), "test_accuracy": accuracy})
+                       f"test_bits_per_{unit}": loss / math.log(2), "test_accuracy": accuracy})

@@ -60,7 +60,7 @@ def train(model: PixelModel, optimizer, train_set: PixelSequences, valid_set: Pi
     batches = -(-len(train_set) // batch)
     meter = Meter("train_loss", "train_accuracy", device=run.device)
     start = Progress(epoch=0, batch=0, sums=meter.sums, best_epoch=0, best_accuracy=-1.0)
-    progress = run.track(start, model=model, optimizer=optimizer)
+    progress = run.track(start, data=train_set.source, model=model, optimizer=optimizer)
     if (result := run.finished()) is not None:
         return result
 

@@ -77,7 +77,7 @@ class Row:
 def science(options: dict) -> dict:
     """The values that decide what is computed, of options as config.json holds them."""
     return {name: entry["value"] for name, entry in options.items()
-            if name not in NOT_SCIENCE and entry["origin"] != "not used"}
+            if name not in NOT_SCIENCE and entry["origin"] != "not used" and entry["value"] is not None}
 
 
 def rows_of(task: str, extra: list[str]) -> list[Row]:

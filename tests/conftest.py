@@ -34,7 +34,7 @@ sys.path.insert(0, {str(ROOT)!r})
 import common.data as data
 whole = data.load_mnist
 def first(images):
-    return data.PixelSequences(images.pixels[:120], images.labels[:120])
+    return data.PixelSequences(images.pixels[:120], images.labels[:120], images.source)
 data.load_mnist = lambda *given, **named: tuple(map(first, whole(*given, **named)))
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -14,6 +14,7 @@ import argparse
 import difflib
 import json
 import math
+import os
 import re
 import sys
 from functools import cache
@@ -479,9 +480,9 @@ def _resumed(typed: dict, parse_again, script: str) -> Options:
     except UserError as error:
         raise UserError(f"{folder_ / 'config.json'} is damaged or was written by another version of {script}.py "
                         f"({error}); restore it from a copy or start a new run") from None
-    for dest, entry in saved.items():
+    for dest, entry in {**saved, **_where_data_was(config)}.items():
         if dest in MAY_CHANGE_ON_RESUME and dest in options.origin and entry["value"] is not None and dest not in typed:
-            setattr(options, dest, folder(entry["value"]) if dest == "data" else entry["value"])
+            setattr(options, dest, Path(entry["value"]) if dest in ("data", "text") else entry["value"])
     for dest, value in typed.items():
         before = getattr(options, dest)
         grows = dest in MAY_GROW_ON_RESUME and value > before
@@ -497,6 +498,16 @@ def _resumed(typed: dict, parse_again, script: str) -> Options:
     options.row = config["row"]
     check(options, {})
     return options
+
+
+def _where_data_was(config: dict) -> dict:
+    """The absolute path of --data or --text, where it still exists: a run may go on from another folder."""
+    data = config.get("data")
+    path = data.get("path") if isinstance(data, dict) else None
+    if not isinstance(path, str) or not path.isprintable() or not os.path.exists(path):
+        return {}
+    return {dest: {"value": path} for dest in ("text", "data")
+            if config["options"].get(dest, {}).get("value") is not None}
 
 
 def tokens(dest: str, value) -> list[str]:

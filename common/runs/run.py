@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from common.data import vocabulary_in
 from common.errors import UserError, close_output
 from common.orthogonal import largest_norm
 from common.recurrence import why_not
@@ -116,7 +117,7 @@ class Run:
 
         with Run(options, label="expRNN-expn") as run:
             ...load the data, make the model...
-            progress = run.track(REVISION, Progress(update=0), model=model, optimizer=optimizer)
+            progress = run.track(Progress(update=0), model=model, optimizer=optimizer)
             for update in run.updates(progress, until=1500):
                 ...one update; now and then run.report(...) and run.save_best()...
             run.finish({...})
@@ -298,11 +299,13 @@ class Run:
 
     # ── what is saved ──
 
-    def track(self, progress: Progress, **parts) -> Progress:
+    def track(self, progress: Progress, data=None, **parts) -> Progress:
         """Name what a checkpoint holds (objects with a state_dict), and take hold of the folder. → `progress`.
 
         A new run's folder is made only here, when its data and its model are there; a resumed run is restored.
+        `data` is the `common.data.Source` of what the run reads.
         """
+        self._look_at(data)
         self.parts = {"progress": progress, **parts}
         if self.options.dry_run:
             self.say(f"{count_of(self.parts['model']):,} parameters, about {self.memory / 1e9:.2g} GB of memory; "
@@ -316,9 +319,18 @@ class Run:
         else:
             self.folder = self._new_folder()
             self._lock()
-            write_json(self.folder / "config.json", self._config())
+            read = {} if data is None else {"data": data.record()}
+            write_json(self.folder / "config.json", {**self._config(), **read})
         self.say(f"{'going on with' if self.resumed else 'writing to'} {self.folder}")
         return progress
+
+    def _look_at(self, data) -> None:
+        """Say what is to be said of the data. Raises UserError when the run was started on other data."""
+        self.data = data
+        if data is not None:
+            before = data.compare(read_config(self.folder).get("data")) if self.resumed else ""
+            for line in filter(None, (data.note, before)):
+                self.say(line)
 
     def _clear(self) -> None:
         """Remove what a killed process was writing."""
@@ -473,6 +485,8 @@ class Run:
                   "seconds": round(self.seconds(), 1), "device": device_name(self.device),
                   "versions": versions(), "commit": git_commit(),
                   "command": read_config(self.folder)["argv"]}
+        if self.data is not None:
+            result["data"] = self.data.identity()
         try:
             draw_run(self.folder)
         except OSError as error:
@@ -532,8 +546,4 @@ def load_weights(model, folder: Path):
 
 def saved_vocabulary(folder: Path) -> list[str]:
     """The symbols of the text that a run of the characters was trained on, in the order of their numbers."""
-    data = read_config(folder).get("data")
-    vocabulary = data.get("vocabulary") if isinstance(data, dict) else None
-    if not isinstance(vocabulary, list) or not all(isinstance(symbol, str) for symbol in vocabulary):
-        raise UserError(f"{folder}/config.json holds no vocabulary: an earlier version of this project wrote it")
-    return vocabulary
+    return vocabulary_in(read_config(folder).get("data"))

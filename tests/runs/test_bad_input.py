@@ -24,7 +24,7 @@ import pytest
 import torch
 from conftest import SCRIPTS, command, environment, module_of, tiny
 
-from common import data
+from common import data, download
 from common.data import PixelSequences
 from common.errors import start
 from common.runs import flags, machine, run
@@ -223,7 +223,7 @@ BAD_MNIST = {
     "a count beyond the file": (replaced(TEST_LABELS, lambda whole: header("000008017fffffff", whole)), TEST_LABELS),
     "labels above 9": (replaced(TEST_LABELS, lambda whole: whole[:8] + bytes([10]) * 10_000), TEST_LABELS),
     "noise": (replaced(TEST_LABELS, lambda whole: np.random.default_rng(0).bytes(len(whole))), TEST_LABELS),
-    "the .gz under the raw name": (replaced(TEST_LABELS, gzip.compress), TEST_LABELS),
+    "another .gz under the raw name": (replaced(TEST_LABELS, lambda whole: gzip.compress(whole[:-1])), TEST_LABELS),
     "a gzip bomb": (replaced(TRAIN_IMAGES, lambda whole: bomb()), TRAIN_IMAGES),
     "a folder": (folder_in_place_of(TEST_LABELS), TEST_LABELS),
     "a pipe": (pipe_in_place_of(TEST_LABELS), TEST_LABELS),
@@ -256,13 +256,13 @@ def no_network(*given, **named):
 
 
 def test_a_gzip_bomb_beside_the_raw_files(raw, tmp_path, monkeypatch):
-    """It is not what is read, and not what a missing file is made of."""
+    """It is not read beside the unpacked file, and in its place no further than the file is long."""
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
     (raw / f"{TEST_LABELS}.gz").write_bytes(bomb(10**7))
     data.load_mnist(tmp_path / "data")
     (raw / TEST_LABELS).unlink()
-    refused("sMNIST_nvar", [*tiny("sMNIST_nvar"), "--data", tmp_path / "data"], TEST_LABELS, "not found in",
-            "put them there, or name the folder that holds them with --data", status=1)
+    refused("sMNIST_nvar", [*tiny("sMNIST_nvar"), "--data", tmp_path / "data"], f"{TEST_LABELS}.gz",
+            "more than 10,008 bytes", "delete it and run again to fetch it", status=1)
     assert not (raw / TEST_LABELS).exists()
 
 
@@ -300,9 +300,9 @@ BAD_PENN = {
     "Latin-1": ({"train": "a é b \n".encode("latin-1") * 60}, "train.txt is not UTF-8"),
     "UTF-16": ({"test": "a b c \n".encode("utf-16") * 60}, "test.txt is not UTF-8"),
     "cut inside a character": ({"train": "a b é".encode()[:-1]}, "train.txt is not UTF-8"),
-    "one line of train": ({"train": "a b c d e _\n"}, "of train.txt are too few for 4 parallel streams"),
-    "one line of valid": ({"valid": "a b\n"}, "of valid.txt are too few for 10 parallel streams"),
-    "one line of test": ({"test": "a b\n"}, "of test.txt are too few for 10 parallel streams"),
+    "one line of train": ({"train": "a b c d e _\n"}, "of the train text are too few for 4 parallel streams"),
+    "one line of valid": ({"valid": "a b\n"}, "of the valid text are too few for 10 parallel streams"),
+    "one line of test": ({"test": "a b\n"}, "of the test text are too few for 10 parallel streams"),
     "a new symbol in test": ({"test": "a b z \n" * 30}, "test.txt holds the symbol 'z', which train.txt never shows"),
     "a new symbol in valid": ({"valid": "a b é \n" * 30}, "valid.txt holds the symbol 'é'"),
     "no blanks": ({"test": "abc" * 9999}, "test.txt holds the symbol 'abcabcabc"),
@@ -417,8 +417,8 @@ BAD_ARCHIVES = {
 def test_bad_archives(penn, tmp_path, monkeypatch, case):
     """A download that is a trap: nothing of it stays, nothing is written elsewhere."""
     monkeypatch.setattr(urllib.request, "urlopen", lambda *given, **named: io.BytesIO(BAD_ARCHIVES[case]))
-    monkeypatch.setattr(data, "ARCHIVE_LIMIT", 2**20)
-    monkeypatch.setattr(data, "UNPACKED_LIMIT", 2**21)
+    monkeypatch.setattr(download, "ARCHIVE_LIMIT", 2**20)
+    monkeypatch.setattr(download, "UNPACKED_LIMIT", 2**21)
     (penn / "test.txt").unlink()
     before = sorted(tmp_path.rglob("*"))
     for script in LANGUAGE:
@@ -448,7 +448,10 @@ def test_resume_of_what_is_no_folder(script, tmp_path):
 @pytest.mark.parametrize("script", [*MNIST, *LANGUAGE])
 def test_data_that_is_no_folder(script, tmp_path):
     (tmp_path / "file").write_text("x")
-    for place in (tmp_path / "file", "/dev/null", "x" * 5000):
+    for place in (tmp_path / "file", "/dev/null"):
+        refused(script, [*tiny(script), "--data", place], f"{place} is not a folder; name the folder that", "--data",
+                status=1)
+    for place in (tmp_path / "file" / "in", "x" * 5000):
         refused(script, [*tiny(script), "--data", place], "not found in", "nothing can be written there",
                 "name another folder with --data", status=1)
 
@@ -647,7 +650,7 @@ def test_best_weights_that_are_none(saved, tmp_path, monkeypatch, content):
 
 PROCESSES = [
     ("copytask_nvar", ("--lr", "1e300"), 2, "'1e300' is not a number"),
-    ("sMNIST_alpha", ("--data", "/dev/null"), 1, "name another folder with --data"),
+    ("sMNIST_alpha", ("--data", "/dev/null"), 1, "/dev/null is not a folder; name the folder that holds"),
     ("language_nvar", ("--resume", "nowhere"), 2, "is not a run's folder"),
     ("copytask_alpha", ("--T", "2000000000"), 1, "GB of memory"),
     ("copytask_expalpha", (b"--save=\xff\xfe",), 2, "is not the name of a folder"),

@@ -87,6 +87,7 @@ FLAGS = [
     (LANGUAGE, "emsize", "33", 33, ()),
     (LANGUAGE, "bptt", "60", 60, ()),
     (LANGUAGE, "data", "there", Path("there"), ()),
+    (LANGUAGE, "text", "mine.txt", Path("mine.txt"), ()),
 ]
 SWITCHES = [(SCRIPTS, "cuda", ()), (SCRIPTS, "tf32", ("--cuda",)), (EXPALPHA, "literal", ()),
             (COPY, "onehot", ()), (COPY, "vari", ()), (MNIST, "permute", ()),
