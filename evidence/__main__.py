@@ -32,7 +32,7 @@ def main(argv=None) -> None:
     if args.collect:  # first, so that --update beside it shows what came in
         pages.collect(args.collect, args.save)
     if args.update:
-        pages.update(Path("."))
+        pages.update(Path("."), args.drop)
     if args.collect or args.update:
         return
     if args.task is None:

@@ -36,18 +36,45 @@ def fill(text: str) -> str:
     return TABLE.sub(printed, text)
 
 
-def update(root: Path) -> None:
-    """Write the tables and the pictures of all pages anew."""
+def update(root: Path, drop: bool = False) -> None:
+    """Write the tables and the pictures of all pages anew: everything is worked out first, and written last.
+
+    Raises UserError where a value that a page shows would become "not run", unless `drop` says that it may.
+    """
     if not (root / "README.md").exists():
         raise UserError("there is no README.md here; update in the project's folder, where README.md and results/ are")
-    for page in pages(root):
-        old = page.read_text(encoding="utf-8")
-        new = fill(old)
-        if new != old:
-            write_atomically(page, new.encode(), "then update again")
-        print(f"{page}: {len(TABLE.findall(old))} tables{'' if new == old else ', changed'}")
-        for command in PICTURE.findall(new):
+    old = {page: page.read_text(encoding="utf-8") for page in pages(root)}
+    new = {page: fill(text) for page, text in old.items()}
+    for page in old:
+        if (lost := lost_values(old[page], new[page])) and not drop:
+            raise UserError(f"{page}: the records hold no run any more for {lost[0]}"
+                            + (f" and {len(lost) - 1} more" if len(lost) > 1 else "")
+                            + "; bring the records back, or add --drop to write \"not run\"")
+    for page, text in new.items():
+        if text != old[page]:
+            write_atomically(page, text.encode(), "then update again")
+        print(f"{page}: {len(TABLE.findall(text))} tables{'' if text == old[page] else ', changed'}")
+    for text in new.values():
+        for command in PICTURE.findall(text):
             pictures.main(shlex.split(command))
+
+
+def lost_values(old: str, new: str) -> list[str]:
+    """The lines of tables, by their first cells, in which a measured value of `old` is "not run" in `new`."""
+    lost = []
+    for before, after in zip(TABLE.finditer(old), TABLE.finditer(new), strict=True):
+        was, now = named_lines(before[0]), named_lines(after[0])
+        lost += [name for name, line in was.items() if any(
+            any(c.isdigit() for c in cell) and cell_now == "not run"
+            for cell, cell_now in zip(line, now.get(name, ()), strict=False))]
+    return lost
+
+
+def named_lines(table_: str) -> dict[str, list[str]]:
+    """The lines of a Markdown table by their first cell, with the stair where that is the second."""
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table_.splitlines() if line.startswith("|")]
+    names = 2 if lines and lines[0][1:2] == ["stair"] else 1
+    return {" ".join(line[:names]): line for line in lines}
 
 
 # ── records ──────────────────────────────────────────────────────────────────────────────────────────────

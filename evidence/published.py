@@ -1,4 +1,4 @@
-"""What others measured: final values, and curves as points (results/published).
+"""What others measured, and with which hyperparameters: final values, curves as points, rows (results/published).
 
 Kerg et al. 2019, nnRNN (arXiv 1905.12080): figure 4 and table 4 of the supplement; bits per character from the paper
 and its repository. Baselines only: no result of the sRNN paper is known.
@@ -8,7 +8,7 @@ import csv
 from functools import cache
 from pathlib import Path
 
-from evidence.rows import Row
+from common.runs import flags
 
 FINAL = {
     "copytask": {"RNN": "0.0945", "RNN-Orth": "0.0016", "expRNN": "0.0003 (H 176)", "nnRNN": "0.0018",
@@ -24,6 +24,21 @@ CURVE_HIDDEN = {"expRNN": 722, "LSTM": 257}  # H of the published psMNIST curves
 FOLDER = Path(__file__).parent.parent / "results" / "published"
 
 
+def script_of(task: str, kind: str) -> tuple[dict, dict]:
+    """DEFAULTS and PAPER of a published script, whatever the script in this folder says by now.
+
+    task is copytask, smnist or language; kind is nvar, alpha or expalpha.
+    """
+    known = flags.published()[task]
+    defaults = {name: tuple(value) if isinstance(value, list) else value
+                for name, value in {**known["DEFAULTS"], **known[kind]}.items()}
+    paper = {name: {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+             for name, row in known["PAPER"].items()}
+    if kind != "nvar":
+        paper = {name.split(" / ")[-1]: row for name, row in paper.items() if "nvar" not in row}
+    return defaults, paper
+
+
 @cache
 def curve_points(task: str) -> list[dict]:
     """The points of the published curves: {column: text} (results/published/README.md)."""
@@ -31,7 +46,7 @@ def curve_points(task: str) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-def validation_at(row: Row, epoch: int) -> str:
+def validation_at(row, epoch: int) -> str:
     """Where the published psMNIST curve of the row's cell stands after `epoch`, in %."""
     point = next((point for point in curve_points("sMNIST") if int(point["epoch"]) == epoch), None)
     name = row.baseline

@@ -1,13 +1,14 @@
 """The rows of the published tables, and the runs that belong to them.
 
-A task's rows are those of its scripts' PAPER: baselines with --nvar none, sRNN rows with every schedule, with a
-learned and with an exponential stair; rows of a free matrix that starts orthogonal twice, as published and from
-henaff; rows whose published curve has another number of hidden units twice. A run belongs to a row when its
-config.json holds the values that the row's command resolves to, wherever its folder lies and whatever it is called.
+A task's rows are the published ones (results/published/hyperparameters.json), whatever the scripts say by now:
+baselines without a stair, sRNN rows with every schedule, with a learned and with an exponential stair; rows of a free
+matrix that starts orthogonal twice, as published and from henaff; rows whose published curve has another number of
+hidden units twice. A run belongs to a row when its config.json holds the values that the row's command resolves to,
+wherever its folder lies and whatever it is called. A run of a script of one's own, of a stair of one's own or of
+edited files has a row of its own.
 """
 
 import difflib
-import importlib
 import itertools
 import json
 from dataclasses import dataclass, field
@@ -18,14 +19,15 @@ from common.errors import UserError
 from common.runs import flags
 from common.runs.records import is_not_finite, log_rows, plain, read_config
 from common.stair import SCHEDULES
+from evidence.published import script_of
 
-TASKS = ("copytask", "sMNIST", "language")
-STAIRS = ("nvar", "alpha", "expalpha")
+TASKS = {"copytask": copytask, "sMNIST": smnist, "language": language}
+STAIRS = {"nvar": "FixedStair", "alpha": "LearnedStair", "expalpha": "ExponentialStair"}  # by kind of script
 SEEDS = (400, 401, 402, 403, 404)
 RUNS = Path("results/runs")
-REVISIONS = {"copytask": copytask.REVISION, "sMNIST": smnist.REVISION, "language": language.REVISION}
 PUBLISHED_SIZES = {"copytask": {"expRNN": 176, "LSTM": 63}}  # H of published curves where the table has another H
-NOT_SCIENCE = ("save", "name", "resume", "threads", "cuda", "tf32", "engine", "data", "log_interval", "save_freq")
+NOT_SCIENCE = ("save", "name", "resume", "threads", "cuda", "tf32", "engine", "data", "log_interval", "save_freq",
+               "dry_run")
 
 
 @dataclass
@@ -63,13 +65,18 @@ class Row:
 
     def takes(self, flag: str) -> bool:
         """Whether the row's script has the flag `flag`, spelled without dashes in front."""
-        defaults = importlib.import_module(self.script).DEFAULTS
-        return flag.replace("-", "_") in {**flags.SHARED, **flags.FROM_PAPER, **defaults}
+        return flag.replace("-", "_") in {**flags.SHARED, **flags.FROM_ROW, **script_of(*self.place)[0]}
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The names of the task's module and of the kind of stair."""
+        task, kind = self.script.split("_")
+        return TASKS[task].NAME, kind
 
     def options(self, seed: int) -> dict:
         """What the command resolves to, as a run's config.json holds it."""
-        module = importlib.import_module(self.script)
-        resolved = flags.parse(self.command(seed)[1:], self.script, module.__doc__, module.DEFAULTS, module.PAPER)
+        task, _ = self.script.split("_")
+        resolved = flags.parse(self.command(seed)[1:], self.script, "", *script_of(*self.place), TASKS[task])
         return science({name: {"value": plain(getattr(resolved, name)), "origin": origin}
                         for name, origin in resolved.origin.items()})
 
@@ -83,24 +90,26 @@ def science(options: dict) -> dict:
 def rows_of(task: str, extra: list[str]) -> list[Row]:
     """Every row of a task's table; `extra` flags are added to each command."""
     rows = []
-    for kind in STAIRS:
+    for kind, with_stair in (("nvar", False), ("nvar", True), ("alpha", True), ("expalpha", True)):
         script = f"{task}_{kind}"
-        module = importlib.import_module(script)
-        for model, row in module.PAPER.items():
+        stairs = [s for s in SCHEDULES if s != "none"] if kind == "nvar" else [kind]
+        for names, row in script_of(TASKS[task].NAME, kind)[1].items():
+            if with_stair and "nvar" in row:
+                continue
+            model = names.split(" / ")[with_stair and kind == "nvar"]
             nets = row["net_type"] if isinstance(row["net_type"], tuple) else (row["net_type"],)
-            stairs = [row["nvar"]] if "nvar" in row else [s for s in SCHEDULES if s != "none"]
             lengths = [row["bptt"]] if "bptt" in row else [150, 300] if task == "language" else [None]
-            for stair, bptt in itertools.product(stairs if kind == "nvar" else [kind], lengths):
-                flags = ["--net-type", nets[0]]
-                flags += ["--nvar", stair] if kind == "nvar" else []
-                flags += ["--bptt", str(bptt)] if bptt else []
-                flags += ["--permute"] if task == "sMNIST" else []
+            for stair, bptt in itertools.product(stairs if with_stair else ["none"], lengths):
+                typed = ["--net-type", nets[-1 if with_stair else 0]]
+                typed += ["--nvar", stair] if kind == "nvar" else []
+                typed += ["--bptt", str(bptt)] if bptt else []
+                typed += ["--permute"] if task == "sMNIST" else []
                 name = model.removesuffix(" 300") + (" 300" if bptt == 300 else "")
-                rows.append(Row(script, name, stair, [*flags, *extra]))
+                rows.append(Row(script, name, stair, [*typed, *extra]))
                 if row["rinit"] == "random":
-                    rows.append(Row(script, f"{name}, henaff", stair, [*flags, "--rinit", "henaff", *extra]))
+                    rows.append(Row(script, f"{name}, henaff", stair, [*typed, "--rinit", "henaff", *extra]))
                 if hidden := PUBLISHED_SIZES.get(task, {}).get(model):
-                    rows.append(Row(script, f"{name}, H {hidden}", stair, [*flags, *extra, "--nhid", str(hidden)]))
+                    rows.append(Row(script, f"{name}, H {hidden}", stair, [*typed, *extra, "--nhid", str(hidden)]))
     return rows
 
 
@@ -136,16 +145,59 @@ def find_runs(rows: list[Row], seeds, folder: Path) -> None:
     A run whose task has another REVISION by now computed something else. A record without the number is of the first.
     """
     found = {}
-    for config_path in sorted(Path(folder).glob("*/*/config.json")):
-        config = read_config(config_path.parent)
-        key = (config["script"], config.get("revision", 1), json.dumps(science(config["options"]), sort_keys=True))
-        if key not in found or (config_path.parent / "result.json").exists():
-            found[key] = config_path.parent
+    for run, config in records_below(folder):
+        if difference_of(config) is None:
+            key = (config["script"], config.get("revision", 1), json.dumps(science(config["options"]), sort_keys=True))
+            if key not in found or (run / "result.json").exists():
+                found[key] = run
     for row in rows:
+        revision = TASKS[row.script.split("_")[0]].REVISION
         for seed in seeds:
-            key = (row.script, REVISIONS[row.script.split("_")[0]], json.dumps(row.options(seed), sort_keys=True))
+            key = (row.script, revision, json.dumps(row.options(seed), sort_keys=True))
             if key in found:
                 row.runs[seed] = found[key]
+
+
+def own_rows(task: str, seeds, folder: Path) -> list[Row]:
+    """A row for the runs of each script, stair or edit of one's own below `folder`, under its own name."""
+    rows = {}
+    for run, config in records_below(folder):
+        difference = difference_of(config)
+        if difference is None or task_of(config) != TASKS[task].NAME \
+                or config.get("revision", 1) != TASKS[task].REVISION:
+            continue
+        options = {name: entry["value"] for name, entry in config["options"].items()}
+        science_ = {name: value for name, value in science(config["options"]).items() if name != "random_seed"}
+        key = (config["script"], difference, json.dumps(science_, sort_keys=True))
+        stair = options.get("nvar") or ("expalpha" if "literal" in options else "alpha")
+        row = rows.setdefault(key, Row(config["script"], f"{config['row']}, {difference}", stair, []))
+        if options["random_seed"] in seeds:
+            row.runs[options["random_seed"]] = run
+    return [row for row in rows.values() if row.runs]
+
+
+def records_below(folder: Path) -> list[tuple[Path, dict]]:
+    """(folder, config.json) of every run below `folder`."""
+    return [(path.parent, read_config(path.parent)) for path in sorted(Path(folder).glob("*/*/config.json"))]
+
+
+def task_of(config: dict) -> str:
+    """The task's name; a record of before names it in its script only."""
+    return config.get("task") or config["script"].split("_")[0].lower()
+
+
+def difference_of(config: dict) -> str | None:
+    """What tells a run from a published row beside its options: its script, its stair, edited files. None: nothing."""
+    task, _, kind = config["script"].partition("_")
+    if task not in TASKS or kind not in STAIRS:
+        return f"{config['script']}.py"
+    if config.get("stair", STAIRS[kind]) not in (STAIRS[kind], "NoneType"):
+        return config["stair"]
+    if isinstance(config.get("data"), dict) and config["data"].get("official") is False:
+        return "other data"
+    if config.get("edited_files"):
+        return f"edited {', '.join(config['edited_files'])}"
+    return None
 
 
 # ── what a run says ──────────────────────────────────────────────────────────────────────────────────────

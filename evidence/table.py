@@ -10,7 +10,20 @@ from common.errors import UserError
 from common.runs import flags
 from common.runs.records import result
 from evidence.published import FINAL, FINAL_TITLE, validation_at
-from evidence.rows import RUNS, SEEDS, TASKS, Row, diverged, epochs_of, find_runs, how_far, rows_of, select, vary
+from evidence.rows import (
+    RUNS,
+    SEEDS,
+    TASKS,
+    Row,
+    diverged,
+    epochs_of,
+    find_runs,
+    how_far,
+    own_rows,
+    rows_of,
+    select,
+    vary,
+)
 
 # result.json's and log.csv's names → title, scale and digits of a column. The first of a task is its main one.
 MEASURES = {
@@ -163,8 +176,9 @@ def grid_table(task: str, rows: list[Row], epoch: int | None, short: bool = Fals
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m evidence", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=TASKS, nargs="?")
+    parser.add_argument("task", choices=list(TASKS), nargs="?")
     parser.add_argument("--update", action="store_true", help="write the tables and pictures of the pages anew")
+    parser.add_argument("--drop", action="store_true", help="with --update: values whose records are gone may go too")
     parser.add_argument("--collect", type=Path, metavar="FOLDER", help="copy the records of runs to --save")
     parser.add_argument("--run", action="store_true", help="run what is missing, then print the table")
     parser.add_argument("--list", action="store_true", help="print the missing commands, one a line, and stop")
@@ -201,6 +215,8 @@ def columns_of(args) -> dict[str, list[Row]]:
         columns = {"": select(rows_of(args.task, extra), args.only)}
     for rows in columns.values():
         find_runs(rows, args.seeds, args.save)
+    if not (args.vary or args.only or args.grid):
+        columns[""] += own_rows(args.task, args.seeds, args.save)
     return columns
 
 

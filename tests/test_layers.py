@@ -13,7 +13,7 @@ LAYERS = (  # a module may import from lower layers, and from what stands before
     ("common.runs.records", "common.runs.flags", "common.runs.curves", "common.runs.machine", "common.runs.run"),
     ("common.copytask", "common.smnist", "common.language"),
     tuple(sorted(path.stem for path in ROOT.glob("*_*.py"))),
-    ("evidence.rows", "evidence.published", "evidence.table", "evidence.pictures", "evidence.pages", "evidence.launch",
+    ("evidence.published", "evidence.rows", "evidence.table", "evidence.pictures", "evidence.pages", "evidence.launch",
      "evidence.__main__", "benchmarks.authors_way", "benchmarks.__main__", "benchmarks.gpu_session"),
 )
 def path_of(module: str) -> Path:
