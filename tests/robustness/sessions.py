@@ -35,8 +35,7 @@ TINY = " --log-interval 1 --threads 1 --save saves"
 SCRIPTS = {
     "copytask_nvar": "--net-type nnRNN --nhid 6 --T 6 --c-length 2 --batch 3 --vari --updates 4" + TINY,
     "sMNIST_alpha": "--net-type expRNN --nhid 5 --batch 12 --epochs 2 --clip 1" + TINY,
-    "language_expalpha": "--net-type RNN --optimizer Adam --nhid 5 --emsize 3 --batch 4 --bptt 120 --epochs 2 "
-                         "--data ../data" + TINY,
+    "language_expalpha": "--net-type RNN --optimizer Adam --nhid 5 --batch 4 --bptt 120 --epochs 2" + TINY,
 }
 # What the clock and the machine decide. The length of the log holds the digits of the seconds.
 CLOCK = {"seconds", "log_size", "started", "argv", "command", "commit", "device", "versions"}
@@ -57,6 +56,7 @@ def workplace():
     with tempfile.TemporaryDirectory(prefix="stair-robustness-") as folder:
         tempfile.tempdir = folder
         write_penn(Path(folder) / "data")
+        SCRIPTS["language_expalpha"] += f" --data {folder}/data"
         for script in SCRIPTS:
             importlib.import_module(script)
         with contextlib.redirect_stdout(io.StringIO()):  # a run in this process loads all that a session needs

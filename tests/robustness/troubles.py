@@ -171,7 +171,7 @@ def at_moments(task: Task, act, ends: dict, step: int = 1, resumes: bool = False
 def at_random(task: Task, number: int) -> None:
     """A signal at a random time, in up to a dozen sessions of a run."""
     generator = random.Random(f"{number} {task.script}")
-    for _ in range(30):
+    for _ in range(10):
         task.disturb("at random", {0: "", -number: "", 128 + number: "stopped"}, sessions=12,
                      sent=lambda: (generator.uniform(0.03, 1.3 * task.seconds), number))
 
