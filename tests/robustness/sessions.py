@@ -89,7 +89,7 @@ def session(place: Path, script: str, typed: list[str], inside=None, sent: tuple
             traceback.print_exc()
         finally:
             os._exit(status)  # nothing of the process that was forked is to be ended here
-    process, (seconds, number) = os.pidfd_open(pid), sent or (900, signal.SIGKILL)
+    process, (seconds, number) = os.pidfd_open(pid), sent or (3600, signal.SIGKILL)
     if not select.select([process], [], [], max(0.0, started + seconds - time.perf_counter()))[0]:
         signal.pidfd_send_signal(process, number)
     os.close(process)
