@@ -5,7 +5,8 @@
     orthogonal.py    skew-symmetric starts, the matrix exponential and its adjoint
     recurrence/      the time loop h_t = g_t(z_t) φ(z_t): one contract, several engines
     optim.py         OrthogonalRMSprop: one optimizer, parameter groups, one step()
-    data.py          copying sequences, MNIST as pixel sequences, Penn Treebank characters
+    data.py          copying sequences, MNIST as pixel sequences, Penn Treebank characters, a text of one's own
+    download.py      what both downloads share
     copytask.py, smnist.py, language.py    model and training loop of each task
     run.py           a run's folder: config, log, checkpoints, resume, result
     machine.py       device, speed, memory: what a run finds

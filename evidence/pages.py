@@ -19,7 +19,7 @@ from evidence import pictures, table
 
 TABLE = re.compile(r"(<!-- python -m evidence (.+?) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 PICTURE = re.compile(r"<!-- python -m evidence\.pictures (.+?) -->")
-ABSOLUTE = re.compile(r'(?<=["=])(?:[A-Za-z]:)?[/\\][^"]*[/\\]')  # of a path in JSON, all but its last part
+ABSOLUTE = re.compile(r'(?<=["=])(?:[A-Za-z]:)?[/\\]+[^"/\\][^"]*[/\\]')  # of a path in JSON, all but its last part
 RECORDS = ("log.csv", "stair.csv", "result.json", "config.json")  # config.json last: a folder without it is not a run
 
 

@@ -34,6 +34,7 @@ from common.data import (
 from common.errors import UserError
 from common.language import parallel_streams, segment, segments
 from common.runs import flags
+from evidence.pages import without_machine
 
 # ── copying memory ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -702,6 +703,15 @@ def test_the_record_of_a_text_maps_numbers_to_symbols(tmp_path, monkeypatch):
     assert text_of([1, 0, 2], ["the", "cat", "<eos>"]) == "cat the \n"
     with pytest.raises(KeyError):
         numbers_of("thz", vocabulary)
+
+
+def test_a_collected_record_keeps_the_vocabulary(tmp_path):
+    """The places of a machine are cut, symbols that look like a path are not."""
+    symbols = ("/", "\\", '"', "=", "//", "\n", "a")
+    record = Source(tmp_path / "mine", "ab", False, "", symbols).record()
+    collected = json.loads(without_machine(json.dumps(record, indent=2)))
+    assert vocabulary_in(collected) == [*symbols]
+    assert collected["path"] == "mine"
 
 
 @pytest.mark.parametrize("record", [None, [], {"digest": "ab"}, {"vocabulary": "ab"}, {"vocabulary": []},
