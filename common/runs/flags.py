@@ -426,8 +426,9 @@ def check(options: Options, typed: dict) -> None:
     """Raises UserError where an option was typed that has no meaning beside the others."""
     net, has = options.net_type, options.origin
     if net == "LSTM" and (options.nvar if "nvar" in has else "") != "none":
-        add = "add --nvar none" if "nvar" in has else "use the script whose name ends in _nvar, with --nvar none"
-        raise UserError(f"--net-type LSTM has no stair; {add}")
+        stem = options.script.rpartition("_")[0] or options.script
+        script = options.script if "nvar" in has else f"{stem}_nvar"  # the one of the fixed stairs, none among them
+        raise UserError(f"--net-type LSTM has no stair; use {script}.py --net-type LSTM --nvar none")
     if options.rinit is None:
         raise UserError(f"no row of PAPER in {options.script}.py is for --net-type {net}; add a row, or type --rinit, "
                         "--lr and --alpha")

@@ -28,7 +28,7 @@ def write_run(folder, row, seed, log="", result=None):
     options = {name: {"value": value, "origin": "typed"} for name, value in row.options(seed).items()}
     (place / "config.json").write_text(json.dumps({"script": row.script, "row": row.model, "argv": [],
                                                    "options": options,
-                                                   "revision": rows.REVISIONS[row.script.split("_")[0]]}))
+                                                   "revision": rows.TASKS[row.script.split("_")[0]].REVISION}))
     if log:
         (place / "log.csv").write_text(log)
     if result is not None:
@@ -114,7 +114,7 @@ def found_after(folder, row, **change):
     return bool(row.runs)
 
 
-@pytest.mark.parametrize(("task", "number"), rows.REVISIONS.items())
+@pytest.mark.parametrize(("task", "number"), [(task, module.REVISION) for task, module in rows.TASKS.items()])
 def test_a_table_takes_records_of_one_number(tmp_path, task, number):
     row = row_of(task, "expRNN", "none")
     folder = write_run(tmp_path, row, 400)

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SCRIPTS, command, environment, module_of, tiny
+from conftest import LOOPS, SCRIPTS, command, environment, module_of, task_of, tiny
 
 from common import data, download
 from common.data import PixelSequences
@@ -77,7 +77,7 @@ NUMBERS = {
 
 
 def has(script, dest):
-    return dest in {**flags.SHARED, **module_of(script).DEFAULTS} or dest in flags.FROM_PAPER
+    return dest in {**flags.SHARED, **module_of(script).DEFAULTS} or dest in flags.FROM_ROW
 
 
 @pytest.mark.parametrize(("dest", "value"), [(dest, value) for dest, values in NUMBERS.items() for value in values])
@@ -148,8 +148,8 @@ def test_what_cannot_fit_into_memory(scripts, typed, way_out, tmp_path, monkeypa
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_published_sizes_fit_into_8_gigabytes(script):
     module = module_of(script)
-    options = flags.parse([], script, "", module.DEFAULTS, module.PAPER)
-    assert 50e6 < machine.memory_needed(options) < 3e9
+    options = flags.parse([], script, "", module.DEFAULTS, module.PAPER, LOOPS[task_of(script)])
+    assert 50e6 < machine.memory_needed(options, *options.task.sizes(options)) < 3e9
 
 
 def test_memory_is_known_here():

@@ -771,4 +771,4 @@ def test_describe_is_what_is_saved(main, capsys):
     assert options["lr"] == {"value": 0.125, "origin": "typed"}
     assert "lr=0.125" in printed
     assert options["alam"]["origin"] == "not used"
-    assert set(options) >= set(module_of("copytask_nvar").DEFAULTS) | set(flags.FROM_PAPER)
+    assert set(options) >= set(module_of("copytask_nvar").DEFAULTS) | set(flags.FROM_ROW)
