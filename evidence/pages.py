@@ -64,10 +64,16 @@ def lost_values(old: str, new: str) -> list[str]:
     lost = []
     for before, after in zip(TABLE.finditer(old), TABLE.finditer(new), strict=True):
         was, now = named_lines(before[0]), named_lines(after[0])
-        lost += [name for name, line in was.items() if any(
-            any(c.isdigit() for c in cell) and cell_now == "not run"
-            for cell, cell_now in zip(line, now.get(name, ()), strict=False))]
+        for name, line in was.items():
+            cells = now.get(name, ["not run"] * len(line))
+            if any(is_measured(cell) and found == "not run" for cell, found in zip(line, cells, strict=False)):
+                lost.append(name)
     return lost
+
+
+def is_measured(cell: str) -> bool:
+    """Whether a cell shows a number; a command does not."""
+    return any(c.isdigit() for c in cell) and "`" not in cell
 
 
 def named_lines(table_: str) -> dict[str, list[str]]:
