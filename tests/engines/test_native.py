@@ -1,5 +1,6 @@
 """The native engine: the reference's numbers for every rule, nonlinearity and odd size, and a cache that cannot lie."""
 
+import functools
 import itertools
 import os
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.recurrence import native_engine, stair_recurrence
+from common.recurrence import native_build, native_engine, stair_recurrence
 from common.recurrence.reference_engine import reference_recurrence
 from common.stair import NONLINEARITIES, RULES, FixedStair, Nonlinearity
 
@@ -188,7 +189,7 @@ def test_without_openmp(monkeypatch):
     monkeypatch.setattr(native_engine, "WORK_PER_THREAD", 1)
     given = problem("exponential", "modrelu", 6, 13, 70)
     expected = solve(native_engine.native_recurrence, given, "exponential", "modrelu", False)
-    monkeypatch.setattr(native_engine, "_openmp_parallel", lambda: None)
+    monkeypatch.setattr(native_build, "openmp_parallel", lambda: None)
     torch.set_num_threads(3)
     assert_close(solve(native_engine.native_recurrence, given, "exponential", "modrelu", False), expected, 1e-14)
 
@@ -318,34 +319,39 @@ def test_a_damaged_library_is_built_again(tmp_path, built, expected):
     assert (engine, lines) == ("native", [])
     assert total == pytest.approx(expected, rel=1e-5)
     healthy, = folder.iterdir()
-    assert native_engine._digest(healthy) == healthy.stem.rpartition("-")[2]
+    assert native_build._digest(healthy) == healthy.stem.rpartition("-")[2]
+
+
+def load(path):
+    """The library for float32 at `path`, or None."""
+    return native_build._load(path, functools.partial(native_engine._agrees, dtype=torch.float32))
 
 
 @needs_compiler
 def test_no_damaged_library_is_loaded(tmp_path, built):
     healthy = next(built[0].iterdir())
     code = healthy.read_bytes()
-    assert native_engine._load(healthy, torch.float32)
+    assert load(healthy)
     for damaged in (b"", code[:-1], code + b"x", code[:5000] + bytes([code[5000] ^ 1]) + code[5001:]):
         file = tmp_path / healthy.name
         file.write_bytes(damaged)
-        assert native_engine._load(file, torch.float32) is None
-    assert native_engine._load(tmp_path / "missing-0-0.so", torch.float32) is None
+        assert load(file) is None
+    assert load(tmp_path / "missing-0-0.so") is None
 
 
 @needs_compiler
 def test_the_key_tells_everything_apart(monkeypatch, tmp_path):
     """A library of another source, compiler, processor, flag or dtype has another name."""
-    compiler = native_engine._compiler()
-    keys = [native_engine._key(compiler, torch.float32), native_engine._key(compiler, torch.float64),
-            native_engine._key([*compiler, "-O1"], torch.float32)]
-    assert native_engine._key(compiler, torch.float32) == keys[0]
+    compiler = native_build._compiler()
+    keys = [native_build._key(compiler, torch.float32), native_build._key(compiler, torch.float64),
+            native_build._key([*compiler, "-O1"], torch.float32)]
+    assert native_build._key(compiler, torch.float32) == keys[0]
     changed = tmp_path / "native.cpp"
-    changed.write_text(native_engine.SOURCE.read_text() + "// changed\n")
-    for name, value in (("SOURCE", changed), ("FLAGS", native_engine.FLAGS[:-1]), ("_processor", lambda: "another")):
+    changed.write_text(native_build.SOURCE.read_text() + "// changed\n")
+    for name, value in (("SOURCE", changed), ("FLAGS", native_build.FLAGS[:-1]), ("_processor", lambda: "another")):
         with monkeypatch.context() as patch:
-            patch.setattr(native_engine, name, value)
-            keys.append(native_engine._key(compiler, torch.float32))
+            patch.setattr(native_build, name, value)
+            keys.append(native_build._key(compiler, torch.float32))
     assert len(set(keys)) == len(keys)
 
 
@@ -356,11 +362,11 @@ def test_a_library_that_computes_something_else(tmp_path, built):
     source.write_text('extern "C" { int stair_forward(void *) { return 0; } int stair_backward(void *) { return 0; } '
                       "int stair_states(void *) { return 0; } }\n")
     made = tmp_path / "other.so"
-    subprocess.run([*native_engine._compiler(), "-shared", "-fPIC", source, "-o", made], check=True)
-    named = tmp_path / f"float-0-{native_engine._digest(made)}.so"
+    subprocess.run([*native_build._compiler(), "-shared", "-fPIC", source, "-o", made], check=True)
+    named = tmp_path / f"float-0-{native_build._digest(made)}.so"
     made.rename(named)
-    assert native_engine.Library(named)
-    assert native_engine._load(named, torch.float32) is None
+    assert native_build.Library(named)
+    assert load(named) is None
 
 
 @pytest.mark.parametrize("environment", [{"CXX": "no-such-compiler"}, {"PATH": ""}])
