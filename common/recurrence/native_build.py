@@ -4,6 +4,10 @@ The compiler is the one that $CXX names, or else c++, g++ or clang++. It makes a
 which is kept in $XDG_CACHE_HOME/stair-rnn (~/.cache/stair-rnn). A library's file name holds a digest of what it was
 made from (source, compiler, flags, processor) and one of its own bytes. It is loaded only if both fit and used only
 after it has agreed with the PyTorch engine on a small problem.
+
+A library is code that runs with all rights of its user, and a name is no proof of where it comes from. So only files
+are loaded that belong to this user and that nobody else can write to, from a folder of which the same holds. Where
+there is no such folder, the library is compiled into a temporary one, for this process alone, and a line says so.
 """
 
 import contextlib
@@ -14,6 +18,7 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -72,6 +77,13 @@ def openmp_parallel() -> int | None:
         return None
 
 
+@functools.cache
+def say_once(line: str) -> None:
+    """Print `line` on the standard error output, the first time that it is said."""
+    with contextlib.suppress(OSError, ValueError):  # an output that was closed
+        print(line, file=sys.stderr, flush=True)
+
+
 def load_or_build(dtype, agrees: Callable[[Library], bool]) -> Library:
     """The library for `dtype`, from the cache or compiled now, once `agrees` finds that it computes the right numbers.
 
@@ -81,21 +93,30 @@ def load_or_build(dtype, agrees: Callable[[Library], bool]) -> Library:
         raise Unavailable("it is not made for Windows")
     compiler = _compiler()
     name = f"{SCALARS[dtype]}-{_key(compiler, dtype)}"
-    with contextlib.ExitStack() as stack:
-        cache = _cache_folder() or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stair-rnn-")))
-        for path in sorted(cache.glob(f"{name}-*.so")):
-            if library := _load(path, agrees):
-                return library
+    try:
+        cache = _cache_folder()
+    except Unavailable as reason:
+        with tempfile.TemporaryDirectory(prefix="stair-rnn-") as private:
+            _check_execution(Path(private))
+            library = _load(_build(compiler, dtype, Path(private), name), agrees)
+        say_once(f"stair: the native engine was compiled for this process alone, because {reason}")
+        return library
+    for path in sorted(cache.glob(f"{name}-*.so")):
+        try:
+            return _load(path, agrees)
+        except Unavailable:
             with contextlib.suppress(OSError):
-                path.unlink()  # damaged: it would be found again by every run
-        if library := _load(_build(compiler, dtype, cache, name), agrees):
-            return library
-    raise Unavailable("the compiled library does not load, or disagrees with the PyTorch engine")
+                path.unlink()  # it would be found again by every run
+    return _load(_build(compiler, dtype, cache, name), agrees)
 
 
 def _compiler() -> list[str]:
     wanted = os.environ.get("CXX", "").strip()
-    for command in [shlex.split(wanted)] if wanted else [[name] for name in COMPILERS]:
+    try:
+        commands = [shlex.split(wanted)] if wanted else [[name] for name in COMPILERS]
+    except ValueError as error:  # a quotation mark without its partner
+        raise Unavailable(f"CXX is '{wanted}', which is not a command: {str(error).lower()}") from None
+    for command in commands:
         if shutil.which(command[0]):
             return command
     raise Unavailable(f"CXX is '{wanted}', which is not a program" if wanted
@@ -128,15 +149,49 @@ def _processor() -> str:
     return "\n".join(words)
 
 
-def _cache_folder() -> Path | None:
-    """The user's cache folder for compiled code, or None if it cannot be written."""
+def _cache_folder() -> Path:
+    """The user's cache folder for compiled code. Raises Unavailable where none can be used, and says why."""
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stair-rnn"
-        folder.mkdir(parents=True, exist_ok=True)
+    except RuntimeError:
+        raise Unavailable("there is no home folder, and XDG_CACHE_HOME names no other") from None
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = folder.resolve()
+        status = folder.stat()
+        if status.st_uid == os.getuid() and status.st_mode & 0o022:  # of our own, made wider by somebody or by a copy
+            folder.chmod(stat.S_IMODE(status.st_mode) & ~0o022)
+        if (writable := _writable_by_others(folder)) is not None:
+            raise Unavailable(f"others can write to {writable}")
         with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except (OSError, RuntimeError):  # RuntimeError: there is no home folder
-        return None
+            pass
+    except OSError as error:
+        raise Unavailable(f"{folder} cannot be written to ({error.strerror})") from None
+    _check_execution(folder)
+    return folder
+
+
+def _writable_by_others(folder: Path) -> Path | None:
+    """The first of `folder` and the folders above it whose entries another user can replace; None if there is none.
+
+    Root can everywhere. In a folder with the sticky bit, as /tmp, everybody can add but nobody can replace. Where
+    every user has a group of the same number, that group is the user.
+    """
+    for place in (folder, *folder.parents):
+        status = place.stat()
+        others = stat.S_IWOTH if status.st_gid == status.st_uid else stat.S_IWOTH | stat.S_IWGRP
+        if place != folder and status.st_mode & stat.S_ISVTX:
+            others = 0
+        owners = (os.getuid(),) if place == folder else (os.getuid(), 0)
+        if status.st_uid not in owners or status.st_mode & others:
+            return place
+    return None
+
+
+def _check_execution(folder: Path) -> None:
+    """Raises Unavailable for a folder on a file system that is mounted noexec."""
+    if os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0):
+        raise Unavailable(f"no program may be run from {folder}, which is mounted noexec")
 
 
 def _build(compiler, dtype, cache, name) -> Path:
@@ -151,10 +206,12 @@ def _build(compiler, dtype, cache, name) -> Path:
             except (OSError, subprocess.SubprocessError) as error:
                 raise Unavailable(f"'{shlex.join(compiler)}' failed: {error}") from None
             if done.returncode == 0 and made.exists():
+                made.chmod(0o700)
                 path = cache / f"{name}-{_digest(made)}.so"
                 os.replace(made, path)
                 return path
-    complaint = next((line for line in done.stderr.splitlines() if "error" in line), f"exit status {done.returncode}")
+    status = f"exit status {done.returncode}" if done.returncode else "it wrote no library"
+    complaint = next((line for line in done.stderr.splitlines() if "error" in line), status)
     raise Unavailable(f"'{shlex.join(compiler)}' could not compile {SOURCE.name}: {complaint.strip()}")
 
 
@@ -162,12 +219,21 @@ def _digest(path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
 
 
-def _load(path, agrees) -> Library | None:
-    """The library at `path` if its bytes are those its name tells of, it loads, and it computes the right numbers."""
+def _load(path, agrees) -> Library:
+    """The library at `path`.
+
+    Raises Unavailable unless it is this user's, its bytes are those that its name tells of, it loads, and it computes
+    the right numbers.
+    """
     try:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+            raise Unavailable(f"others can write to {path}")
         if _digest(path) != path.stem.rpartition("-")[2]:
-            return None
+            raise Unavailable(f"{path} is damaged")
         library = Library(path)
-    except (OSError, AttributeError):
-        return None
-    return library if agrees(library) else None
+    except (OSError, AttributeError) as error:
+        raise Unavailable(f"the compiled library does not load: {error}") from None
+    if not agrees(library):
+        raise Unavailable("the compiled library does not give the numbers of the PyTorch engine")
+    return library

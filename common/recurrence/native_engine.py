@@ -18,7 +18,6 @@ The code is compiled on first use, by native_build.py.
 """
 
 import functools
-import sys
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -32,8 +31,6 @@ WORK_PER_THREAD = 2**20  # multiply-adds; with less of them a thread costs more 
 CHUNK_ELEMENTS = 2**22   # numbers of h formed again at a time
 # |ρ| below which φ = h / ρ could not be read from h
 VANISHING = {dtype: torch.finfo(dtype).tiny ** 0.5 for dtype in SCALARS}
-
-_SAID = []               # the one line about a missing engine, once it is said
 
 
 def native_recurrence(x, kernel, h0, numbers, rule, phi, bias, last_only):
@@ -55,8 +52,20 @@ def native_recurrence(x, kernel, h0, numbers, rule, phi, bias, last_only):
                          f"{None if bias is None else tuple(bias.shape)}")
     library, reason = _library(x.dtype)
     if library is None:
-        raise RuntimeError(f"the native engine is not available: {reason}; use engine='torch'")
+        raise RuntimeError(_unavailable(reason))
     return _recurrence(library, x, kernel, h0, numbers, rule, phi, bias, last_only)
+
+
+def unavailable_reason(device) -> str | None:
+    """Why the engine cannot run on `device`, in a sentence; None if it can. Builds it on the first call."""
+    if torch.device(device).type != "cpu":
+        return "the native engine runs on the CPU; choose the engine auto or torch for a GPU"
+    _, reason = _library(torch.float32)
+    return None if reason is None else _unavailable(reason)
+
+
+def _unavailable(reason):
+    return f"the native engine is not available: {reason}; choose the engine torch, which needs no compiler"
 
 
 def serves(x: torch.Tensor) -> bool:
@@ -65,14 +74,8 @@ def serves(x: torch.Tensor) -> bool:
         return False
     library, reason = _library(x.dtype)
     if library is None:
-        _say_once(f"stair: running the PyTorch engine, the native one is not available: {reason}")
+        native_build.say_once(f"stair: running the PyTorch engine, the native one is not available: {reason}")
     return library is not None
-
-
-def _say_once(line):
-    if not _SAID:
-        _SAID.append(line)
-        print(line, file=sys.stderr, flush=True)
 
 
 def _recurrence(library, x, kernel, h0, numbers, rule, phi, bias, last_only):
