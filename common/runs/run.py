@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from common.errors import UserError, close_output
-from common.recurrence import why_not
+from common.recurrence import unavailable_reason
 from common.runs.curves import draw_run
 from common.runs.flags import Options, describe
 from common.runs.machine import check_memory, device_name, git_commit, prepare_machine, versions
@@ -77,7 +77,7 @@ class Run:
     def __init__(self, options: Options, label: str):
         self.options = options
         self.device = prepare_machine(options.cuda, options.threads, options.tf32)
-        if (reason := why_not(options.engine, self.device)) is not None:
+        if (reason := unavailable_reason(options.engine, self.device)) is not None:
             raise UserError(reason)
         self.resumed = options.resume is not None
         self.signal = None
