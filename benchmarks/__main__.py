@@ -30,7 +30,7 @@ from common.errors import UserError, start
 from common.network import build_network, mean_cross_entropy
 from common.optim import OrthogonalRMSprop, parameter_groups
 from common.orthogonal import skew_exponential, skew_start
-from common.recurrence import ENGINES, stair_recurrence, why_not
+from common.recurrence import ENGINES, stair_recurrence, unavailable_reason
 from common.runs.flags import number, one_of
 from common.runs.machine import device_name, keep_freed_memory, prepare_machine
 from common.stair import FixedStair, Nonlinearity
@@ -263,7 +263,7 @@ def main(argv=None) -> None:
         raise UserError("--tf32 has no meaning on the CPU, whose products are exact; add --cuda or leave it out")
     device = prepare_machine(args.cuda, args.threads, args.tf32)
     keep_freed_memory()
-    if (reason := why_not(args.engine, device)) is not None:
+    if (reason := unavailable_reason(args.engine, device)) is not None:
         raise UserError(reason)
     torch.manual_seed(0)
     rounds = 3 if args.quick else args.rounds

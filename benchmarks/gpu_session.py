@@ -42,7 +42,7 @@ from benchmarks.__main__ import (
     take_turns,
 )
 from common.errors import UserError, start
-from common.recurrence import triton_engine, why_not
+from common.recurrence import triton_engine, unavailable_reason
 from common.runs.flags import folder, number
 from common.runs.machine import device_name, git_commit, keep_freed_memory, prepare_machine, versions
 from evidence import table
@@ -323,7 +323,7 @@ def main(argv=None) -> None:
         report.add("A rehearsal at tiny sizes on the CPU: no number on this page means anything.\n")
     passed, said = tests(max(1.0, (deadline - time.monotonic()) / 3))
     report.add(said)
-    reason = why_not("triton", device) or (None if passed else "its tests failed")
+    reason = unavailable_reason("triton", device) or (None if passed else "its tests failed")
     engine = "torch" if reason else "triton"
     if reason:
         report.add(f"The triton engine is left out: {reason}.\n")

@@ -18,13 +18,10 @@ ENGINES = {"reference": reference_recurrence, "torch": sequence_recurrence, "nat
            "triton": triton_engine.triton_recurrence}
 
 
-def why_not(engine: str, device) -> str | None:
-    """Why `engine` cannot run on `device`, in a sentence; None if it can."""
-    if engine == "triton":
-        return triton_engine.why_not(device)
-    if engine == "native" and device.type != "cpu":
-        return "the native engine runs on the CPU; leave out --cuda, or use --engine auto"
-    return None
+def unavailable_reason(engine: str, device) -> str | None:
+    """Why `engine` cannot run on `device`, in a sentence; None if it can. The native engine is built to know it."""
+    module = {"native": native_engine, "triton": triton_engine}.get(engine)
+    return None if module is None else module.unavailable_reason(device)
 
 
 def stair_recurrence(x, kernel, h0, stair, nonlinearity, engine="auto", last_only=False) -> torch.Tensor:

@@ -21,8 +21,8 @@
 // that fades through hundreds of steps spends most of them below 1e−38, where it teaches nothing and every
 // operation takes a hundred times as long.
 //
-// Vectors are the vector extension of GCC and Clang: one source for AVX-512, AVX2, SSE2 and NEON. native.py compiles it
-// once for STAIR_SCALAR=float and, when somebody asks for it, once more for STAIR_SCALAR=double.
+// Vectors are the vector extension of GCC and Clang: one source for AVX-512, AVX2, SSE2 and NEON. native_build.py
+// compiles it once for STAIR_SCALAR=float and, when somebody asks for it, once more for STAIR_SCALAR=double.
 
 #include <algorithm>
 #include <atomic>
@@ -45,7 +45,7 @@
 
 extern "C" {
 
-// Everything that the three entry points need; native.py declares the same fields in the same order.
+// Everything that the three entry points need; native_build.py declares the same fields in the same order.
 // Strides count numbers, not bytes. The last dimension of every array is contiguous, W's excepted.
 struct Call {
     // sizes and choices

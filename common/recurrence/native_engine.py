@@ -14,55 +14,23 @@ Memory, in arrays of T·B·H numbers, beside x and the gradient that comes in; x
                          formed again from it, some steps at a time, for dW. With last_only h is never stored
     without gradients    h; with last_only two states (B, H)
 
-The code is compiled on first use, in a few seconds, by the compiler that $CXX names or else c++, g++ or clang++, as
-a plain shared library, and kept in $XDG_CACHE_HOME/stair-rnn (~/.cache/stair-rnn). A library's file name holds a
-digest of what it was made from (source, compiler, flags, processor) and one of its own bytes. It is loaded only
-if both fit and used only after it has agreed with the PyTorch engine on a small problem.
+The code is compiled on first use, by native_build.py.
 """
 
-import contextlib
-import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 
 import torch
 from torch.autograd.function import once_differentiable
 
+from common.recurrence import native_build
+from common.recurrence.native_build import SCALARS, Call
 from common.recurrence.torch_engine import sequence_recurrence
 from common.stair import NONLINEARITIES, RULES
-
-SOURCE = Path(__file__).with_name("native.cpp")
-SCALARS = {torch.float32: "float", torch.float64: "double"}
-COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-w")
-# Tuned for some processors, GCC splits a lone chain of multiply-adds, and a tile of one row would round otherwise than
-# a tile of six. The parameter forbids that; Clang does not do it and ignores the parameter.
-SAME_ROUNDING = "--param=avoid-fma-max-bits=0"
-# the first that the compiler accepts
-PROCESSOR_FLAGS = (("-march=native", SAME_ROUNDING), ("-march=native",), ("-mcpu=native",), ())
-COMPILE_SECONDS = 300
 
 WORK_PER_THREAD = 2**20  # multiply-adds; with less of them a thread costs more than it brings
 CHUNK_ELEMENTS = 2**22   # numbers of h formed again at a time
 # |ρ| below which φ = h / ρ could not be read from h
 VANISHING = {dtype: torch.finfo(dtype).tiny ** 0.5 for dtype in SCALARS}
-
-_SAID = []               # the one line about a missing engine, once it is said
-
-
-class Unavailable(Exception):
-    """Why there is no native engine here, in a sentence."""
-
-
-# ── the recurrence ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def native_recurrence(x, kernel, h0, numbers, rule, phi, bias, last_only):
@@ -84,8 +52,20 @@ def native_recurrence(x, kernel, h0, numbers, rule, phi, bias, last_only):
                          f"{None if bias is None else tuple(bias.shape)}")
     library, reason = _library(x.dtype)
     if library is None:
-        raise RuntimeError(f"the native engine is not available: {reason}; use engine='torch'")
+        raise RuntimeError(_unavailable(reason))
     return _recurrence(library, x, kernel, h0, numbers, rule, phi, bias, last_only)
+
+
+def unavailable_reason(device) -> str | None:
+    """Why the engine cannot run on `device`, in a sentence; None if it can. Builds it on the first call."""
+    if torch.device(device).type != "cpu":
+        return "the native engine runs on the CPU; choose the engine auto or torch for a GPU"
+    _, reason = _library(torch.float32)
+    return None if reason is None else _unavailable(reason)
+
+
+def _unavailable(reason):
+    return f"the native engine is not available: {reason}; choose the engine torch, which needs no compiler"
 
 
 def serves(x: torch.Tensor) -> bool:
@@ -94,14 +74,8 @@ def serves(x: torch.Tensor) -> bool:
         return False
     library, reason = _library(x.dtype)
     if library is None:
-        _say_once(f"stair: running the PyTorch engine, the native one is not available: {reason}")
+        native_build.say_once(f"stair: running the PyTorch engine, the native one is not available: {reason}")
     return library is not None
-
-
-def _say_once(line):
-    if not _SAID:
-        _SAID.append(line)
-        print(line, file=sys.stderr, flush=True)
 
 
 def _recurrence(library, x, kernel, h0, numbers, rule, phi, bias, last_only):
@@ -141,17 +115,6 @@ class _Sequence(torch.autograd.Function):
         return dz if need_x else None, d_kernel, d_h0, d_numbers, d_bias, None, None, None, None
 
 
-class Call(ctypes.Structure):
-    """The C++ struct of the same name, field by field."""
-
-    _fields_ = [(name, ctypes.c_int64) for name in (
-        "steps", "batch", "hidden", "threads", "rule", "phi",
-        "kernel_in", "kernel_out", "x_step", "x_row", "h0_row", "grad_step", "grad_row")]
-    _fields_ += [(name, ctypes.c_void_p) for name in (
-        "openmp_parallel", "kernel", "x", "h0", "numbers", "bias", "kept", "h", "last", "z",
-        "grad", "grad_last", "dz", "d_h0", "number_parts", "bias_parts")]
-
-
 def _rows(tensor):
     """The tensor itself if its last dimension is contiguous, as native.cpp needs it, else a copy."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
@@ -172,7 +135,7 @@ class Problem:
         threads = min(torch.get_num_threads(), steps * batch * hidden**2 // WORK_PER_THREAD)
         self.call = Call(
             steps=steps, batch=batch, hidden=hidden, threads=max(1, threads),
-            rule=RULES.index(rule), phi=NONLINEARITIES.index(phi), openmp_parallel=_openmp_parallel(),
+            rule=RULES.index(rule), phi=NONLINEARITIES.index(phi), openmp_parallel=native_build.openmp_parallel(),
             kernel=_address(kernel), kernel_in=kernel.stride(0), kernel_out=kernel.stride(1),
             h0=_address(self.h0), h0_row=self.h0.stride(0), numbers=_address(self.numbers), bias=_address(bias))
 
@@ -240,135 +203,15 @@ class Problem:
 # ── the library ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Library:
-    """native.cpp, compiled and loaded."""
-
-    def __init__(self, path: Path):
-        loaded = ctypes.CDLL(str(path))
-        self.entries = {name: getattr(loaded, f"stair_{name}") for name in ("forward", "backward", "states")}
-        for entry in self.entries.values():
-            entry.argtypes, entry.restype = [ctypes.POINTER(Call)], ctypes.c_int
-
-    def run(self, name, call):
-        if self.entries[name](ctypes.byref(call)):
-            raise MemoryError("the native recurrence ran out of memory")
-
-
-@functools.cache
-def _openmp_parallel() -> int | None:
-    """The address of the function that starts a parallel region in the OpenMP runtime that torch has loaded, if any."""
-    try:
-        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
-    except (OSError, TypeError, AttributeError):
-        return None
-
-
 @functools.cache
 def _library(dtype):
     """→ (Library, None), or (None, why not). Built at most once per process and dtype."""
     try:
-        return _load_or_build(dtype), None
-    except Unavailable as reason:
+        return native_build.load_or_build(dtype, functools.partial(_agrees, dtype=dtype)), None
+    except native_build.Unavailable as reason:
         return None, str(reason)
     except OSError as error:  # a full disk, say
         return None, f"it could not be built: {error}"
-
-
-def _load_or_build(dtype) -> Library:
-    if os.name == "nt":
-        raise Unavailable("it is not made for Windows")
-    compiler = _compiler()
-    name = f"{SCALARS[dtype]}-{_key(compiler, dtype)}"
-    with contextlib.ExitStack() as stack:
-        cache = _cache_folder() or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stair-rnn-")))
-        for path in sorted(cache.glob(f"{name}-*.so")):
-            if library := _load(path, dtype):
-                return library
-            with contextlib.suppress(OSError):
-                path.unlink()  # damaged: it would be found again by every run
-        if library := _load(_build(compiler, dtype, cache, name), dtype):
-            return library
-    raise Unavailable("the compiled library does not load, or disagrees with the PyTorch engine")
-
-
-def _compiler() -> list[str]:
-    wanted = os.environ.get("CXX", "").strip()
-    for command in [shlex.split(wanted)] if wanted else [[name] for name in COMPILERS]:
-        if shutil.which(command[0]):
-            return command
-    raise Unavailable(f"CXX is '{wanted}', which is not a program" if wanted
-                      else f"no C++ compiler found ({', '.join(COMPILERS)}; CXX can name another)")
-
-
-def _key(compiler, dtype) -> str:
-    """A digest of all that decides what the library does."""
-    try:
-        version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=COMPILE_SECONDS).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        raise Unavailable(f"'{shlex.join(compiler)} --version' failed: {error}") from None
-    made_from = [SOURCE.read_bytes(), version, _processor().encode(),
-                 repr((compiler, shutil.which(compiler[0]), FLAGS, PROCESSOR_FLAGS, SCALARS[dtype])).encode(),
-                 repr(Call._fields_).encode()]
-    return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in made_from)).hexdigest()[:16]
-
-
-def _processor() -> str:
-    """The processor and what it can do: code compiled for one may stop another."""
-    words = [platform.system(), platform.machine(), platform.processor()]
-    with contextlib.suppress(OSError):
-        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-        telling = ("vendor_id", "cpu family", "model", "model name", "flags", "features", "cpu implementer", "cpu part")
-        words += [line for line in first if line.split(":")[0].strip().lower() in telling]
-    if sys.platform == "darwin":
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            words.append(subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True,
-                                        text=True, timeout=COMPILE_SECONDS).stdout)
-    return "\n".join(words)
-
-
-def _cache_folder() -> Path | None:
-    """The user's cache folder for compiled code, or None if it cannot be written."""
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stair-rnn"
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except (OSError, RuntimeError):  # RuntimeError: there is no home folder
-        return None
-
-
-def _build(compiler, dtype, cache, name) -> Path:
-    """Compile under a temporary name, then rename: another run sees the whole library or none."""
-    with tempfile.TemporaryDirectory(prefix="build-", dir=cache) as folder:
-        made = Path(folder) / "native.so"
-        for processor_flags in PROCESSOR_FLAGS:
-            command = [*compiler, *FLAGS, *processor_flags, f"-DSTAIR_SCALAR={SCALARS[dtype]}", SOURCE, "-o", made]
-            try:
-                done = subprocess.run(command, capture_output=True, text=True, errors="replace",
-                                      timeout=COMPILE_SECONDS)
-            except (OSError, subprocess.SubprocessError) as error:
-                raise Unavailable(f"'{shlex.join(compiler)}' failed: {error}") from None
-            if done.returncode == 0 and made.exists():
-                path = cache / f"{name}-{_digest(made)}.so"
-                os.replace(made, path)
-                return path
-    complaint = next((line for line in done.stderr.splitlines() if "error" in line), f"exit status {done.returncode}")
-    raise Unavailable(f"'{shlex.join(compiler)}' could not compile {SOURCE.name}: {complaint.strip()}")
-
-
-def _digest(path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
-
-
-def _load(path, dtype) -> Library | None:
-    """The library at `path` if its bytes are those its name tells of, it loads, and it computes the right numbers."""
-    try:
-        if _digest(path) != path.stem.rpartition("-")[2]:
-            return None
-        library = Library(path)
-    except (OSError, AttributeError):
-        return None
-    return library if _agrees(library, dtype) else None
 
 
 def _agrees(library, dtype) -> bool:

@@ -56,7 +56,7 @@ def triton_recurrence(x, kernel, h0, numbers, rule, phi, bias, last_only):
     Raises ValueError for tensors that are not all float32 or all float64 on one GPU, and where triton is missing.
     """
     tensors = [t for t in (x, kernel, h0, numbers, bias) if t is not None]
-    if (reason := why_not(x.device)) is not None:
+    if (reason := unavailable_reason(x.device)) is not None:
         raise ValueError(reason)
     if x.dtype not in DTYPES or any((t.dtype, t.device) != (x.dtype, x.device) for t in tensors):
         found = ", ".join(sorted({f"{t.dtype} on {t.device}" for t in tensors}))
@@ -72,12 +72,12 @@ def triton_recurrence(x, kernel, h0, numbers, rule, phi, bias, last_only):
     return h[(len(x) - 1) % 2].clone() if last_only else h
 
 
-def why_not(device) -> str | None:
+def unavailable_reason(device) -> str | None:
     """Why the engine cannot run on `device`, in a sentence; None if it can."""
     if importlib.util.find_spec("triton") is None:
-        return "the triton engine needs the package triton, which is not installed; install it or use --engine torch"
+        return "the triton engine needs the package triton, which is not installed; install it or take the engine auto"
     if torch.device(device).type != "cuda" and not interpreted():
-        return f"the triton engine needs a GPU, not the {torch.device(device).type}; add --cuda or use --engine auto"
+        return f"the triton engine needs a GPU, not the {torch.device(device).type}; choose the engine auto there"
     return None
 
 

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from common.data import vocabulary_in
 from common.errors import UserError, close_output
 from common.orthogonal import largest_norm
-from common.recurrence import why_not
+from common.recurrence import unavailable_reason
 from common.runs.curves import draw_run
 from common.runs.flags import Options, describe
 from common.runs.machine import check_memory, device_name, edited_files, git_commit, prepare_machine, versions
@@ -126,7 +126,7 @@ class Run:
     def __init__(self, options: Options, label: str):
         self.options = options
         self.device = prepare_machine(options.cuda, options.threads, options.tf32)
-        if (reason := why_not(options.engine, self.device)) is not None:
+        if (reason := unavailable_reason(options.engine, self.device)) is not None:
             raise UserError(reason)
         self.resumed = options.resume is not None
         self.signal = None
