@@ -6,7 +6,8 @@
     network.py       a cell and a stair as one network; the LSTM; the read-out and its loss
     recurrence/      the time loop h_t = g_t(z_t) φ(z_t): one contract, several engines
     optim.py         OrthogonalRMSprop, the parameter groups of a model, one step
-    data.py          copying sequences, MNIST as pixel sequences, Penn Treebank characters
+    data.py          copying sequences, MNIST as pixel sequences, Penn Treebank characters, a text of one's own
+    download.py      what both downloads share: a temporary folder, the check, the move
     copytask.py, smnist.py, language.py    model and training loop of each task
     errors.py        a person's mistakes as sentences; where a script starts and ends
 
@@ -19,7 +20,7 @@
 
 Layers: a module imports only from those below it, at the top of its file (tests/test_layers.py holds this).
 
-    errors, stair, orthogonal, optim < recurrence, data < cells, network < runs < copytask, smnist, language < scripts
+    errors, stair, orthogonal, optim < recurrence, download, data < cells, network < runs < copytask, smnist, language < scripts
 
 A batch on its way: script → task loop → data → network (cell, stair) → recurrence → an engine → back to the loop's
 loss → optim.step.
