@@ -20,7 +20,7 @@
 
 Layers: a module imports only from those below it, at the top of its file (tests/test_layers.py holds this).
 
-    errors, stair, orthogonal, optim < recurrence, download, data < cells, network < runs < copytask, smnist, language < scripts
+    errors, stair, orthogonal, optim < recurrence, download, data < cells, network < runs < the three tasks < scripts
 
 A batch on its way: script → task loop → data → network (cell, stair) → recurrence → an engine → back to the loop's
 loss → optim.step.
