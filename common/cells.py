@@ -44,13 +44,13 @@ def input_start(name: str, input_size: int, hidden_size: int) -> torch.Tensor:
 def check_start(net_type: str, rinit: str) -> None:
     """Raises ValueError where the recurrent start `rinit` has no meaning for `net_type`."""
     if net_type == "RNN-Orth" and rinit == "xavier":
-        raise ValueError("--rinit xavier is not orthogonal, which RNN-Orth starts from; "
-                         "use --net-type RNN, or one of --rinit random, henaff, cayley, skew")
+        raise ValueError("xavier is not orthogonal, which RNN-Orth starts from; "
+                         "use RNN, or random, henaff, cayley or skew")
     if net_type in ("expRNN", "nnRNN") and rinit == "xavier":
-        raise ValueError(f"--rinit xavier starts a free matrix, but {net_type}'s is the exponential of a "
-                         "skew-symmetric one; use --rinit henaff, cayley, random or skew")
+        raise ValueError(f"xavier starts a free matrix, but {net_type}'s is the exponential of a skew-symmetric one; "
+                         "use henaff, cayley, random or skew")
     if net_type == "LSTM" and rinit not in ("xavier", "random"):
-        raise ValueError(f"--rinit {rinit} has no meaning for the gates of an LSTM; use --rinit xavier or random")
+        raise ValueError(f"{rinit} has no meaning for the gates of an LSTM; use xavier or random")
 
 
 class Cell(nn.Module):
@@ -151,7 +151,7 @@ class NNRNN(Cell):
 
     def __init__(self, input_size: int, hidden_size: int, rinit: str = "cayley", iinit: str = "xavier"):
         if hidden_size % 2:
-            raise ValueError(f"nnRNN pairs its hidden units, so --nhid must be even, not {hidden_size}")
+            raise ValueError(f"nnRNN pairs its hidden units, so their number must be even, not {hidden_size}")
         super().__init__(input_size, hidden_size, iinit, input_bias=False)
         self.rotation = Rotation(hidden_size, rinit)
         self.gamma = nn.Parameter(torch.ones(hidden_size // 2))

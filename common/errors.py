@@ -1,7 +1,12 @@
-"""How a script ends: a person's mistake is a `UserError`, one sentence; `start` prints it, never a traceback."""
+"""How a script ends: a person's mistake is a `UserError`, one sentence; `start` prints it, never a traceback.
+
+Signals are taken in one place, `when_asked_to_stop`; what was nearly typed is found in one, `nearest`.
+"""
 
 import contextlib
+import difflib
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +21,28 @@ class UserError(Exception):
     def __init__(self, sentence: str, status: int = 2):
         super().__init__(sentence)
         self.status = status
+
+
+def nearest(text: str, names, cutoff: float = 0.4, most: int = 1) -> list[str]:
+    """The names that `text` may have meant, best first, whatever their case."""
+    lower = {name.lower(): name for name in names}
+    return [lower[near] for near in difflib.get_close_matches(text.lower(), lower, n=most, cutoff=cutoff)]
+
+
+@contextlib.contextmanager
+def when_asked_to_stop(handler, *names: str):
+    """Ctrl-C, a scheduler and a closed terminal, by the `names` of their signals, call `handler(number, frame)`.
+
+    A signal that is ignored, which is what nohup asks for, stays so; one that the system does not know is left out.
+    """
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.signal(number, handler) for number in numbers
+              if signal.getsignal(number) is not signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def start(main) -> None:

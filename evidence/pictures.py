@@ -35,7 +35,7 @@ from common.runs.curves import (
     save,
 )
 from common.runs.flags import FLAGS
-from common.runs.records import load_tensors, read_config, result
+from common.runs.records import load_tensors, read_config, read_result
 from common.stair import SCHEDULES, FixedStair, schedule
 from evidence.published import curve_points
 from evidence.rows import RUNS, SEEDS, find_runs, rows_of, select, vary
@@ -127,14 +127,15 @@ def draw_vary(columns: dict[str, list], task: str, name: str, path: Path) -> Non
     except ValueError:
         raise UserError(f"--vary {name} {' '.join(columns)} has no place on a logarithmic axis, which takes numbers "
                         f"above 0; python -m evidence {task} --vary makes a table of any values") from None
-    columns = {value: rows for value, rows in columns.items() if any(result(f) for r in rows for f in r.runs.values())}
+    columns = {value: rows for value, rows in columns.items()
+               if any(read_result(folder) for row in rows for folder in row.runs.values())}
     if not columns:
         raise UserError(f"no run of {task} that has ended matches; run some with python -m evidence {task} --run")
     picture, axes = figure(7.5, 4.6)
     measure, ylabel = ("recall", "recall over the last 50 updates") if task == "copytask" else \
         ("test_accuracy", "test accuracy")
     for number, rows in enumerate(zip(*columns.values(), strict=True)):
-        values = {float(value): [r[measure] for r in map(result, row.runs.values()) if r is not None]
+        values = {float(value): [r[measure] for r in map(read_result, row.runs.values()) if r is not None]
                   for value, row in zip(columns, rows, strict=True)}
         values = {value: found for value, found in values.items() if found}
         aside = 1 + 0.015 * (number - len(next(iter(columns.values()))) / 2)  # so that no bar hides another

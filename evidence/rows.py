@@ -8,14 +8,13 @@ wherever its folder lies and whatever it is called. A run of a script of one's o
 edited files has a row of its own.
 """
 
-import difflib
 import itertools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from common import copytask, language, smnist
-from common.errors import UserError
+from common.errors import UserError, nearest
 from common.runs import flags
 from common.runs.records import is_not_finite, log_rows, plain, read_config
 from common.stair import SCHEDULES
@@ -123,7 +122,7 @@ def select(rows: list[Row], only: list[str] | None) -> list[Row]:
     names = {row.name for row in rows}
     for text in only:
         if not any(text in name for name in names):
-            near = [f"'{name}'" for name in difflib.get_close_matches(text, names, n=3, cutoff=0.4)]
+            near = [f"'{name}'" for name in nearest(text, names, most=3)]
             raise UserError(f"no row holds '{text}'; "
                                 + (f"near it are {', '.join(near)}" if near else "the table without --only shows all"))
     return [row for row in rows if any(text == row.name or (text not in names and text in row.name) for text in only)]

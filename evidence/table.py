@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.runs import flags
-from common.runs.records import result
+from common.runs.records import read_result
 from evidence.published import FINAL, FINAL_TITLE, validation_at
 from evidence.rows import (
     RUNS,
@@ -58,7 +58,7 @@ def at_common_epoch(folders: list[Path]) -> list[dict]:
 
 def split(row: Row) -> tuple[list[dict], list[Path]]:
     """The results of a row's finished runs, and the folders of the others."""
-    results = {folder: result(folder) for folder in row.runs.values()}
+    results = {folder: read_result(folder) for folder in row.runs.values()}
     return [r for r in results.values() if r is not None], [folder for folder, r in results.items() if r is None]
 
 

@@ -11,7 +11,6 @@ origin "edited". Edited values pass the checks of typed ones. A mistake is one s
 """
 
 import argparse
-import difflib
 import json
 import math
 import os
@@ -22,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 
 from common.cells import INPUT_STARTS, NET_TYPES, RECURRENT_STARTS, check_start
-from common.errors import UserError
+from common.errors import UserError, nearest
 from common.optim import METHODS
 from common.recurrence import ENGINES
 from common.runs.records import read_config
@@ -43,8 +42,7 @@ def one_of(*names, aliases=None):
         name = aliases.get(text, text)
         if name in names:
             return name
-        near = difflib.get_close_matches(text.lower(), [n.lower() for n in names], n=1, cutoff=0.4)
-        hint = f"; did you mean {next(n for n in names if n.lower() == near[0])}?" if near else ""
+        hint = "".join(f"; did you mean {near}?" for near in nearest(text, names))
         raise argparse.ArgumentTypeError(f"'{text}' is not one of {', '.join(names)}{hint}")
 
     convert.names = names
@@ -180,7 +178,7 @@ class Parser(argparse.ArgumentParser):
             if name.startswith("--") and len(name) > 2:
                 known = spelled.get(name.replace("_", "-"))
                 if known is None:
-                    near = difflib.get_close_matches(name.replace("_", "-"), spelled, n=1, cutoff=0.7)
+                    near = nearest(name.replace("_", "-"), spelled, cutoff=0.7)
                     hint = f"did you mean {spelled[near[0]]}?" if near else "--help lists the flags"
                     raise UserError(f"there is no flag {name}; {hint}")
                 if equals and known in switches:
@@ -213,9 +211,8 @@ def known_flags(script: str, defaults: dict) -> dict[str, tuple]:
             raise UserError(f"{where} belongs to the rows; edit {key} in a row of PAPER or type {spelled(key)} {value}")
         if key in FLAGS:
             continue
-        if near := difflib.get_close_matches(key.lower(), [name.lower() for name in FLAGS], n=1, cutoff=0.8):
-            name = next(name for name in FLAGS if name.lower() == near[0])
-            raise UserError(f"{where} is no flag; did you mean {name}?")
+        for near in nearest(key, FLAGS, cutoff=0.8):
+            raise UserError(f"{where} is no flag; did you mean {near}?")
         if not re.fullmatch(r"[A-Za-z]\w*", key) or spelled(key) in {o for names in ALIASES.values() for o in names}:
             raise UserError(f"{where} cannot become a flag; use letters, digits and _")
         known[key] = ("new in DEFAULTS", kind_of(value, where), "a flag of this script alone")
@@ -298,8 +295,8 @@ def check_rows(script: str, paper: dict, known: dict) -> dict:
         where = f'{script}.py, PAPER, "{name}"'
         for key in row:
             if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                raise UserError(f"{where}: there is no flag {key}" + (f"; did you mean {near[0]}?" if near else ""))
+                hint = "".join(f"; did you mean {near}?" for near in nearest(key, known, cutoff=0.6))
+                raise UserError(f"{where}: there is no flag {key}{hint}")
         rows[name] = {key: tuple(checked(part, key, known[key][1], where) for part in value)
                       if key in ROW_KEYS and isinstance(value, tuple) else checked(value, key, known[key][1], where)
                       for key, value in row.items()}
@@ -435,7 +432,7 @@ def check(options: Options, typed: dict) -> None:
     try:
         check_start(net, options.rinit)
     except ValueError as error:
-        raise UserError(str(error)) from None
+        raise UserError(f"--net-type {net} cannot start from --rinit {options.rinit}: {error}") from None
     if net == "nnRNN" and options.nhid % 2:
         raise UserError(f"nnRNN pairs its hidden units, so --nhid must be even, not {options.nhid}")
     if "tied" in has and options.tied and options.emsize != options.nhid:

@@ -81,7 +81,7 @@ def read_config(folder: Path) -> dict:
     return config
 
 
-def result(folder: Path) -> dict | None:
+def read_result(folder: Path) -> dict | None:
     """result.json of a run, None if it is not finished."""
     path = Path(folder) / "result.json"
     try:

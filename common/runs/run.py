@@ -16,7 +16,6 @@ run killed at any moment goes on from its last checkpoint as if nothing had happ
 import contextlib
 import csv
 import io
-import json
 import os
 import signal
 import sys
@@ -27,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 from common.data import vocabulary_in
-from common.errors import UserError, close_output
+from common.errors import UserError, close_output, when_asked_to_stop
 from common.orthogonal import largest_norm
 from common.recurrence import unavailable_reason
 from common.runs.curves import draw_run
@@ -38,6 +37,7 @@ from common.runs.records import (
     load_tensors,
     plain,
     read_config,
+    read_result,
     save_tensors,
     write_atomically,
     write_json,
@@ -192,15 +192,12 @@ class Run:
             raise UserError(f"{self.folder} cannot be written to ({error.strerror})", 1) from None
 
     def __enter__(self):
-        self._previous = {}
-        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)):
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # which is what nohup asks for
-                self._previous[number] = signal.signal(number, self._ask_to_stop)
+        self._signals = contextlib.ExitStack()
+        self._signals.enter_context(when_asked_to_stop(self._ask_to_stop, "SIGINT", "SIGTERM", "SIGHUP"))
         return self
 
     def __exit__(self, *exception):
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self._signals.close()
         if self.bar is not None:
             self.bar.close()
         if self.lock is not None:
@@ -505,15 +502,10 @@ class Run:
 
     def finished(self) -> dict | None:
         """The result, if this run has already come to its end: there is nothing left to do then."""
-        if not self.resumed or not (path := self.folder / "result.json").exists():
+        if not self.resumed or (found := read_result(self.folder)) is None:
             return None
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise UserError(f"{path} is damaged; restore it from a copy, or delete it and --resume the run to "
-                            "write it again", 1) from None
-        self.say(f"this run is finished; its result is in {path}")
-        return result
+        self.say(f"this run is finished; its result is in {self.folder / 'result.json'}")
+        return found
 
 
 def _cell(value) -> str:

@@ -89,7 +89,7 @@ def test_a_run_is_found_by_its_options(tmp_path, monkeypatch, capsys):
     evidence_main([*asked, "400", "401"])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| expRNN |")]
     assert len(lines) == 1
-    losses = [records.result(folder)["loss"] for folder in row.runs.values()]
+    losses = [records.read_result(folder)["loss"] for folder in row.runs.values()]
     assert f"{sum(losses) / 2:.4f} ± " in lines[0]
     assert "n = 2" in lines[0]
     evidence_main([*asked, "402", "--list"])

@@ -507,11 +507,11 @@ def saved(tmp_path_factory, penn_folder):
                 few_images(patched)
                 left, advance = [2], run.Run.advance
 
-                def counting(this, steps=1):
+                def counting(this):
                     left[0] -= 1
                     if left[0] == 0:
                         this._ask_to_stop(signal.SIGINT, None)
-                    advance(this, steps)
+                    advance(this)
 
                 patched.setattr(run.Run, "advance", counting)
                 small = ["--batch", "10"] if script in MNIST else []

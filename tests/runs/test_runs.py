@@ -432,11 +432,11 @@ class AskedToStop:
         self.left = after
         advance = run.Run.advance
 
-        def counting(this, steps=1):
-            self.left -= steps
+        def counting(this):
+            self.left -= 1
             if self.left == 0:
                 this._ask_to_stop(signal.SIGINT, None)
-            return advance(this, steps)
+            return advance(this)
 
         monkeypatch.setattr(run.Run, "advance", counting)
 
