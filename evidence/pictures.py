@@ -27,6 +27,7 @@ from common.runs.curves import (
     MARKERS,
     draw_curves,
     figure,
+    kind_of,
     line,
     memoryless_line,
     points,
@@ -38,7 +39,7 @@ from common.runs.flags import FLAGS
 from common.runs.records import load_tensors, read_config, read_result
 from common.stair import SCHEDULES, FixedStair, schedule
 from evidence.published import curve_points
-from evidence.rows import RUNS, SEEDS, find_runs, rows_of, select, vary
+from evidence.rows import RUNS, SEEDS, TASKS, find_runs, rows_of, select, task_of, vary
 
 
 def rows_with_runs(task: str, only: list[str] | None, runs: Path, seeds, extra: list[str]) -> list:
@@ -50,10 +51,20 @@ def rows_with_runs(task: str, only: list[str] | None, runs: Path, seeds, extra: 
     return [row for row in rows if row.runs]
 
 
+def draw_runs(folders: list[Path], path: Path) -> None:
+    """One learning curve a run."""
+    tasks = {task_of(read_config(folder)): folder for folder in folders}
+    if len(tasks) > 1:
+        raise UserError(f"{' and '.join(map(str, tasks.values()))} are runs of different tasks, whose scores share no "
+                        "axis; draw a picture for each task")
+    draw_curves(folders, path)
+
+
 def draw_rows(rows: list, task: str, path: Path, published: bool) -> None:
     """One learning curve a row of a task's table: the median over its seeds and the span from least to most."""
     picture, axes = figure(8.6, 4.4)
-    x, y, _, _ = CURVES[task]
+    first = next(iter(rows[0].runs.values()))
+    x, y, _, _ = CURVES[kind_of(first)]
     for number, row in enumerate(rows):
         curves = [dict(zip(*points(log[x], log[y]), strict=True)) for log in map(read_log, row.runs.values()) if log]
         places = sorted(set().union(*curves))
@@ -67,7 +78,7 @@ def draw_rows(rows: list, task: str, path: Path, published: bool) -> None:
             axes.plot([float(point[x]) for point in curve], [float(point[row.model]) for point in curve],
                       linestyle="none", marker=MARKERS[number % 8], markersize=3, color=f"C{number % 10}",
                       markerfacecolor="none", markeredgewidth=0.7, label=f"{row.model}, published")
-    prepare_axes(axes, task, memoryless_line(next(iter(rows[0].runs.values()))))
+    prepare_axes(axes, kind_of(first), memoryless_line(first))
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     save(picture, path)
 
@@ -225,7 +236,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m evidence.pictures", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, help="folders of runs")
-    parser.add_argument("--task", choices=CURVES, help="draw the rows of a task's table")
+    parser.add_argument("--task", choices=list(TASKS), help="draw the rows of a task's table")
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="rows as --only of tables picks them")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="with --task; default: 400 to 404")
     parser.add_argument("--save", type=Path, default=RUNS, help="with --task, where runs are: %(default)s")
@@ -259,7 +270,7 @@ def main(argv=None) -> None:
         rows = rows_with_runs(args.task, args.only, args.save, args.seeds, [])
         (draw_training if args.training else draw_rows)(rows, args.task, args.output, args.published)
     elif args.runs:
-        draw = draw_alpha if args.alpha else draw_spectrum if args.spectrum else draw_curves
+        draw = draw_alpha if args.alpha else draw_spectrum if args.spectrum else draw_runs
         draw(args.runs, args.output)
     else:
         parser.error("name the folders of one or more runs, --task or --stairs")

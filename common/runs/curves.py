@@ -55,12 +55,6 @@ def kind_of(folder: Path) -> str:
     return "epoch" if "epochs" in options else "update"
 
 
-def task_of(folder: Path) -> str:
-    """The task that a run belongs to; runs of before named it in their script only."""
-    config = read_config(folder)
-    return config.get("task") or config["script"].split("_")[0].lower()
-
-
 def prepare_axes(axes, kind: str, memoryless: float | None) -> None:
     """Names, scale and the memoryless line of a task's learning curves."""
     _, _, xlabel, ylabel = CURVES[kind]
@@ -83,12 +77,8 @@ def memoryless_line(folder: Path) -> float | None:
 
 
 def draw_curves(folders: list[Path], path: Path) -> None:
-    """One learning curve a run."""
+    """One learning curve a run, all of one task."""
     picture, axes = figure()
-    tasks = {task_of(folder): folder for folder in folders}
-    if len(tasks) > 1:
-        raise UserError(f"{' and '.join(map(str, tasks.values()))} are runs of different tasks, whose scores share no "
-                        "axis; draw a picture for each task")
     kind = kind_of(folders[0])
     x, y, _, _ = CURVES[kind]
     for number, folder in enumerate(map(Path, folders)):
