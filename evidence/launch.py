@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 from common.errors import UserError, when_asked_to_stop
-from common.runs.records import read_config, read_result
-from evidence.rows import Row, diverged, epochs_of
+from common.runs.records import is_diverged, read_config, read_result
+from evidence.rows import Row, epochs_of
 
 
 def missing(rows: list[Row], seeds, folder: Path, threads: int, more: list[str], until: int | None = None
@@ -26,7 +26,7 @@ def missing(rows: list[Row], seeds, folder: Path, threads: int, more: list[str],
             if seed not in row.runs:
                 commands.append([*row.command(seed), "--save", str(folder), "--threads", str(threads), *more])
             elif read_result(row.runs[seed]) is None and \
-                    not reached(row.runs[seed], until) and not diverged(row.runs[seed]):
+                    not reached(row.runs[seed], until) and not is_diverged(row.runs[seed]):
                 commands.append([f"{row.script}.py", "--resume", str(row.runs[seed]), "--threads", str(threads)])
     return commands
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.runs import flags
-from common.runs.records import read_result
+from common.runs.records import is_diverged, read_result
 from evidence.published import FINAL, FINAL_TITLE, validation_at
 from evidence.rows import (
     RUNS,
@@ -51,7 +51,7 @@ def at_common_epoch(folders: list[Path]) -> list[dict]:
 
     A run that diverged completes no more and is left out.
     """
-    logs = [epochs_of(folder) for folder in folders if not diverged(folder)]
+    logs = [epochs_of(folder) for folder in folders if not is_diverged(folder)]
     last = min(map(len, logs), default=0)
     return [log[last - 1] for log in logs] if last else []
 
@@ -66,7 +66,7 @@ def states(folders: list[Path]) -> str:
     """Of runs without a result: which ended in a loss that is not finite, and how far the others are."""
     places = {"diverged": set(), "unfinished": set()}
     for folder in folders:
-        places["diverged" if diverged(folder) else "unfinished"].add(how_far(folder))
+        places["diverged" if is_diverged(folder) else "unfinished"].add(how_far(folder))
     return "; ".join(f"{what}: {', '.join(sorted(found))}" for what, found in places.items() if found)
 
 

@@ -148,7 +148,8 @@ FLAGS = {
     "name": ("run", name_part, "added to the name of the run's folder"),
     "save": ("run", folder, "folder that runs are written to"),
     "dry_run": ("run", SWITCH, "show every value, the size and about the time of the run, and stop"),
-    "resume": ("run", folder, "go on with the run in this folder; it knows its own options"),
+    "resume": ("run", folder, "go on with the run in this folder, which knows its own options; auto: with the run that "
+                              "these very options started, or a new one"),
 }
 ALIASES = {"random_seed": ("--seed",)}
 SPELLING = {"dry_run": "--dry-run", "net_type": "--net-type", "random_seed": "--random-seed", "c_length": "--c-length",
@@ -158,6 +159,9 @@ SPELLING = {"dry_run": "--dry-run", "net_type": "--net-type", "random_seed": "--
 SHARED = dict(cuda=False, tf32=False, threads=None, name=None, save=Path("saves"), resume=None, dry_run=False)
 FROM_ROW = dict(lr=None, lr_orth=None, alpha=None, alam=0.0, Tdecay=0.0, rinit=None)  # where a row leaves it out
 MAY_BE_NONE = ("threads", "name", "resume", "data", "text")
+NOT_SCIENCE = ("save", "name", "resume", "threads", "cuda", "tf32", "engine", "data", "log_interval", "save_freq",
+               "dry_run")
+AUTO = Path("auto")
 MAY_CHANGE_ON_RESUME = ("resume", "cuda", "tf32", "threads", "engine", "data", "text", "dry_run")
 MAY_GROW_ON_RESUME = ("updates", "epochs")
 
@@ -381,7 +385,7 @@ def parse(argv, script: str, doc: str, defaults: dict, paper: dict, task: Module
     if len(helpless) < len(argv):
         row = picked_row(script, paper, {**defaults, **typed})[1]
         make_parser(script, doc, known, {**FROM_ROW, **defaults, **row}).parse_args(["--help"])
-    if typed.get("resume"):
+    if typed.get("resume") not in (None, AUTO):
         return _resumed(typed, lambda saved: parse(saved, script, doc, own, paper, task, resuming=True), script)
 
     row_name, row = picked_row(script, paper, {**defaults, **typed})
@@ -412,6 +416,12 @@ def typed_values(parser: Parser, known: dict, argv: list[str]) -> dict:
             except argparse.ArgumentTypeError as error:
                 raise UserError(f"{spelled(dest)}: {error}") from None
     return typed
+
+
+def science(options: dict) -> dict:
+    """The values that decide what is computed, of options as config.json holds them."""
+    return {name: entry["value"] for name, entry in options.items()
+            if name not in NOT_SCIENCE and entry["origin"] != "not used" and entry["value"] is not None}
 
 
 def new_keys(options: Options) -> list[str]:

@@ -111,6 +111,15 @@ def is_not_finite(name: str, value: float | None) -> bool:
     return "loss" in name and value is not None and not math.isfinite(value)
 
 
+def is_diverged(folder: Path) -> bool:
+    """Whether a run without a result ended in a loss that is not finite: it would again, so it is not gone on with.
+
+    Where the losses were finite to the last and the weights no more, the log does not show it: such a run counts as
+    unfinished, and stops at the same place when it is resumed.
+    """
+    return any(is_not_finite(name, value) for row in log_rows(folder)[-1:] for name, value in row.items())
+
+
 def plain(value):
     """An option's value as config.json holds it."""
     return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value

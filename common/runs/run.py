@@ -17,6 +17,7 @@ import contextlib
 import csv
 import io
 import os
+import shutil
 import signal
 import sys
 import time
@@ -30,9 +31,10 @@ from common.errors import UserError, close_output, when_asked_to_stop
 from common.orthogonal import largest_norm
 from common.recurrence import unavailable_reason
 from common.runs.curves import draw_run
-from common.runs.flags import Options, describe
+from common.runs.flags import AUTO, Options, describe, science
 from common.runs.machine import check_memory, device_name, edited_files, git_commit, prepare_machine, versions
 from common.runs.records import (
+    is_diverged,
     is_not_finite,
     load_tensors,
     plain,
@@ -44,6 +46,7 @@ from common.runs.records import (
 )
 
 AUTOSAVE_SECONDS = 60
+DIVERGED = 3  # exit status of a run whose loss or weights are not finite: it would end so again
 WRONG_CONTENT = (LookupError, TypeError, ValueError, RuntimeError, AttributeError)  # of a checkpoint of something else
 
 
@@ -128,16 +131,18 @@ class Run:
         self.device = prepare_machine(options.cuda, options.threads, options.tf32)
         if (reason := unavailable_reason(options.engine, self.device)) is not None:
             raise UserError(reason)
-        self.resumed = options.resume is not None
+        self.auto = options.resume == AUTO
+        self.resumed = options.resume is not None and not self.auto
         self.signal = None
         self.bar = None
         self.reported = False  # since the last update
+        self.best_loaded = False
         self.lock = None
         self.parts: dict = {}
         self.log_size, self.columns = 0, None
         self.seconds_before, self.started = 0.0, time.monotonic()
         self.saved_at = self.started
-        self.folder, self.label = options.resume, label
+        self.folder, self.label = options.resume if self.resumed else None, label
         self.memory = check_memory(options, self.device, *options.task.sizes(options))
         torch.manual_seed(options.random_seed)
         self.say(f"{options.script}: {options.row}")
@@ -165,6 +170,35 @@ class Run:
         except OSError as error:
             raise UserError(f"no folder could be made in {parent} ({error.strerror}); "
                             "choose another place with --save") from None
+        raise UserError(f"{parent} already holds 9,999 runs called {stem}; choose a --name or another --save")
+
+    def _found_or_made(self, config: dict) -> tuple[Path, bool]:
+        """The folder of the run with these very options → (folder, whether it was there).
+
+        A new one is prepared aside and appears under its name with its config.json in it, so that of two processes
+        with the same command one makes it and the other finds it.
+        """
+        parent, stem = self._place(), self._stem()
+        made = parent.parent / f".{stem}.{os.getpid()}.{time.time_ns()}"
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            made.mkdir()
+            write_json(made / "config.json", config)
+            for number in range(1, 10_000):
+                folder = parent / (stem if number == 1 else f"{stem}-{number}")
+                try:
+                    os.rename(made, folder)
+                    return folder, False
+                except OSError:
+                    if not folder.is_dir():
+                        raise
+                if is_same_run(read_config(folder), config):
+                    return folder, True
+        except OSError as error:
+            raise UserError(f"no folder could be made in {parent} ({error.strerror}); "
+                            "choose another place with --save") from None
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
         raise UserError(f"{parent} already holds 9,999 runs called {stem}; choose a --name or another --save")
 
     def _config(self) -> dict:
@@ -207,7 +241,7 @@ class Run:
     def _ask_to_stop(self, number, frame):
         if self.lock is None:  # still loading data or making the model: there is nothing to save
             raise Stopped("stopped before the first update", 128 + number)
-        if self.signal is not None:  # asked twice: do not wait for the step or the evaluation to end
+        if self.signal == number == signal.SIGINT:  # a person in a hurry does not wait for the update to end
             raise Stopped(f"stopped without saving; go on from the last checkpoint with {self.resume_command()}",
                           128 + number)
         self.signal = number
@@ -219,7 +253,8 @@ class Run:
     def stop_if_asked(self) -> None:
         """After an update: if a signal came, save and stop."""
         if self.signal is not None:
-            self.checkpoint()
+            if not self.best_loaded:  # else the weights are not those of last.pt any more, which is of the same moment
+                self.checkpoint()
             raise Stopped(f"stopped and saved; go on with {self.resume_command()}", 128 + self.signal)
 
     # ── the loop ──
@@ -302,22 +337,24 @@ class Run:
         A new run's folder is made only here, when its data and its model are there; a resumed run is restored.
         `data` is the `common.data.Source` of what the run reads.
         """
-        self._look_at(data)
         self.parts = {"progress": progress, **parts}
+        config = None if self.resumed else {**self._config(), **({} if data is None else {"data": data.record()})}
+        if self.auto and not self.options.dry_run:
+            self.folder, self.resumed = self._found_or_made(config)
+        self._look_at(data)
         if self.options.dry_run:
             self.say(f"{count_of(self.parts['model']):,} parameters, about {self.memory / 1e9:.2g} GB of memory; "
                      f"a run would be written to {self._place() / self._stem()}")
             return progress
+        if not self.resumed and not self.auto:
+            self.folder = self._new_folder()
+        self._lock()
         if self.resumed:
-            self._lock()
             self._clear()
             self._restore()
             self._say_what_changed()
-        else:
-            self.folder = self._new_folder()
-            self._lock()
-            read = {} if data is None else {"data": data.record()}
-            write_json(self.folder / "config.json", {**self._config(), **read})
+        elif not self.auto:
+            write_json(self.folder / "config.json", config)
         self.say(f"{'going on with' if self.resumed else 'writing to'} {self.folder}")
         return progress
 
@@ -338,8 +375,8 @@ class Run:
     def _say_what_changed(self) -> None:
         """A line where the machine is not the one that the run was started on."""
         config = read_config(self.folder)
-        before = {**(config.get("versions") or {}), "device": config.get("device")}
-        now = {**versions(), "device": device_name(self.device)}
+        before = {**(config.get("versions") or {}), "device": config.get("device"), "commit": config.get("commit")}
+        now = {**versions(), "device": device_name(self.device), "commit": git_commit()}
         changed = [f"{name} {before[name]} → {now[name]}" for name in now if before.get(name) not in (None, now[name])]
         if changed:
             self.say(f"not as it was started: {', '.join(changed)}; the last digits may differ")
@@ -431,7 +468,7 @@ class Run:
         gpu = "" if lower == "--lr" or self.device.type == "cpu" else \
             f"; on a GPU exp(S) is also lost where the norm of S has passed {largest_norm():.0f}, which a lower " \
             "--lr_orth keeps smaller and a run without --cuda bears"
-        return UserError(f"{what}: stopped; {where}. What usually helps: {' or '.join(helps)}{gpu}", 1)
+        return UserError(f"{what}: stopped; {where}. What usually helps: {' or '.join(helps)}{gpu}", DIVERGED)
 
     def checkpoint(self, autosave: bool = False) -> None:
         """Save last.pt; with `autosave` only if the last one is older than `AUTOSAVE_SECONDS`."""
@@ -469,7 +506,8 @@ class Run:
         save_tensors(self.folder / "best.pt", self.parts["model"].state_dict())
 
     def load_best(self) -> None:
-        """Put the weights of best.pt into the model."""
+        """Put the weights of best.pt into the model, at the end of a run."""
+        self.best_loaded = True
         best = self.folder / "best.pt"
         try:
             self.parts["model"].load_state_dict(load_tensors(best, self.device))
@@ -503,6 +541,8 @@ class Run:
     def finished(self) -> dict | None:
         """The result, if this run has already come to its end: there is nothing left to do then."""
         if not self.resumed or (found := read_result(self.folder)) is None:
+            if self.auto and self.resumed and is_diverged(self.folder):
+                raise UserError(f"{self.folder} ended in a loss that is not finite, and would again", DIVERGED)
             return None
         self.say(f"this run is finished; its result is in {self.folder / 'result.json'}")
         return found
@@ -539,3 +579,11 @@ def load_weights(model, folder: Path):
 def saved_vocabulary(folder: Path) -> list[str]:
     """The symbols of the text that a run of the characters was trained on, in the order of their numbers."""
     return vocabulary_in(read_config(folder).get("data"))
+
+
+def is_same_run(found: dict, wanted: dict) -> bool:
+    """Whether two config.json are of the same computation: values, the task's revision and the stair's class."""
+    def key(config):
+        return (science(config["options"]), config.get("revision", 1),
+                config.get("stair", wanted["stair"]))
+    return key(found) == key(wanted)
