@@ -485,12 +485,13 @@ def _resumed(typed: dict, parse_again, script: str) -> Options:
             if entry["value"] is not None and entry["origin"] != "not used" and dest not in MAY_CHANGE_ON_RESUME}
     try:
         options = parse_again([token for dest, value in used.items() for token in tokens(dest, value)])
+        for dest, entry in {**saved, **_where_data_was(config)}.items():
+            if dest in MAY_CHANGE_ON_RESUME and dest in options.origin and entry["value"] is not None \
+                    and dest not in typed:
+                setattr(options, dest, checked(entry["value"], dest, FLAGS[dest][1], "its options"))
     except UserError as error:
         raise UserError(f"{folder_ / 'config.json'} is damaged or was written by another version of {script}.py "
                         f"({error}); restore it from a copy or start a new run") from None
-    for dest, entry in {**saved, **_where_data_was(config)}.items():
-        if dest in MAY_CHANGE_ON_RESUME and dest in options.origin and entry["value"] is not None and dest not in typed:
-            setattr(options, dest, Path(entry["value"]) if dest in ("data", "text") else entry["value"])
     for dest, value in typed.items():
         before = getattr(options, dest)
         grows = dest in MAY_GROW_ON_RESUME and value > before

@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import fake_images, fake_text, module_of, tiny, write_idx
 
-from common import data, download
+from common import data, download, language
 from common.data import (
     CopyingTask,
     Source,
@@ -797,7 +797,7 @@ def test_a_relative_folder_is_found_from_elsewhere(stopped, run_script, tmp_path
 
 def flags_of(*typed):
     module = module_of("language_nvar")
-    return flags.parse([*map(str, typed)], "language_nvar", module.__doc__, module.DEFAULTS, module.PAPER)
+    return flags.parse(typed, "language_nvar", module.__doc__, module.DEFAULTS, module.PAPER, language)
 
 
 def test_a_run_of_before_goes_on(stopped, run_script, tmp_path):
@@ -810,6 +810,22 @@ def test_a_run_of_before_goes_on(stopped, run_script, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("this run was started by a version that kept no digest of its data") == 1
     assert json.loads((stopped / "result.json").read_text())["data"]["official"] is False
+
+
+@pytest.mark.parametrize(("dest", "value"), [("data", 5), ("data", ["a"]), ("data", ""), ("text", {"a": 1}),
+                                             ("text", True), ("threads", "x"), ("threads", 2.5), ("cuda", "no"),
+                                             ("engine", 7)])
+def test_options_that_may_change_and_are_damaged(main, tmp_path, penn_folder, dest, value):
+    """What a resumed run may be given anew is checked as strictly as the rest of its record."""
+    main(*LANGUAGE, "--data", penn_folder)
+
+    def damage(config):
+        del config["data"]
+        config["options"][dest]["value"] = value
+
+    changed_config(folder_of(tmp_path), damage)
+    with pytest.raises(UserError, match=r"config\.json is damaged or was written by another version"):
+        main("language_nvar", "--resume", folder_of(tmp_path))
 
 
 def test_a_record_of_the_data_that_is_damaged(stopped, run_script):

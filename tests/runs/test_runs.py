@@ -373,7 +373,7 @@ def test_more_streams_than_symbols(main, penn_folder, typed):
 
 def test_a_validation_file_too_short_for_ten_streams(main, monkeypatch):
     corpus = Characters(torch.arange(400) % 5, torch.arange(12) % 5, torch.arange(200) % 5, list("abcde"))
-    monkeypatch.setattr(module_of("language_nvar"), "load_penn_characters", lambda folder: corpus)
+    monkeypatch.setattr(module_of("language_nvar"), "load_characters", lambda folder, text: corpus)
     with pytest.raises(UserError, match=r"valid"):
         main(*LANGUAGE)
 
