@@ -386,7 +386,7 @@ def parse(argv, script: str, doc: str, defaults: dict, paper: dict, task: Module
         row = picked_row(script, paper, {**defaults, **typed})[1]
         make_parser(script, doc, known, {**FROM_ROW, **defaults, **row}).parse_args(["--help"])
     if typed.get("resume") not in (None, AUTO):
-        return _resumed(typed, lambda saved: parse(saved, script, doc, own, paper, task, resuming=True), script)
+        return _resumed(typed, lambda saved: parse(saved, script, doc, own, paper, task, resuming=True), script, known)
 
     row_name, row = picked_row(script, paper, {**defaults, **typed})
     values, origin = {}, {}
@@ -475,23 +475,28 @@ def check(options: Options, typed: dict) -> None:
                             f"{spelled(dest)}")
 
 
-def _resumed(typed: dict, parse_again, script: str) -> Options:
-    """The options that the folder `typed["resume"]` was started with, turned back into flags and parsed."""
+def _resumed(typed: dict, parse_again, script: str, known: dict) -> Options:
+    """The options that the folder `typed["resume"]` was started with, turned back into flags and parsed.
+
+    A flag that is newer than the run has its default.
+    """
     folder_, config = typed["resume"], read_config(typed["resume"])
     if config["script"] != script:
         raise UserError(f"{folder_} is a run of {config['script']}.py; resume it with that script")
-    saved = config["options"]
-    used = {dest: entry["value"] for dest, entry in saved.items()
-            if entry["value"] is not None and entry["origin"] != "not used" and dest not in MAY_CHANGE_ON_RESUME}
+    saved, values = config["options"], {}
     try:
-        options = parse_again([token for dest, value in used.items() for token in tokens(dest, value)])
         for dest, entry in {**saved, **_where_data_was(config)}.items():
-            if dest in MAY_CHANGE_ON_RESUME and dest in options.origin and entry["value"] is not None \
-                    and dest not in typed:
-                setattr(options, dest, checked(entry["value"], dest, FLAGS[dest][1], "its options"))
+            if dest not in known:
+                raise UserError(f"{script}.py has no {dest}")
+            if entry["value"] is not None or (dest not in MAY_BE_NONE and saved[dest]["origin"] != "not used"):
+                values[dest] = checked(entry["value"], dest, known[dest][1], "its options")
+        options = parse_again([token for dest, value in values.items() for token in tokens(dest, value)
+                               if dest not in MAY_CHANGE_ON_RESUME and saved[dest]["origin"] != "not used"])
     except UserError as error:
         raise UserError(f"{folder_ / 'config.json'} is damaged or was written by another version of {script}.py "
                         f"({error}); restore it from a copy or start a new run") from None
+    for dest in values.keys() & set(MAY_CHANGE_ON_RESUME) - typed.keys():
+        setattr(options, dest, values[dest])
     for dest, value in typed.items():
         before = getattr(options, dest)
         grows = dest in MAY_GROW_ON_RESUME and value > before
@@ -523,7 +528,7 @@ def tokens(dest: str, value) -> list[str]:
     """The value of a saved option as it is typed."""
     if isinstance(value, bool):
         return [spelled(dest) if value else "--no-" + spelled(dest)[2:]]
-    if isinstance(value, list):
+    if isinstance(value, tuple):
         return [spelled(dest), *map(str, value)]
     return [f"{spelled(dest)}={value}"]
 
