@@ -15,7 +15,6 @@ from evidence.rows import (
     SEEDS,
     TASKS,
     Row,
-    diverged,
     epochs_of,
     find_runs,
     how_far,
@@ -125,7 +124,7 @@ def vary_cell(task: str, row: Row) -> str:
 
 def count_of(row: Row, shown: int) -> str:
     """How many runs a number is made of, and of how many; those that diverged have none to give."""
-    gone = sum(map(diverged, split(row)[1]))
+    gone = sum(map(is_diverged, split(row)[1]))
     return f"n = {shown}" + (f" of {len(row.runs)}" if shown < len(row.runs) else "") + \
         (f", {gone} diverged" if gone else "")
 
