@@ -189,7 +189,7 @@ def verdict(sentence: str, reached: bool) -> str:
 def blocks(task: str, rounds: int, device, until: float) -> str:
     """Recurrence forward and backward of the triton engine, cut in other ways, as many as there is time for."""
     steps, batch, hidden, _, _, every_step = SHAPES[task]
-    programs, shared = triton_engine._capacity(device)
+    programs, shared = triton_engine.capacity(device)
     given = [0.1 * torch.randn(steps, batch, hidden, device=device),
              torch.nn.init.orthogonal_(torch.empty(hidden, hidden, device=device)),
              torch.zeros(batch, hidden, device=device), torch.ones(steps, device=device),

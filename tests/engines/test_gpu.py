@@ -20,7 +20,7 @@ from conftest import ROOT, module_of, tiny
 from benchmarks.__main__ import SHAPES, our_network, our_step
 from common.data import CopyingTask
 from common.orthogonal import skew_exponential, skew_start
-from common.recurrence import ENGINES, triton_engine
+from common.recurrence import ENGINES, triton_engine, verify
 from common.runs.machine import prepare_machine
 from common.stair import NONLINEARITIES, RULES
 
@@ -81,8 +81,8 @@ def test_tf32(batch, hidden):
 @pytest.mark.parametrize("programs", [1, 7, 40])
 def test_more_row_blocks_than_groups(programs):
     """Fewer programs than the GPU takes: groups with several row blocks, or one launch a step."""
-    found = triton_engine._capacity(CUDA)
-    with mock.patch.object(triton_engine, "_capacity", return_value=(programs, found[1])):
+    found = triton_engine.capacity(CUDA)
+    with mock.patch.object(triton_engine, "capacity", return_value=(programs, found[1])):
         for hidden in (100, 190, 512):
             given = problem("exponential", "modrelu", 9, 200, hidden, torch.float64)
             compare(triton_engine.triton_recurrence, given, "exponential", "modrelu", False, 1e-12)
@@ -102,7 +102,7 @@ def test_200_repetitions_give_the_same_bits(steps, batch, hidden, tf32):
     prepare_machine(True, None, tf32=tf32)
     given = problem("scale", "modrelu", steps, batch, hidden, torch.float32)
     def solve():
-        return problems.solve(triton_engine.triton_recurrence, given, "scale", "modrelu", False).values()
+        return verify.solve(triton_engine.triton_recurrence, given, "scale", "modrelu", False).values()
 
     first = list(solve())
     same = torch.ones((), dtype=torch.bool, device=CUDA)
