@@ -53,7 +53,7 @@ class Case:
 @functools.cache
 def is_trusted(case: Case, device: torch.device) -> bool:
     """Whether the triton engine has passed this case on this GPU. If not, a line says so, once a process."""
-    if (reason := triton_engine.why_not(device)) is None:
+    if (reason := triton_engine.unavailable_reason(device)) is None:
         try:
             verdict = read(case, device)
         except ImportError as error:
@@ -84,7 +84,7 @@ def write(case: Case, device: torch.device, passed: bool, reason: str) -> Path:
     """Keep a verdict in the place of an older one, whole or not at all. Raises OSError."""
     about = _about(case, device)
     path = _path(about)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
         json.dump({"passed": passed, "reason": reason, "about": about}, file, indent=2)
     os.replace(file.name, path)

@@ -28,7 +28,6 @@ from common.stair import NONLINEARITIES, RULES
 ROOT = Path(__file__).resolve().parents[2]
 # of the largest number of a tensor; tf32 keeps 10 bits of what it multiplies
 TOLERANCE = {("float64", "ieee"): 1e-11, ("float32", "ieee"): 2e-5, ("float32", "tf32"): 5e-3}
-REPETITIONS = 20
 
 
 # ── an engine beside the reference ───────────────────────────────────────────────────────────────────────
@@ -72,7 +71,7 @@ def problem(case: Case, steps: int, device) -> list:
     return [None if t is None else t.to(device, getattr(torch, case.dtype)).requires_grad_() for t in given]
 
 
-def result_of(case: Case, steps: int, device) -> tuple[bool, str]:
+def result_of(case: Case, steps: int, repetitions: int, device) -> tuple[bool, str]:
     """The test itself: whether the engine passed, and what was found."""
     if triton_engine.make_plan(case.batch, case.hidden, getattr(torch, case.dtype), case.precision,
                                *triton_engine.capacity(device)) is None:
@@ -84,12 +83,12 @@ def result_of(case: Case, steps: int, device) -> tuple[bool, str]:
                 return False, f"{name} is off by {error:.1e} of its largest number, {tolerance:.0e} is tolerated"
             worst = max(worst, error)
         first = solve(triton_engine.triton_recurrence, given, case.rule, case.phi, last_only)
-        for repetition in range(1, REPETITIONS):
+        for repetition in range(1, repetitions):
             again = solve(triton_engine.triton_recurrence, given, case.rule, case.phi, last_only)
             other = [name for name in first if not torch.equal(first[name], again[name])]
             if other:
                 return False, f"{', '.join(other)} came out with other bits in repetition {repetition + 1}"
-    return True, f"errors of at most {worst:.1e}, the same bits {REPETITIONS} times"
+    return True, f"errors of at most {worst:.1e}, the same bits {repetitions} times"
 
 
 # ── the process ──────────────────────────────────────────────────────────────────────────────────────────
@@ -117,8 +116,9 @@ def outcome(command: list[str], seconds: float) -> tuple[bool, str]:
     return False, f"it ended with {how}: {lines[-1].strip()[:200] if lines else 'it said nothing'}"
 
 
-def command_of(case: Case, steps: int) -> list[str]:
-    return [sys.executable, "-m", "common.recurrence.verify", *case.flags(), "--steps", str(steps), "--here"]
+def command_of(case: Case, steps: int, repetitions: int) -> list[str]:
+    return [sys.executable, "-m", "common.recurrence.verify", *case.flags(), "--steps", str(steps),
+            "--repetitions", str(repetitions), "--here"]
 
 
 def at_least_one(text: str) -> int:
@@ -140,6 +140,7 @@ def main(argv=None) -> None:
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="default: float32")
     parser.add_argument("--tf32", action="store_true", help="float32 products by tensor cores")
     parser.add_argument("--steps", type=at_least_one, default=150, help="T of the test (default: 150)")
+    parser.add_argument("--repetitions", type=at_least_one, default=20, help="with the same bits (default: 20)")
     parser.add_argument("--seconds", type=at_least_one, default=300, help="what the test may take (default: 300)")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)      # the test itself, in this process
     args = parser.parse_args(argv)
@@ -149,17 +150,17 @@ def main(argv=None) -> None:
         if not torch.cuda.is_available():
             raise UserError("torch sees no GPU, so there is nothing to test")
         device = torch.device("cuda", torch.cuda.current_device())
-    if (reason := triton_engine.why_not(device)) is not None:
+    if (reason := triton_engine.unavailable_reason(device)) is not None:
         raise UserError(reason)
     if args.tf32 and args.dtype != "float32":
         raise UserError("--tf32 has no meaning for float64; leave one of them out")
     case = Case(args.batch, args.hidden, args.rule, args.nonlin, args.dtype, "tf32" if args.tf32 else "ieee")
     if args.here:
         torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
-        passed, reason = result_of(case, args.steps, device)
+        passed, reason = result_of(case, args.steps, args.repetitions, device)
         return print(json.dumps({"passed": passed, "reason": reason}))
     began = time.monotonic()
-    passed, reason = outcome(command_of(case, args.steps), args.seconds)
+    passed, reason = outcome(command_of(case, args.steps, args.repetitions), args.seconds)
     try:
         path = verdicts.write(case, device, passed, reason)
     except (OSError, RuntimeError) as error:

@@ -29,7 +29,7 @@ def machine(monkeypatch, tmp_path):
     """A GPU of this name, with triton, and a cache folder of its own. → what can be changed about it."""
     found = {"device": ["a GPU", 132, 232448], "driver": "570.1", "torch": "2.13", "triton": "3.7.1", "source": "abc"}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(triton_engine, "why_not", lambda device: None)
+    monkeypatch.setattr(triton_engine, "unavailable_reason", lambda device: None)
     monkeypatch.setattr(verdicts, "surroundings", lambda device: found)
     verdicts.is_trusted.cache_clear()
     yield found
