@@ -62,7 +62,7 @@ def triton_recurrence(x, kernel, h0, numbers, rule, phi, bias, last_only):
         found = ", ".join(sorted({f"{t.dtype} on {t.device}" for t in tensors}))
         raise ValueError(f"the triton engine needs float32 or float64 tensors, all alike, on one GPU; got {found}")
     _, batch, hidden = x.shape
-    plan = make_plan(batch, hidden, x.dtype, precision(), *_capacity(x.device))
+    plan = make_plan(batch, hidden, x.dtype, precision(), *capacity(x.device))
     if plan is None:
         _say(f"stair: running the PyTorch engine, the triton one has no room for H = {hidden} in {x.dtype}")
         return sequence_recurrence(x, kernel, h0, numbers, rule, phi, bias, last_only)
@@ -98,8 +98,15 @@ def _kernels():
     return triton_kernels
 
 
+def version() -> str:
+    """The version of triton, whose distribution has other names beside some builds of torch."""
+    import triton
+
+    return triton.__version__
+
+
 @functools.cache
-def _capacity(device) -> tuple[int, int]:
+def capacity(device) -> tuple[int, int]:
     """Multiprocessors, and bytes of shared memory that a program can have."""
     if device.type != "cuda":
         return HOPPER
