@@ -37,6 +37,7 @@ SAME_ROUNDING = "--param=avoid-fma-max-bits=0"
 # the first that the compiler accepts
 PROCESSOR_FLAGS = (("-march=native", SAME_ROUNDING), ("-march=native",), ("-mcpu=native",), ())
 COMPILE_SECONDS = 300
+PASSES = ("forward", "backward", "states", "kernel_gradient")
 
 
 class Unavailable(Exception):
@@ -51,7 +52,7 @@ class Call(ctypes.Structure):
         "kernel_in", "kernel_out", "x_step", "x_row", "h0_row", "grad_step", "grad_row")]
     _fields_ += [(name, ctypes.c_void_p) for name in (
         "openmp_parallel", "kernel", "x", "h0", "numbers", "bias", "kept", "h", "last", "z",
-        "grad", "grad_last", "dz", "d_h0", "number_parts", "bias_parts")]
+        "grad", "grad_last", "dz", "d_h0", "d_numbers", "d_bias", "d_kernel")]
 
 
 class Library:
@@ -59,9 +60,12 @@ class Library:
 
     def __init__(self, path: Path):
         loaded = ctypes.CDLL(str(path))
-        self.entries = {name: getattr(loaded, f"stair_{name}") for name in ("forward", "backward", "states")}
+        self.entries = {name: getattr(loaded, f"stair_{name}") for name in PASSES}
         for entry in self.entries.values():
             entry.argtypes, entry.restype = [ctypes.POINTER(Call)], ctypes.c_int
+        self.smallest, self.multiply_adds = loaded.stair_smallest, loaded.stair_multiply_adds
+        self.smallest.argtypes, self.smallest.restype = [ctypes.c_void_p, ctypes.c_int64], ctypes.c_double
+        self.multiply_adds.argtypes, self.multiply_adds.restype = [ctypes.c_int64], ctypes.c_double
 
     def run(self, name, call):
         if self.entries[name](ctypes.byref(call)):

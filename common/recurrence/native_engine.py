@@ -105,13 +105,10 @@ class _Sequence(torch.autograd.Function):
         problem = Problem(ctx.library, kernel, h0, numbers, ctx.rule, ctx.phi, bias, steps=ctx.steps)
         problem.keep(ctx.kept)
         d_h0 = torch.empty_like(h0, memory_format=torch.contiguous_format) if need_h0 else None
-        number_parts = numbers.new_empty(ctx.steps, len(h0), dtype=torch.float64) if need_numbers else None  # (T, B)
-        bias_parts = h0.new_zeros(h0.shape) if need_bias else None                                         # (B, H)
-        dz = problem.backward(grad, ctx.last_only, h, z, d_h0, number_parts, bias_parts)                   # (T, B, H)
-
+        d_numbers = numbers.new_empty(ctx.steps) if need_numbers else None
+        d_bias = h0.new_empty(h0.shape[1]) if need_bias else None
+        dz = problem.backward(grad, ctx.last_only, h, z, d_h0, d_numbers, d_bias)                          # (T, B, H)
         d_kernel = problem.kernel_gradient(h, z, dz) if need_kernel else None
-        d_numbers = number_parts.sum(1).to(numbers.dtype) if need_numbers else None
-        d_bias = bias_parts.sum(0, dtype=torch.float64).to(bias.dtype) if need_bias else None
         return dz if need_x else None, d_kernel, d_h0, d_numbers, d_bias, None, None, None, None
 
 
@@ -148,10 +145,11 @@ class Problem:
         if self.rule != "scale":
             kept = torch.arange(self.call.steps)
         else:
-            size, limit = self.numbers.abs(), VANISHING[self.numbers.dtype]
-            if not size.min().item() < limit:
+            limit = VANISHING[self.numbers.dtype]
+            if not self.library.smallest(self.call.numbers, self.call.steps) < limit:
                 return None
-            kept = torch.where(size < limit, (size < limit).cumsum(0) - 1, -1)
+            vanishes = self.numbers.abs() < limit
+            kept = torch.where(vanishes, vanishes.cumsum(0) - 1, -1)
         self.keep(kept)
         return kept
 
@@ -166,7 +164,7 @@ class Problem:
         self.library.run("forward", call)
         return h, last
 
-    def backward(self, grad, last_only, h, z, d_h0, number_parts, bias_parts):
+    def backward(self, grad, last_only, h, z, d_h0, d_numbers, d_bias):
         """Fills the last three where given; → δz (T, B, H)."""
         grad = _rows(grad)
         call = self.call
@@ -176,27 +174,30 @@ class Problem:
         else:
             call.grad, call.grad_step, call.grad_row = _address(grad), grad.stride(0), grad.stride(1)
         call.h, call.z, call.dz, call.d_h0 = map(_address, (h, z, dz, d_h0))
-        call.number_parts, call.bias_parts = _address(number_parts), _address(bias_parts)
+        call.d_numbers, call.d_bias = _address(d_numbers), _address(d_bias)
         self.library.run("backward", call)
+        call.d_numbers = call.d_bias = None
         return dz
 
     def kernel_gradient(self, h, z, dz):
         """dW = Σ_t h_{t-1}ᵀ δz_t → (H, H), with h_{t-1} formed again from z where h was not kept."""
-        steps, _, hidden = dz.shape
-        d_kernel = self.h0.t() @ dz[0]
-        if steps == 1:
-            return d_kernel
+        call, steps, hidden = self.call, len(dz), dz.shape[-1]
+        d_kernel = dz.new_zeros(hidden, hidden)
+        call.d_kernel, call.dz, call.h = _address(d_kernel), _address(dz), _address(h)
         if h is not None:
-            return d_kernel.addmm_(h[:-1].view(-1, hidden).t(), dz[1:].view(-1, hidden))
+            self.library.run("kernel_gradient", call)
+            return d_kernel
+        call.steps = 1
+        self.library.run("kernel_gradient", call)                                                          # of h0
+        call.h0 = None
         chunk = max(1, CHUNK_ELEMENTS // dz[0].numel())
         states = torch.empty_like(z[:chunk])
+        call.h = _address(states)
         for start in range(0, steps - 1, chunk):
-            end = min(start + chunk, steps - 1)
-            call = self.call
-            call.steps, call.numbers = end - start, _address(self.numbers[start:])
-            call.h, call.z = _address(states), _address(z[start:])
+            call.steps, call.numbers = min(chunk, steps - 1 - start), _address(self.numbers[start:])
+            call.z, call.dz = _address(z[start:]), _address(dz[start + 1:])
             self.library.run("states", call)
-            d_kernel.addmm_(states[:end - start].view(-1, hidden).t(), dz[start + 1:end + 1].view(-1, hidden))
+            self.library.run("kernel_gradient", call)
         return d_kernel
 
 

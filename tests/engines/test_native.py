@@ -179,9 +179,7 @@ def test_same_bits_for_any_number_of_threads(monkeypatch, rule, phi):
     runs = []
     for threads in (1, 1, 2, 3, 16):
         torch.set_num_threads(threads)
-        found = solve(native_engine.native_recurrence, given, rule, phi, False)
-        del found[2]  # dW comes from torch's matrix product
-        runs.append(found)
+        runs.append(solve(native_engine.native_recurrence, given, rule, phi, False))
     for found in runs[1:]:
         assert all(torch.equal(ours, first) for ours, first in zip(found, runs[0], strict=True))
 
@@ -195,6 +193,34 @@ def test_without_openmp(monkeypatch):
     monkeypatch.setattr(native_build, "openmp_parallel", lambda: None)
     torch.set_num_threads(3)
     assert_close(solve(native_engine.native_recurrence, given, "exponential", "modrelu", False), expected, 1e-14)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("steps", "batch", "hidden"), [(30, 10, 128), (70, 9, 150), (9, 70, 300)])
+def test_gradient_of_w_over_several_stretches(steps, batch, hidden, dtype):
+    """More steps × examples than are packed at a time, with rows fetched ahead (H ≤ 256) and without."""
+    generator = torch.Generator().manual_seed(0)
+    x, kernel, h0 = (torch.randn(*shape, generator=generator, dtype=dtype).requires_grad_() for shape in
+                     ((steps, batch, hidden), (hidden, hidden), (batch, hidden)))
+    with torch.no_grad():
+        kernel *= 0.5 / hidden**0.5
+    numbers = torch.linspace(0.5, 0.9, steps, dtype=dtype)
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        h = native_engine.native_recurrence(x, kernel, h0, numbers, "scale", "tanh", None, False)
+        grad_x, grad_kernel = torch.autograd.grad((h * torch.cos(h.detach())).sum(), (x, kernel))
+        before = torch.cat((h0.unsqueeze(0), h[:-1])).detach().double().flatten(0, 1)
+        assert_close([grad_kernel.double()], [before.t() @ grad_x.double().flatten(0, 1)],
+                     1e-5 if dtype is torch.float32 else 1e-13)
+
+
+@needs_compiler
+def test_the_yardstick_counts_multiply_adds():
+    """Twice the rounds are twice the operations. The least number of a stair, whatever its sign."""
+    library = native_engine._library(torch.float32)[0]
+    assert library.multiply_adds(2000) == 2 * library.multiply_adds(1000) > 0
+    assert library.smallest(torch.tensor([0.5, -0.25, float("nan"), 3]).data_ptr(), 4) == 0.25
 
 
 @needs_compiler
@@ -372,7 +398,8 @@ def compile_into(folder, name, code):
 
 
 ENTRIES = ('extern "C" { int stair_forward(void *) { return 0; } int stair_backward(void *) { return 0; } '
-           "int stair_states(void *) { return 0; } }\n")
+           "int stair_states(void *) { return 0; } int stair_kernel_gradient(void *) { return 0; } "
+           "double stair_smallest(void *, long) { return 1; } double stair_multiply_adds(long) { return 0; } }\n")
 
 
 @needs_compiler
