@@ -404,12 +404,13 @@ class Run:
     def _cut_log(self, size: int, columns: list[str] | None = None) -> None:
         """Go on after the first `size` bytes of the log, a table of `columns`. Raises ValueError for another table."""
         log = self.folder / "log.csv"
+        shorter = UserError(f"{log} is shorter than when the checkpoint was saved; restore it from a copy or start a "
+                            "new run", 1)
         try:
             with open(log, "r+b", opener=plain_file) as file:
                 found = file.seek(0, os.SEEK_END)
                 if found < size:
-                    raise UserError(f"{log} is shorter than when the checkpoint was saved; restore it from a copy "
-                                    "or start a new run", 1)
+                    raise shorter
                 rows = log_rows(self.folder, size)
                 if columns != (list(rows[0]) if rows else None):
                     raise ValueError(f"its log has the columns {str(columns)[:40]}")
@@ -417,7 +418,7 @@ class Run:
                     os.truncate(file.fileno(), size)
         except FileNotFoundError:
             if size:
-                raise UserError(f"{log} is missing; restore it from a copy or start a new run", 1) from None
+                raise shorter from None
         except OSError as error:
             raise self._unwritable(log, error) from None
         self.log_size, self.columns = size, columns
