@@ -138,7 +138,9 @@ def keep_or_slow_down(run: Run, progress: Progress, optimizer, epoch: int, loss:
 
 def scores(loss: float, unit: str) -> str:
     """A loss in nats, its perplexity and its bits per `unit`, for people."""
-    return f"loss {loss:.4f}, perplexity {math.exp(min(loss, 700)):.3f}, {loss / math.log(2):.4f} bits per {unit}"
+    perplexity = math.exp(min(loss, 700))
+    shown = f"{perplexity:.3f}" if perplexity < 1e6 else f"{perplexity:.3g}"
+    return f"loss {loss:.4f}, perplexity {shown}, {loss / math.log(2):.4f} bits per {unit}"
 
 
 def report(run: Run, epoch: int, index: int, batches: int, meter: Meter, optimizer, valid_loss=None,

@@ -6,7 +6,7 @@ import shlex
 import statistics
 from pathlib import Path
 
-from common.errors import UserError
+from common.errors import UserError, printable
 from common.runs import flags
 from common.runs.records import is_diverged, read_result
 from evidence.published import FINAL, FINAL_TITLE, validation_at
@@ -96,10 +96,15 @@ def line_of(task: str, row: Row) -> dict[str, str]:
     }
 
 
+def literal(cell: str) -> str:
+    """A cell whose text, which may come from somebody else's record, ends no cell and starts no tag."""
+    return printable(cell).replace("|", "\\|").replace("<", "&lt;")
+
+
 def markdown(lines: list[dict]) -> str:
     """Lines with the same columns as a Markdown table, without the columns that are empty in all of them."""
     columns = [name for name in lines[0] if any(line[name] for line in lines)] if lines else ["no run is there"]
-    cells = [columns, ["---"] * len(columns), *([line[name] for name in columns] for line in lines)]
+    cells = [columns, ["---"] * len(columns), *([literal(line[name]) for name in columns] for line in lines)]
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
@@ -191,7 +196,7 @@ def make_parser() -> argparse.ArgumentParser:
                         help="with --grid, the validation of every run after this epoch, finished or not")
     parser.add_argument("--vary", nargs="+", metavar=("FLAG", "VALUE"),
                         help="a column a value of this flag of the scripts, as in --vary T 200 500")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="default: 400 to 404")
+    parser.add_argument("--seeds", type=flags.FLAGS["random_seed"][1], nargs="+", default=SEEDS, help="default: 400 to 404")
     parser.add_argument("--jobs", type=flags.number(int, 1), default=1, help="runs at a time (default: %(default)s)")
     parser.add_argument("--with", dest="extra", default="", metavar="FLAGS",
                         help="flags added to every command, as in --with='--T 500'")

@@ -2,13 +2,14 @@
 
 import io
 import math
+import warnings
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from common.data import CopyingTask
-from common.errors import UserError
+from common.errors import UserError, printable
 from common.runs.records import log_rows, read_config, write_atomically
 
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 2)))
@@ -31,9 +32,14 @@ def figure(width: float = 7.0, height: float = 4.2):
     return picture, axes
 
 
-def line(number: int, label: str | None) -> dict:
-    """The look of line `number`."""
-    return dict(linestyle=DASHES[number % len(DASHES)], color=f"C{number % 10}", label=label, linewidth=1.6)
+def literal(text: str) -> str:
+    """A name as matplotlib shows it: `$` starts no formula, and a leading `_` hides no line from the legend."""
+    return (" " * text.startswith("_") + printable(text)).replace("$", r"\$")
+
+
+def line(number: int, label: str) -> dict:
+    """The look of line `number`, whose name is `label`."""
+    return dict(linestyle=DASHES[number % len(DASHES)], color=f"C{number % 10}", label=literal(label), linewidth=1.6)
 
 
 def read_log(folder: Path) -> dict[str, list]:
@@ -73,7 +79,11 @@ def memoryless_line(folder: Path) -> float | None:
     options = {name: entry["value"] for name, entry in read_config(folder)["options"].items()}
     if "c_length" not in options:
         return None
-    return CopyingTask(*(options[name] for name in ("T", "labels", "c_length", "vari"))).memoryless_loss()
+    try:
+        return CopyingTask(*(options[name] for name in ("T", "labels", "c_length", "vari"))).memoryless_loss()
+    except (LookupError, TypeError, ValueError, ArithmeticError):
+        raise UserError(f"{folder}/config.json is damaged (its T, labels, c_length or vari); restore it from a copy or "
+                        "leave this run out", 1) from None
 
 
 def draw_curves(folders: list[Path], path: Path) -> None:
@@ -100,7 +110,9 @@ def save(picture, path: Path) -> None:
     """Write the picture, whole or not at all."""
     path, buffer = Path(path), io.BytesIO()
     try:
-        picture.savefig(buffer, format=path.suffix.lstrip(".") or "png")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about letters of a name that the font does not have
+            picture.savefig(buffer, format=path.suffix.lstrip(".") or "png")
     except ValueError as error:
         raise UserError(f"{path} cannot be drawn ({error}); choose another ending, such as .png") from None
     write_atomically(path, buffer.getvalue(), "then draw it again")
