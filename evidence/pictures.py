@@ -238,7 +238,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("runs", nargs="*", type=Path, help="folders of runs")
     parser.add_argument("--task", choices=list(TASKS), help="draw the rows of a task's table")
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="rows as --only of tables picks them")
-    parser.add_argument("--seeds", type=FLAGS["random_seed"][1], nargs="+", default=SEEDS, help="with --task; default: 400 to 404")
+    parser.add_argument("--seeds", type=FLAGS["random_seed"][1], nargs="+", default=SEEDS,
+                        help="with --task; default: 400 to 404")
     parser.add_argument("--save", type=Path, default=RUNS, help="with --task, where runs are: %(default)s")
     parser.add_argument("--training", action="store_true", help="with --task sMNIST or language: within the epochs")
     parser.add_argument("--vary", nargs="+", metavar=("FLAG", "VALUE"),

@@ -196,7 +196,8 @@ def make_parser() -> argparse.ArgumentParser:
                         help="with --grid, the validation of every run after this epoch, finished or not")
     parser.add_argument("--vary", nargs="+", metavar=("FLAG", "VALUE"),
                         help="a column a value of this flag of the scripts, as in --vary T 200 500")
-    parser.add_argument("--seeds", type=flags.FLAGS["random_seed"][1], nargs="+", default=SEEDS, help="default: 400 to 404")
+    parser.add_argument("--seeds", type=flags.FLAGS["random_seed"][1], nargs="+", default=SEEDS,
+                        help="default: 400 to 404")
     parser.add_argument("--jobs", type=flags.number(int, 1), default=1, help="runs at a time (default: %(default)s)")
     parser.add_argument("--with", dest="extra", default="", metavar="FLAGS",
                         help="flags added to every command, as in --with='--T 500'")
