@@ -45,6 +45,7 @@ from common.runs.curves import (
     read_log,
     save,
 )
+from common.runs.flags import FLAGS
 from common.runs.records import load_tensors, read_config, read_result
 from common.stair import SCHEDULES, FixedStair, schedule
 from evidence.published import curve_points
