@@ -1,1 +1,1 @@
-"""Side-by-side timings: `python -m benchmarks`; on a GPU, `python -m benchmarks.gpu_session`."""
+"""Side-by-side timings, `python -m benchmarks`; all that a GPU is to show, `benchmarks/gpu.sh MINUTES DATA`."""

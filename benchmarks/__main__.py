@@ -2,7 +2,7 @@
 
     python -m benchmarks                    the tables of the README
     python -m benchmarks --quick            fewer repetitions
-    python -m benchmarks --tasks copying    one task only
+    python -m benchmarks --tasks copying    one task only, and not how the step grows
     python -m benchmarks --growth           how the step grows with T, B and H
     python -m benchmarks --cuda --engine triton --tf32
 
@@ -24,13 +24,13 @@ import torch
 from torch import nn
 
 from benchmarks import authors_way
-from common import copytask, language, smnist
+from common import copytask, language, optim, smnist
 from common.data import CopyingTask
 from common.errors import UserError, start
 from common.network import build_network, mean_cross_entropy
 from common.optim import OrthogonalRMSprop, parameter_groups
 from common.orthogonal import skew_exponential, skew_start
-from common.recurrence import ENGINES, stair_recurrence, why_not
+from common.recurrence import ENGINES, stair_recurrence, unavailable_reason
 from common.runs.flags import number, one_of
 from common.runs.machine import device_name, keep_freed_memory, prepare_machine
 from common.stair import FixedStair, Nonlinearity
@@ -40,6 +40,8 @@ SHAPES = {  # T, B, H, I, C, a read-out at every step
     "psMNIST": (784, 100, 512, 1, 10, False),
     "characters": (150, 128, 1024, 200, 50, True),
 }
+SMALL = {"copying": (220, 8, 64, 10, 9, True), "psMNIST": (20, 8, 64, 1, 10, False),
+         "characters": (9, 8, 64, 6, 7, True)}
 CELLS = ("RNN", "RNN-Orth", "expRNN", "nnRNN")
 STEPS_IN_A_TURN = {"copying": 10, "psMNIST": 1, "characters": 1}
 
@@ -92,7 +94,7 @@ def our_step(task: str, network, device):
     def step():
         out = model(x)
         logits = out[0] if isinstance(out, tuple) else out
-        step(model, optimizer, mean_cross_entropy(logits, target), alam=1e-4)
+        optim.step(model, optimizer, mean_cross_entropy(logits, target), alam=1e-4)
 
     return step
 
@@ -255,6 +257,7 @@ def main(argv=None) -> None:
     parser.add_argument("--rounds", type=number(int, 1), default=9, help="turns of every contender (default: 9)")
     parser.add_argument("--quick", action="store_true", help="three rounds")
     parser.add_argument("--growth", action="store_true", help="only the table of growth")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it works")
     parser.add_argument("--threads", type=number(int, 1), help="CPU threads (default: all cores)")
     parser.add_argument("--cuda", action="store_true", help="run on the GPU")
     parser.add_argument("--tf32", action="store_true", help="float32 products by the GPU's tensor cores")
@@ -263,16 +266,20 @@ def main(argv=None) -> None:
         raise UserError("--tf32 has no meaning on the CPU, whose products are exact; add --cuda or leave it out")
     device = prepare_machine(args.cuda, args.threads, args.tf32)
     keep_freed_memory()
-    if (reason := why_not(args.engine, device)) is not None:
+    if (reason := unavailable_reason(args.engine, device)) is not None:
         raise UserError(reason)
     torch.manual_seed(0)
     rounds = 3 if args.quick else args.rounds
+    if args.small:
+        SHAPES.update(SMALL)
+        STEPS_IN_A_TURN.update(copying=1)
     products = "tf32" if args.tf32 else "float32"
     print(f"{device_name(device)}, torch {torch.__version__}, {products}; medians of {rounds} turns")
     if not args.growth:
         for task in args.tasks:
             compare(task, rounds, args.engine, device)
-    growth(rounds, args.engine, device)
+    if args.growth or len(args.tasks) == len(SHAPES):
+        growth(rounds, args.engine, device)
 
 
 if __name__ == "__main__":

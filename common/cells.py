@@ -44,13 +44,13 @@ def input_start(name: str, input_size: int, hidden_size: int) -> torch.Tensor:
 def check_start(net_type: str, rinit: str) -> None:
     """Raises ValueError where the recurrent start `rinit` has no meaning for `net_type`."""
     if net_type == "RNN-Orth" and rinit == "xavier":
-        raise ValueError("--rinit xavier is not orthogonal, which RNN-Orth starts from; "
-                         "use --net-type RNN, or one of --rinit random, henaff, cayley, skew")
+        raise ValueError("xavier is not orthogonal, which RNN-Orth starts from; "
+                         "use RNN, or random, henaff, cayley or skew")
     if net_type in ("expRNN", "nnRNN") and rinit == "xavier":
-        raise ValueError(f"--rinit xavier starts a free matrix, but {net_type}'s is the exponential of a "
-                         "skew-symmetric one; use --rinit henaff, cayley, random or skew")
+        raise ValueError(f"xavier starts a free matrix, but {net_type}'s is the exponential of a skew-symmetric one; "
+                         "use henaff, cayley, random or skew")
     if net_type == "LSTM" and rinit not in ("xavier", "random"):
-        raise ValueError(f"--rinit {rinit} has no meaning for the gates of an LSTM; use --rinit xavier or random")
+        raise ValueError(f"{rinit} has no meaning for the gates of an LSTM; use xavier or random")
 
 
 class Cell(nn.Module):
@@ -82,6 +82,10 @@ class Cell(nn.Module):
     def penalty(self):
         """What the cell adds to the loss, before the factor `alam`: 0 except for nnRNN."""
         return 0.0
+
+    def orthogonality_error(self) -> float | None:
+        """How far the matrix that is orthogonal by construction is from it: max |P Pᵀ − 1|. None without such a one."""
+        return None
 
     def rotation_parameters(self) -> list:
         """The logarithms of rotations, for the orthogonal step of the optimizer."""
@@ -127,6 +131,12 @@ class Rotation(nn.Module):
         """exp(S) (H, H)."""
         return skew_exponential(self.skew())
 
+    @torch.no_grad()
+    def error(self) -> float:
+        """max |P Pᵀ − 1| of P = exp(S)."""
+        p = self()
+        return (p @ p.t() - torch.eye(self.size, dtype=p.dtype, device=p.device)).abs().max().item()
+
 
 class ExpRNN(Cell):
     """W = exp(S): orthogonal by construction."""
@@ -137,6 +147,9 @@ class ExpRNN(Cell):
 
     def kernel(self):
         return self.rotation()
+
+    def orthogonality_error(self):
+        return self.rotation.error()
 
     def rotation_parameters(self):
         return [self.rotation.logarithm]
@@ -151,7 +164,7 @@ class NNRNN(Cell):
 
     def __init__(self, input_size: int, hidden_size: int, rinit: str = "cayley", iinit: str = "xavier"):
         if hidden_size % 2:
-            raise ValueError(f"nnRNN pairs its hidden units, so --nhid must be even, not {hidden_size}")
+            raise ValueError(f"nnRNN pairs its hidden units, so their number must be even, not {hidden_size}")
         super().__init__(input_size, hidden_size, iinit, input_bias=False)
         self.rotation = Rotation(hidden_size, rinit)
         self.gamma = nn.Parameter(torch.ones(hidden_size // 2))
@@ -164,6 +177,10 @@ class NNRNN(Cell):
     def penalty(self):
         """Σ_k (γ_k − 1)², a scalar tensor."""
         return nn.functional.mse_loss(self.gamma, torch.ones_like(self.gamma), reduction="sum")
+
+    def orthogonality_error(self):
+        """Of P: W itself is not normal."""
+        return self.rotation.error()
 
     def rotation_parameters(self):
         return [self.rotation.logarithm]

@@ -44,7 +44,7 @@ def train(model: CopyModel, optimizer, task: CopyingTask, run: Run, *, updates: 
           log_interval: int, alam: float = 0.0, clip: float = 0.0) -> dict:
     """Train for `updates` fresh batches and → the result: mean loss and recall over the last 50."""
     recent = Recent("loss", "recall", keep=max(LAST, min(log_interval, updates)), device=run.device)
-    progress = run.track(Progress(update=0, best=math.inf, recent=recent.values),
+    progress = run.track(Progress(update=0, best=math.inf, recent=recent),
                          model=model, optimizer=optimizer, task=task)
     if (result := run.finished()) is not None:
         return result

@@ -1,7 +1,12 @@
-"""How a script ends: a person's mistake is a `UserError`, one sentence; `start` prints it, never a traceback."""
+"""How a script ends: a person's mistake is a `UserError`, one sentence; `start` prints it, never a traceback.
+
+Signals are taken in one place, `when_asked_to_stop`; what was nearly typed is found in one, `nearest`.
+"""
 
 import contextlib
+import difflib
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -18,13 +23,37 @@ class UserError(Exception):
         self.status = status
 
 
+def nearest(text: str, names, cutoff: float = 0.4, most: int = 1) -> list[str]:
+    """The names that `text` may have meant, best first, whatever their case."""
+    lower = {name.lower(): name for name in names}
+    return [lower[near] for near in difflib.get_close_matches(text.lower(), lower, n=most, cutoff=cutoff)]
+
+
+@contextlib.contextmanager
+def when_asked_to_stop(handler, *names: str):
+    """Ctrl-C, a scheduler and a closed terminal, by the `names` of their signals, call `handler(number, frame)`.
+
+    A signal that is ignored, which is what nohup asks for, stays so; one that the system does not know is left out.
+    """
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.signal(number, handler) for number in numbers
+              if signal.getsignal(number) is not signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
 def start(main) -> None:
     """Run a script's `main`: a UserError is printed as one sentence, and its status is the exit status."""
+    open_streams()
     for stream in (sys.stdout, sys.stderr):  # an output that knows no Greek shows their numbers instead
         with contextlib.suppress(AttributeError, OSError):
             stream.reconfigure(errors="backslashreplace")
     try:
         main()
+        sys.stdout.flush()
     except UserError as error:
         sentence, status = str(error), error.status
     except KeyboardInterrupt:
@@ -32,21 +61,39 @@ def start(main) -> None:
     except BrokenPipeError:  # whoever read the output, `head` perhaps, has gone: there is nobody left to tell
         close_output()
         sys.exit(1)
+    except OSError as error:  # /dev/full as output, a disk that was pulled out
+        close_output()
+        sentence, status = f"{error.filename or 'the output'}: {error.strerror or error}", 1
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(said in str(error) for said in OUT_OF_MEMORY):
             raise
         sentence, status = "this does not fit into memory; choose a smaller --nhid, --batch or sequence length", 1
     else:
         return
-    sentence = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence)  # one line, whatever was typed
     with contextlib.suppress(OSError):  # a terminal that was closed
-        print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: {printable(sentence)}", file=sys.stderr)  # one line, whatever was typed
     sys.exit(status)
+
+
+def printable(text: str, keep: str = "") -> str:
+    """`text` with every character that moves a terminal's cursor written as its number; but for those of `keep`."""
+    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
+
+
+def open_streams() -> None:
+    """A standard stream that was closed leads nowhere: no file of a run is then opened in its place."""
+    with contextlib.suppress(OSError):
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+            os.set_inheritable(descriptor, True)
+        os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None or getattr(sys, name).closed:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (for as long as Python runs)
 
 
 def close_output() -> None:
     """Send what is still to be printed nowhere, so that Python does not fail on it once more when it ends."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)

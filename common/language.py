@@ -67,14 +67,19 @@ def segment(streams: torch.Tensor, index: int, bptt: int) -> tuple[torch.Tensor,
 
 
 @torch.no_grad()
-def evaluate(model: CharacterModel, streams: torch.Tensor, bptt: int) -> tuple[float, float]:
-    """Mean loss (nats a character) and accuracy over `streams` (N, B), the state carried from start to end."""
+def evaluate(model: CharacterModel, streams: torch.Tensor, bptt: int, run: Run | None = None) -> tuple[float, float]:
+    """Mean loss (nats a character) and accuracy over `streams` (N, B), the state carried from start to end.
+
+    A `run` that is asked to stop does so between segments.
+    """
     kernel, state = model.network.kernel(), model.network.start(streams.shape[1])
     sums = torch.zeros(2, dtype=torch.float64, device=streams.device)
     for index in range(segments(streams, bptt)):
         symbols, target = segment(streams, index, bptt)
         logits, state = model(symbols, state, kernel)
         sums += torch.stack((cross_entropy(logits, target, reduction="sum"), (logits.argmax(-1) == target).sum()))
+        if run is not None:
+            run.stop_if_asked()
     loss, accuracy = (sums / streams[1:].numel()).tolist()
     return loss, accuracy
 
@@ -108,7 +113,7 @@ def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epo
             if index % log_interval == 0 and index < batches:
                 report(run, epoch, index, batches, meter, optimizer)
 
-        valid_loss, valid_accuracy = evaluate(model, valid_set, bptt)
+        valid_loss, valid_accuracy = evaluate(model, valid_set, bptt, run)
         report(run, epoch, batches, batches, meter, optimizer, valid_loss, valid_accuracy, corpus.unit)
         progress.state = model.network.start(batch)
         keep_or_slow_down(run, progress, optimizer, epoch, valid_loss, valid_accuracy)
@@ -133,7 +138,9 @@ def keep_or_slow_down(run: Run, progress: Progress, optimizer, epoch: int, loss:
 
 def scores(loss: float, unit: str) -> str:
     """A loss in nats, its perplexity and its bits per `unit`, for people."""
-    return f"loss {loss:.4f}, perplexity {math.exp(min(loss, 700)):.3f}, {loss / math.log(2):.4f} bits per {unit}"
+    perplexity = math.exp(min(loss, 700))
+    shown = f"{perplexity:.3f}" if perplexity < 1e6 else f"{perplexity:.3g}"
+    return f"loss {loss:.4f}, perplexity {shown}, {loss / math.log(2):.4f} bits per {unit}"
 
 
 def report(run: Run, epoch: int, index: int, batches: int, meter: Meter, optimizer, valid_loss=None,
@@ -153,7 +160,7 @@ def finish(run: Run, progress: Progress, epochs: int, model: CharacterModel, tes
            unit: str) -> dict:
     """The result: the weights of the best validation, tested once."""
     run.load_best()
-    loss, accuracy = evaluate(model, test_set, bptt)
+    loss, accuracy = evaluate(model, test_set, bptt, run)
     run.say(f"best validation loss {progress.best_loss:.4f} in epoch {progress.best_epoch}; "
             f"test {scores(loss, unit)}, accuracy {accuracy:.4f}")
     return run.finish({"epochs": epochs, "best_epoch": progress.best_epoch, "validation_loss": progress.best_loss,

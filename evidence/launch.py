@@ -9,9 +9,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from common.errors import UserError
-from common.runs.records import read_config, result
-from evidence.rows import Row, diverged, epochs_of
+from common.errors import UserError, when_asked_to_stop
+from common.runs.records import is_diverged, read_config, read_result
+from evidence.rows import Row, epochs_of
 
 
 def missing(rows: list[Row], seeds, folder: Path, threads: int, more: list[str], until: int | None = None
@@ -21,11 +21,12 @@ def missing(rows: list[Row], seeds, folder: Path, threads: int, more: list[str],
     A run that diverged is left as it is; with `until`, one whose log already holds that epoch too.
     """
     commands = []
-    for seed in seeds:  # one seed of everything first
+    for seed in dict.fromkeys(seeds):  # one seed of everything first
         for row in rows:
             if seed not in row.runs:
                 commands.append([*row.command(seed), "--save", str(folder), "--threads", str(threads), *more])
-            elif result(row.runs[seed]) is None and not reached(row.runs[seed], until) and not diverged(row.runs[seed]):
+            elif read_result(row.runs[seed]) is None and \
+                    not reached(row.runs[seed], until) and not is_diverged(row.runs[seed]):
                 commands.append([f"{row.script}.py", "--resume", str(row.runs[seed]), "--threads", str(threads)])
     return commands
 
@@ -75,15 +76,17 @@ class Job:
         return True, f"FAILED ({lines[-1] if lines else f'status {status}'})"
 
 
+def _interrupt(number, frame):
+    raise KeyboardInterrupt
+
+
+@when_asked_to_stop(_interrupt, "SIGTERM", "SIGHUP")
 def run_all(commands: list[list[str]], jobs: int, until: int | None = None) -> int:
     """Run the commands, `jobs` at a time, in this folder; → how many failed.
 
     Each run is stopped, saved, once its log holds epoch `until`. Ctrl-C, SIGTERM and a closed terminal stop all.
     """
     waiting, running, failed, done = list(commands), [], 0, 0
-    before = {number: signal.signal(number, _interrupt) for number in
-              (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
-              if signal.getsignal(number) is not signal.SIG_IGN}  # which is what nohup asks for
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -106,10 +109,4 @@ def run_all(commands: list[list[str]], jobs: int, until: int | None = None) -> i
             job.stop()
         for job in running:
             job.process.wait()
-        for number, handler in before.items():
-            signal.signal(number, handler)
     return failed
-
-
-def _interrupt(number, frame):
-    raise KeyboardInterrupt

@@ -8,16 +8,15 @@ wherever its folder lies and whatever it is called. A run of a script of one's o
 edited files has a row of its own.
 """
 
-import difflib
 import itertools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from common import copytask, language, smnist
-from common.errors import UserError
+from common.errors import UserError, nearest
 from common.runs import flags
-from common.runs.records import is_not_finite, log_rows, plain, read_config
+from common.runs.records import is_diverged, is_not_finite, log_rows, plain, read_config
 from common.stair import SCHEDULES
 from evidence.published import script_of
 
@@ -26,8 +25,6 @@ STAIRS = {"nvar": "FixedStair", "alpha": "LearnedStair", "expalpha": "Exponentia
 SEEDS = (400, 401, 402, 403, 404)
 RUNS = Path("results/runs")
 PUBLISHED_SIZES = {"copytask": {"expRNN": 176, "LSTM": 63}}  # H of published curves where the table has another H
-NOT_SCIENCE = ("save", "name", "resume", "threads", "cuda", "tf32", "engine", "data", "log_interval", "save_freq",
-               "dry_run")
 
 
 @dataclass
@@ -77,14 +74,8 @@ class Row:
         """What the command resolves to, as a run's config.json holds it."""
         task, _ = self.script.split("_")
         resolved = flags.parse(self.command(seed)[1:], self.script, "", *script_of(*self.place), TASKS[task])
-        return science({name: {"value": plain(getattr(resolved, name)), "origin": origin}
+        return flags.science({name: {"value": plain(getattr(resolved, name)), "origin": origin}
                         for name, origin in resolved.origin.items()})
-
-
-def science(options: dict) -> dict:
-    """The values that decide what is computed, of options as config.json holds them."""
-    return {name: entry["value"] for name, entry in options.items()
-            if name not in NOT_SCIENCE and entry["origin"] != "not used" and entry["value"] is not None}
 
 
 def rows_of(task: str, extra: list[str]) -> list[Row]:
@@ -123,7 +114,7 @@ def select(rows: list[Row], only: list[str] | None) -> list[Row]:
     names = {row.name for row in rows}
     for text in only:
         if not any(text in name for name in names):
-            near = [f"'{name}'" for name in difflib.get_close_matches(text, names, n=3, cutoff=0.4)]
+            near = [f"'{name}'" for name in nearest(text, names, most=3)]
             raise UserError(f"no row holds '{text}'; "
                                 + (f"near it are {', '.join(near)}" if near else "the table without --only shows all"))
     return [row for row in rows if any(text == row.name or (text not in names and text in row.name) for text in only)]
@@ -147,7 +138,8 @@ def find_runs(rows: list[Row], seeds, folder: Path) -> None:
     found = {}
     for run, config in records_below(folder):
         if difference_of(config) is None:
-            key = (config["script"], config.get("revision", 1), json.dumps(science(config["options"]), sort_keys=True))
+            science = json.dumps(flags.science(config["options"]), sort_keys=True)
+            key = (config["script"], config.get("revision", 1), science)
             if key not in found or (run / "result.json").exists():
                 found[key] = run
     for row in rows:
@@ -167,7 +159,7 @@ def own_rows(task: str, seeds, folder: Path) -> list[Row]:
                 or config.get("revision", 1) != TASKS[task].REVISION:
             continue
         options = {name: entry["value"] for name, entry in config["options"].items()}
-        science_ = {name: value for name, value in science(config["options"]).items() if name != "random_seed"}
+        science_ = {name: value for name, value in flags.science(config["options"]).items() if name != "random_seed"}
         key = (config["script"], difference, json.dumps(science_, sort_keys=True))
         stair = options.get("nvar") or ("expalpha" if "literal" in options else "alpha")
         row = rows.setdefault(key, Row(config["script"], f"{config['row']}, {difference}", stair, []))
@@ -212,15 +204,6 @@ def epochs_of(folder: Path) -> list[dict]:
             if row.get("validation_accuracy") is not None and not any(is_not_finite(*cell) for cell in row.items())]
 
 
-def diverged(folder: Path) -> bool:
-    """Whether an unfinished run ended in a loss that is not finite: it would again, so it is not gone on with.
-
-    Where the losses were finite to the last and the weights no more, the log does not show it: such a run counts as
-    unfinished, and stops at the same place when it is resumed.
-    """
-    return any(is_not_finite(name, value) for row in log_rows(folder)[-1:] for name, value in row.items())
-
-
 def how_far(folder: Path) -> str:
     """The place that an unfinished run has reached."""
     rows, options = log_rows(folder), read_config(folder)["options"]
@@ -228,6 +211,6 @@ def how_far(folder: Path) -> str:
         return "started"
     if "update" in rows[-1]:
         return f"update {rows[-1]['update']:.0f}"
-    if diverged(folder):
+    if is_diverged(folder):
         return f"batch {rows[-1]['batch']:.0f} of epoch {rows[-1]['epoch']:.0f}"
     return f"epoch {len(epochs_of(folder))} of {options['epochs']['value']}"

@@ -147,6 +147,19 @@ def environment() -> dict:
 
 
 @pytest.fixture
+def main(tmp_path, monkeypatch):
+    """Run a script's main in this process, runs below tmp_path → its result and its folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(script, *arguments):
+        before = set((tmp_path / "saves" / script).glob("*"))
+        result = module_of(script).main([*map(str, arguments)])
+        new = set((tmp_path / "saves" / script).glob("*")) - before
+        return result, new.pop() if new else None
+    return call
+
+
+@pytest.fixture
 def run_script(tmp_path):
     """Run a script to its end, from a folder that is not the project's → CompletedProcess."""
     def run(script, *arguments, few_images=False, timeout=120):

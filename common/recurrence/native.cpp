@@ -6,25 +6,40 @@
 // Shapes: x, h, z, δz (T, B, H); W (H, H); numbers (T,); modReLU's b (H,). The formulas are those of
 // common/stair.py, written again because here they run on vectors still hot from the product.
 //
+//   gradient    dW = Σ_t h_{t-1}ᵀ δz_t                                                 after the backward pass
+//
 // Why it is fast. Rows (examples) do not depend on each other, so every thread takes its share of the rows
 // through all T steps and no thread ever waits for another. W is packed once per call into panels of a few
 // vectors of columns, stored in the order in which they are read. A tile of the product is TILE_ROWS rows times
 // one panel; its sums stay in registers for the whole depth H, then stair and nonlinearity finish the tile
 // while it lies in the first-level cache. One panel serves all row tiles of the share before the next panel is
-// touched, so a W that is larger than the cache (H ≥ 512) still comes from it. (Tiles of register sums over packed
-// panels: Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008.)
+// touched, so a W that is larger than the cache (H ≥ 512) still comes from it. What a tile will be finished with
+// (x_t; h_t, its gradient, the place of the result) comes from farther away than W and in no order that a processor
+// foresees, so it is fetched while the tile is multiplied, a row at a time. (Tiles of register sums over packed panels:
+// Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008; the time loop inside the kernel
+// over blocked weights: Banerjee et al., "Optimizing deep learning RNN topologies on Intel architecture", 2019.)
+//
+// How near to the peak of multiply-adds that comes (AVX-512, Zen 4, 32 KB and 1 MB of cache; forward, backward, dW; the
+// rest of an update is not in it): 80, 78, 77 % at T, B, H = 220, 10, 128; 91, 86, 84 % at 200, 32, 256; 96, 93, 86 % at
+// 200, 100, 512; 92, 92, 90 % at 60, 128, 1024. What is left at the smallest shape is not the product: a tile of
+// 5 × 64 sums takes 5 · 4 · 128 = 2560 cycles of multiply-adds. Finishing its 20 vectors takes about 20 cycles each, which
+// no multiplication hides, since the next tile waits for the call in between; the first multiply-adds of a tile wait for
+// each other and its last ones for nobody, some 40 cycles; and 64 KB of W do not stay in 32 KB of cache, so each of the
+// 512 vectors of a tile's panel takes 2 of the cycles at 32 bytes a cycle, hidden while they are foreseen. dW reads
+// 1.1 MB of h and of δz for H/16 = 8 multiply-adds a number, 5 times fewer than at H = 512.
 //
 // Every number of the result is summed in an order that depends on neither the tiling of the rows nor the
-// number of threads: the result has the same bits for any number of threads.
+// number of threads: the result has the same bits for any number of threads. dW is shared by its rows.
 //
 // Denormal numbers are flushed to zero in here, always, and the caller's mode is restored. A gradient
 // that fades through hundreds of steps spends most of them below 1e−38, where it teaches nothing and every
 // operation takes a hundred times as long.
 //
-// Vectors are the vector extension of GCC and Clang: one source for AVX-512, AVX2, SSE2 and NEON. native.py compiles it
-// once for STAIR_SCALAR=float and, when somebody asks for it, once more for STAIR_SCALAR=double.
+// Vectors are the vector extension of GCC and Clang: one source for AVX-512, AVX2, SSE2 and NEON. native_build.py
+// compiles it once for STAIR_SCALAR=float and, when somebody asks for it, once more for STAIR_SCALAR=double.
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -45,7 +60,7 @@
 
 extern "C" {
 
-// Everything that the three entry points need; native.py declares the same fields in the same order.
+// Everything that the entry points need; native_build.py declares the same fields in the same order.
 // Strides count numbers, not bytes. The last dimension of every array is contiguous, W's excepted.
 struct Call {
     // sizes and choices
@@ -61,14 +76,16 @@ struct Call {
     void *h, *last, *z;
     // gradients: grad (T, B, H), or grad_last (B, H) of the last state alone; the results, null where not wanted
     const void *grad, *grad_last;
-    void *dz, *d_h0;
-    double *number_parts;  // (T, B) what each row adds to the gradient of each number
-    void *bias_parts;      // (B, H) what each row adds to the gradient of b
+    void *dz, *d_h0, *d_numbers, *d_bias, *d_kernel;
 };
 
 int stair_forward(const Call *call);   // fills h or last, and z where kept
-int stair_backward(const Call *call);  // fills dz, and d_h0, number_parts, bias_parts where wanted
+int stair_backward(const Call *call);  // fills dz, and d_h0, d_numbers, d_bias where wanted
 int stair_states(const Call *call);    // fills h from z, both (T, B, H)
+int stair_kernel_gradient(const Call *call);  // adds Σ_t h_{t-1}ᵀ δz_t to d_kernel; without an h0, Σ_t h_tᵀ δz_t
+
+double stair_smallest(const void *numbers, std::int64_t count);  // the least |number|; NaN counts for nothing
+double stair_multiply_adds(std::int64_t rounds);                 // the yardstick: multiply-adds → how many operations
 }
 
 namespace {
@@ -99,7 +116,7 @@ using IntegerOf = std::conditional_t<sizeof(S) == 4, std::int32_t, std::int64_t>
 
 template <class S>
 struct VectorOf {
-    typedef S Type __attribute__((vector_size(VECTOR_BYTES)));
+    typedef S Type __attribute__((vector_size(VECTOR_BYTES), may_alias));
     typedef IntegerOf<S> Bits __attribute__((vector_size(VECTOR_BYTES)));
 };
 template <class S>
@@ -300,25 +317,32 @@ struct Panel {
     Index column, vectors;  // its first column of W and its width in vectors
 };
 
-// A square matrix in panels of at most TILE_VECTORS vectors of columns, widths as equal as possible. Inside a panel
-// a row follows the other; columns beyond H are 0. Element (k, j) is read from matrix[k · in + j · out].
+// The panels of `hidden` columns: at most TILE_VECTORS vectors each, widths as equal as possible.
+template <class S>
+std::vector<Panel> panels_of(Index hidden) {
+    const Index vectors = (hidden + LANES<S> - 1) / LANES<S>, count = (vectors + TILE_VECTORS - 1) / TILE_VECTORS;
+    std::vector<Panel> panels;
+    for (Index p = 0; p < count; p++) {
+        const Index first = vectors * p / count, end = vectors * (p + 1) / count;
+        panels.push_back({first * LANES<S>, end - first});
+    }
+    return panels;
+}
+
+// A square matrix in panels. Inside a panel a row follows the other; columns beyond H are 0. Element (k, j) is read
+// from matrix[k · in + j · out].
 template <class S>
 class Packed {
 public:
-    Packed() : hidden(0), vectors(0), numbers(0) {}
+    Packed() : hidden(0), numbers(0) {}
     Packed(const S *matrix, Index in, Index out, Index hidden)
-        : hidden(hidden), vectors((hidden + LANES<S> - 1) / LANES<S>), numbers(vectors * LANES<S> * hidden) {
-        const Index count = (vectors + TILE_VECTORS - 1) / TILE_VECTORS;
-        for (Index p = 0; p < count; p++) {
-            const Index first = vectors * p / count, end = vectors * (p + 1) / count;
-            panels.push_back({first * LANES<S>, end - first});
-            pack(matrix, in, out, panels.back());
-        }
+        : hidden(hidden), panels(panels_of<S>(hidden)), numbers((hidden + LANES<S>) * hidden) {
+        for (const Panel &panel : panels) pack(matrix, in, out, panel);
     }
     const S *data(const Panel &panel) const { return numbers.data() + panel.column * hidden; }
 
-    const Index hidden, vectors;
-    std::vector<Panel> panels;
+    const Index hidden;
+    const std::vector<Panel> panels;
 
 private:
     // Blocks of the depth, so that a column-wise read of the matrix still uses the whole of each cache line.
@@ -335,22 +359,44 @@ private:
     Aligned<S> numbers;
 };
 
-// tile (ROWS, VECTORS) = rows (ROWS, depth) · panel (depth, VECTORS), all sums in registers.
+// Rows of an array that will be needed soon: `first`, first + stride, … Null: none.
+template <class S>
+struct Stream {
+    const S *first;
+    Index stride;
+};
+template <class S>
+using Streams = std::array<Stream<S>, 5>;
+
+// tile (ROWS, VECTORS) = rows (ROWS, depth) · panel (depth, VECTORS), all sums in registers. Element (r, k) of the rows
+// is rows[r · row_stride + k · depth_stride]. A tile's width of each of its rows of `soon` is fetched meanwhile, a row
+// at a time: more requests at once than the cache can have under way would stop the multiplication.
 template <class S, int ROWS, int VECTORS>
-void multiply_tile(const S *rows, Index stride, const S *panel, Index depth, S *tile) {
+void multiply_tile(const S *rows, Index row_stride, Index depth_stride, const S *panel, Index depth, S *tile,
+                   const Streams<S> &soon) {
     Vector<S> sums[ROWS][VECTORS] = {};
-    for (Index k = 0; k < depth; k++) {
-        Vector<S> w[VECTORS];
-        for (int v = 0; v < VECTORS; v++) w[v] = load(panel + (k * VECTORS + v) * LANES<S>);
-        for (int r = 0; r < ROWS; r++)
-            for (int v = 0; v < VECTORS; v++) sums[r][v] += rows[r * stride + k] * w[v];
+    Index k = 0;
+    for (int part = 0; part < ROWS; part++) {
+        for (const Stream<S> &stream : soon)
+            if (stream.first)
+                for (int v = 0; v < VECTORS; v++)
+                    __builtin_prefetch(stream.first + part * stream.stride + v * LANES<S>);
+        for (const Index end = depth * (part + 1) / ROWS; k < end; k++) {
+            Vector<S> w[VECTORS];
+            for (int v = 0; v < VECTORS; v++) w[v] = load(panel + (k * VECTORS + v) * LANES<S>);
+            for (int r = 0; r < ROWS; r++)
+                for (int v = 0; v < VECTORS; v++) sums[r][v] += rows[r * row_stride + k * depth_stride] * w[v];
+        }
     }
+    Vector<S> *out = reinterpret_cast<Vector<S> *>(tile);
+#pragma GCC unroll 16  // or GCC writes the sums to the stack first
     for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < VECTORS; v++) store(tile + (r * VECTORS + v) * LANES<S>, sums[r][v]);
+#pragma GCC unroll 16
+        for (int v = 0; v < VECTORS; v++) out[r * VECTORS + v] = sums[r][v];
 }
 
 template <class S>
-using MultiplyTile = void (*)(const S *, Index, const S *, Index, S *);
+using MultiplyTile = void (*)(const S *, Index, Index, const S *, Index, S *, const Streams<S> &);
 
 // multiply_tile for every size: entry (rows − 1) · TILE_VECTORS + (vectors − 1)
 template <class S, int... SIZE>
@@ -359,19 +405,29 @@ const MultiplyTile<S> *tile_table(std::integer_sequence<int, SIZE...>) {
     return table;
 }
 
+template <class S>
+const MultiplyTile<S> *all_tiles() {
+    return tile_table<S>(std::make_integer_sequence<int, TILE_ROWS * TILE_VECTORS>());
+}
+
 // Calls finish(row, column, vectors, sums) for every row and panel of rows · W; sums (vectors · LANES,) are that row's
-// products in those columns, all 0 if `rows` is null.
+// products in those columns, all 0 if `rows` is null. `streams` are the arrays that finish touches at row and column.
 template <class S, class Finish>
-void product(const Packed<S> &kernel, const S *rows, Index stride, Index count, Finish finish) {
-    const MultiplyTile<S> *table = tile_table<S>(std::make_integer_sequence<int, TILE_ROWS * TILE_VECTORS>());
+void product(const Packed<S> &kernel, const S *rows, Index stride, Index count, const Streams<S> &streams,
+             Finish finish) {
+    const MultiplyTile<S> *table = all_tiles<S>();
     alignas(VECTOR_BYTES) S tile[TILE_ROWS * TILE_VECTORS * LANES<S>] = {};
     const Index tiles = (count + TILE_ROWS - 1) / TILE_ROWS;
     for (const Panel &panel : kernel.panels)
         for (Index i = 0; i < tiles; i++) {
             const Index first = count * i / tiles, height = count * (i + 1) / tiles - first;
-            if (rows)
-                table[(height - 1) * TILE_VECTORS + panel.vectors - 1](rows + first * stride, stride, kernel.data(panel),
-                                                                       kernel.hidden, tile);
+            if (rows) {
+                Streams<S> soon = streams;
+                for (Stream<S> &stream : soon)
+                    if (stream.first) stream.first += first * stream.stride + panel.column;
+                table[(height - 1) * TILE_VECTORS + panel.vectors - 1](rows + first * stride, stride, 1,
+                                                                       kernel.data(panel), kernel.hidden, tile, soon);
+            }
             for (Index r = 0; r < height; r++)
                 finish(first + r, panel.column, panel.vectors, tile + r * panel.vectors * LANES<S>);
         }
@@ -386,6 +442,20 @@ struct Sequence {
         : call(call), steps(call.steps), batch(call.batch), hidden(call.hidden),
           numbers(static_cast<const S *>(call.numbers)), bias(hidden + LANES<S>) {
         if (call.bias) std::memcpy(bias.data(), call.bias, std::size_t(hidden) * sizeof(S));
+        if (call.d_numbers) number_parts.resize(std::size_t(steps * batch));
+        if (call.d_bias) bias_parts.resize(std::size_t(batch * hidden));
+    }
+    void add_parts() const {
+        for (Index t = 0; call.d_numbers && t < steps; t++) {
+            double sum = 0;
+            for (Index row = 0; row < batch; row++) sum += number_parts[t * batch + row];
+            static_cast<S *>(call.d_numbers)[t] = S(sum);
+        }
+        for (Index j = 0; call.d_bias && j < hidden; j++) {
+            double sum = 0;
+            for (Index row = 0; row < batch; row++) sum += double(bias_parts[row * hidden + j]);
+            static_cast<S *>(call.d_bias)[j] = S(sum);
+        }
     }
     // row `row` of step t in an array (T, B, H)
     template <class T>
@@ -401,6 +471,10 @@ struct Sequence {
     const Index steps, batch, hidden;
     const S *numbers;
     Aligned<S> bias;  // padded to whole vectors
+    // What each row adds to the gradients of the numbers (T, B) and of b (B, H); empty where they are not wanted.
+    // Added up at the end, in the order of the rows: the sum is the same for any number of threads.
+    mutable std::vector<double> number_parts;
+    mutable std::vector<S> bias_parts;
 };
 
 // Calls body(column, count) for the vectors of columns column … that lie inside a row of `hidden` numbers.
@@ -422,7 +496,8 @@ void forward_rows(const Sequence<S> &s, const Packed<S> &kernel, Index first, In
         const S number = s.numbers[t];
         S *z = s.kept(t, first);
         S *next = h ? s.at(h, t, first) : pair.data() + (t % 2) * count * s.hidden;
-        product(kernel, previous, stride, count, [&](Index row, Index column, Index vectors, const S *sums) {
+        const Streams<S> streams = {{{x, call.x_row}, {next, s.hidden}, {z, s.hidden}}};
+        product(kernel, previous, stride, count, streams, [&](Index row, Index column, Index vectors, const S *sums) {
             for_each_vector<S>(column, vectors, s.hidden, [&](Index offset, Index c, Index n) {
                 const Vector<S> z_t = load(sums + offset) + load(x + row * call.x_row + c, n);
                 if (z) store(z + row * s.hidden + c, z_t, n);
@@ -441,7 +516,7 @@ void backward_rows(const Sequence<S> &s, const Packed<S> &transposed, Index firs
     const Call &call = s.call;
     const Index count = end - first;
     S *dz = static_cast<S *>(call.dz);
-    S *bias_parts = call.bias_parts ? static_cast<S *>(call.bias_parts) + first * s.hidden : nullptr;
+    S *bias_parts = call.d_bias ? s.bias_parts.data() + first * s.hidden : nullptr;
     Aligned<S> number_sums(count * LANES<S>);  // one vector of sums per row
     const S *dz_next = nullptr;                // after the last step nothing flows back
     for (Index t = s.steps - 1; t >= 0; t--) {
@@ -452,7 +527,9 @@ void backward_rows(const Sequence<S> &s, const Packed<S> &transposed, Index firs
         if (grad) grad += first * call.grad_row;
         const S *z = s.kept(t, first), *h = z ? nullptr : s.at(static_cast<const S *>(call.h), t, first);
         S *dz_t = s.at(dz, t, first);
-        product(transposed, dz_next, s.hidden, count, [&](Index row, Index column, Index vectors, const S *sums) {
+        const Streams<S> streams = {
+            {{grad, call.grad_row}, {z ? z : h, s.hidden}, {dz_t, s.hidden}, {bias_parts, s.hidden}}};
+        const auto finish = [&](Index row, Index column, Index vectors, const S *sums) {
             for_each_vector<S>(column, vectors, s.hidden, [&](Index offset, Index c, Index n) {
                 const Index place = row * s.hidden + c;
                 Vector<S> dh = load(sums + offset);
@@ -463,23 +540,24 @@ void backward_rows(const Sequence<S> &s, const Packed<S> &transposed, Index firs
                 else
                     state = scaled_state_from_h<S, phi>(load(h + place, n), number, inverse);
                 store(dz_t + place, dh * state.by_z, n);
-                if (call.number_parts) {
+                if (call.d_numbers) {
                     S *sum = number_sums.data() + row * LANES<S>;
                     store(sum, load(sum) + dh * state.by_number);
                 }
                 if (phi == MODRELU && bias_parts)
                     store(bias_parts + place, load(bias_parts + place, n) + dh * state.by_bias, n);
             });
-        });
-        for (Index row = 0; call.number_parts && row < count; row++) {
+        };
+        product(transposed, dz_next, s.hidden, count, streams, finish);
+        for (Index row = 0; call.d_numbers && row < count; row++) {
             S *sum = number_sums.data() + row * LANES<S>;
-            call.number_parts[t * s.batch + first + row] = sum_of_lanes<S>(load(sum));
+            s.number_parts[t * s.batch + first + row] = sum_of_lanes<S>(load(sum));
             store(sum, Vector<S>{});
         }
         dz_next = dz_t;
     }
     if (call.d_h0)
-        product(transposed, dz_next, s.hidden, count, [&](Index row, Index column, Index vectors, const S *sums) {
+        product(transposed, dz_next, s.hidden, count, {}, [&](Index row, Index column, Index vectors, const S *sums) {
             for_each_vector<S>(column, vectors, s.hidden, [&](Index offset, Index c, Index n) {
                 store(static_cast<S *>(call.d_h0) + (first + row) * s.hidden + c, load(sums + offset), n);
             });
@@ -499,6 +577,85 @@ void states_rows(const Sequence<S> &s, const Packed<S> &, Index first, Index end
                 store(h + c, state_from_z<S, rule, phi>(load(z + c, n), s.numbers[t], bias).value, n);
             });
         }
+}
+
+// ------------------------------------------------------------------------------------- the gradient of W
+
+// to (depth, ROWS) = the first ROWS numbers of each row
+template <class S, int ROWS>
+void pack_rows(const S *from, Index stride, Index depth, S *to) {
+    for (Index k = 0; k < depth; k++) std::memcpy(to + k * ROWS, from + k * stride, ROWS * sizeof(S));
+}
+
+template <class S>
+using PackRows = void (*)(const S *, Index, Index, S *);
+
+template <class S, int... ROWS>
+const PackRows<S> *pack_table(std::integer_sequence<int, ROWS...>) {
+    static const PackRows<S> table[] = {pack_rows<S, ROWS + 1>...};
+    return table;
+}
+
+// d_kernel[i][j] += Σ_r previous[r][i] · dz[r][j] for i = first … end − 1; r counts `count` steps and examples. DEPTH
+// of them at a time are packed in the order in which tiles read them.
+template <class S>
+void add_products(const Sequence<S> &s, const S *previous, Index stride, const S *dz, Index count, Index first,
+                  Index end) {
+    constexpr Index DEPTH = 256, LINE = TILE_VECTORS * LANES<S>, BLOCK = TILE_ROWS * LINE;
+    constexpr Index FETCHED = 256 * DEPTH;  // numbers of a stretch that the second-level cache has room for
+    const MultiplyTile<S> *multiply = all_tiles<S>();
+    const PackRows<S> *pack = pack_table<S>(std::make_integer_sequence<int, TILE_ROWS>());
+    const std::vector<Panel> panels = panels_of<S>(s.hidden);
+    const Index tiles = (end - first + TILE_ROWS - 1) / TILE_ROWS;
+    const auto tile_start = [&](Index i) { return first + (end - first) * i / tiles; };
+    Aligned<S> left(DEPTH * (end - first)), right(DEPTH * LINE);
+    alignas(VECTOR_BYTES) S tile[BLOCK];
+    S *d_kernel = static_cast<S *>(s.call.d_kernel);
+    for (Index start = 0; start < count; start += DEPTH) {
+        const Index depth = std::min(DEPTH, count - start);
+        for (Index i = 0; i < tiles; i++) {
+            const Index row = tile_start(i), height = tile_start(i + 1) - row;
+            pack[height - 1](previous + start * stride + row, stride, depth, left.data() + (row - first) * depth);
+        }
+        // The next stretch lies far away: it is fetched while this one is multiplied, a block with every tile.
+        const bool fetches = stride == s.hidden && DEPTH * s.hidden <= FETCHED;
+        Index ahead = (start + depth) * s.hidden;
+        const Index ahead_end = fetches ? std::min(start + 2 * DEPTH, count) * s.hidden : ahead;
+        for (const Panel &panel : panels) {
+            const Index width = panel.vectors * LANES<S>;
+            for (Index k = 0; k < depth; k++)
+                for_each_vector<S>(panel.column, panel.vectors, s.hidden, [&](Index offset, Index c, Index n) {
+                    store(right.data() + k * width + offset, load(dz + (start + k) * s.hidden + c, n));
+                });
+            for (Index i = 0; i < tiles; i++) {
+                const Index row = tile_start(i), height = tile_start(i + 1) - row;
+                S *to = d_kernel + row * s.hidden;
+                Streams<S> soon = {{{to + panel.column, s.hidden}}};
+                if (ahead < ahead_end) {
+                    soon[1] = {previous + ahead, LINE}, soon[2] = {previous + ahead + BLOCK, LINE};
+                    soon[3] = {dz + ahead, LINE}, soon[4] = {dz + ahead + BLOCK, LINE};
+                    ahead += 2 * BLOCK;
+                }
+                const S *rows = left.data() + (row - first) * depth;
+                const Index size = (height - 1) * TILE_VECTORS + panel.vectors - 1;
+                multiply[size](rows, 1, height, right.data(), depth, tile, soon);
+                for (Index r = 0; r < height; r++)
+                    for_each_vector<S>(panel.column, panel.vectors, s.hidden, [&](Index offset, Index c, Index n) {
+                        S *place = to + r * s.hidden + c;
+                        store(place, load(place, n) + load(tile + r * width + offset), n);
+                    });
+            }
+        }
+    }
+}
+
+template <class S>
+void kernel_gradient_rows(const Sequence<S> &s, Index first, Index end) {
+    const S *h0 = static_cast<const S *>(s.call.h0), *h = static_cast<const S *>(s.call.h);
+    const S *dz = static_cast<const S *>(s.call.dz);
+    const Index with_h0 = h0 ? 1 : 0;  // steps
+    if (h0) add_products(s, h0, s.call.h0_row, dz, s.batch, first, end);
+    add_products(s, h, s.hidden, s.at(dz, with_h0, 0), (s.steps - with_h0) * s.batch, first, end);
 }
 
 // ------------------------------------------------------------------------------ threads and entry points
@@ -538,13 +695,13 @@ private:
 // how many threads really come.
 class Shares {
 public:
-    Shares(Index batch, Index count, const std::function<void(Index, Index)> &work)
-        : batch(batch), count(count), work(work) {}
+    Shares(Index rows, Index count, const std::function<void(Index, Index)> &work)
+        : rows(rows), count(count), work(work) {}
 
     void take() {
         const FlushDenormals flush;
         try {
-            for (Index i; (i = next++) < count;) work(batch * i / count, batch * (i + 1) / count);
+            for (Index i; (i = next++) < count;) work(rows * i / count, rows * (i + 1) / count);
         } catch (const std::bad_alloc &) {
             out_of_memory = true;
         }
@@ -554,7 +711,7 @@ public:
     std::atomic<bool> out_of_memory{false};
 
 private:
-    const Index batch, count;
+    const Index rows, count;
     const std::function<void(Index, Index)> &work;
     std::atomic<Index> next{0};
 };
@@ -571,15 +728,15 @@ void take_in_own_threads(Shares &shares, Index threads) {
     for (std::thread &other : others) other.join();
 }
 
-// Runs work(first, end) on the rows, shared among the threads, and returns when all are done. Throws std::bad_alloc if
-// memory ran out in one of them.
+// Runs work(first, end) on `rows` rows, shared among the threads, and returns when all are done. Throws std::bad_alloc
+// if memory ran out in one of them.
 //
 // The threads are those of the OpenMP runtime in which torch works, where there is one. After a matrix product
 // torch's idle threads spin for some milliseconds, waiting for more: threads of our own would have to share the
 // cores with them, and short sequences would take twice as long.
-void share_rows(const Call &call, const std::function<void(Index, Index)> &work) {
-    const Index threads = std::max<Index>(1, std::min(call.threads, call.batch));
-    Shares shares(call.batch, threads, work);
+void share_rows(const Call &call, Index rows, const std::function<void(Index, Index)> &work) {
+    const Index threads = std::max<Index>(1, std::min(call.threads, rows));
+    Shares shares(rows, threads, work);
     if (threads == 1)
         shares.take();
     else if (call.openmp_parallel)
@@ -616,22 +773,60 @@ void run(const Call &call) {
     const Packed<S> kernel = pass == FORWARD    ? Packed<S>(matrix, call.kernel_in, call.kernel_out, s.hidden)
                              : pass == BACKWARD ? Packed<S>(matrix, call.kernel_out, call.kernel_in, s.hidden)
                                                 : Packed<S>();
-    share_rows(call, [&](Index first, Index end) { rows(s, kernel, first, end); });
+    share_rows(call, s.batch, [&](Index first, Index end) { rows(s, kernel, first, end); });
+    if (pass == BACKWARD) s.add_parts();
+}
+
+template <class S>
+void run_kernel_gradient(const Call &call) {
+    const Sequence<S> s(call);
+    share_rows(call, s.hidden, [&](Index first, Index end) { kernel_gradient_rows(s, first, end); });
 }
 
 // 0: done. 1: out of memory.
-template <Pass pass>
-int enter(const Call &call) {
+int enter(void (*run)(const Call &), const Call &call) {
     try {
-        run<pass, STAIR_SCALAR>(call);
+        run(call);
         return 0;
     } catch (const std::bad_alloc &) {
         return 1;
     }
 }
 
+template <class S>
+double smallest(const S *numbers, Index count) {
+    double least = std::numeric_limits<double>::infinity();
+    for (Index t = 0; t < count; t++) least = std::min(least, double(numbers[t] < 0 ? -numbers[t] : numbers[t]));
+    return least;
+}
+
+// As many independent chains of multiply-adds as a tile has sums, and nothing else: no memory, no waiting. Nothing that
+// is computed on this core can be faster.
+template <class S>
+double multiply_adds(Index rounds) {
+    volatile S factor = S(0.5), summand = S(1);  // the compiler cannot know them
+    const Vector<S> a = factor - Vector<S>{}, b = summand - Vector<S>{};
+    Vector<S> sums[TILE_ROWS][TILE_VECTORS];
+    for (int r = 0; r < TILE_ROWS; r++)
+        for (int v = 0; v < TILE_VECTORS; v++) sums[r][v] = S(r * TILE_VECTORS + v) - Vector<S>{};
+    for (Index round = 0; round < rounds; round++)
+        for (int r = 0; r < TILE_ROWS; r++)
+            for (int v = 0; v < TILE_VECTORS; v++) sums[r][v] = sums[r][v] * a + b;
+    Vector<S> all = {};
+    for (int r = 0; r < TILE_ROWS; r++)
+        for (int v = 0; v < TILE_VECTORS; v++) all += sums[r][v];
+    volatile double used = sum_of_lanes<S>(all);
+    (void)used;
+    return 2.0 * double(LANES<S>) * TILE_ROWS * TILE_VECTORS * double(rounds);
+}
+
 }  // namespace
 
-int stair_forward(const Call *call) { return enter<FORWARD>(*call); }
-int stair_backward(const Call *call) { return enter<BACKWARD>(*call); }
-int stair_states(const Call *call) { return enter<STATES>(*call); }
+int stair_forward(const Call *call) { return enter(run<FORWARD, STAIR_SCALAR>, *call); }
+int stair_backward(const Call *call) { return enter(run<BACKWARD, STAIR_SCALAR>, *call); }
+int stair_states(const Call *call) { return enter(run<STATES, STAIR_SCALAR>, *call); }
+int stair_kernel_gradient(const Call *call) { return enter(run_kernel_gradient<STAIR_SCALAR>, *call); }
+double stair_smallest(const void *numbers, std::int64_t count) {
+    return smallest(static_cast<const STAIR_SCALAR *>(numbers), count);
+}
+double stair_multiply_adds(std::int64_t rounds) { return multiply_adds<STAIR_SCALAR>(rounds); }

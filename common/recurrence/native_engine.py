@@ -14,55 +14,23 @@ Memory, in arrays of T·B·H numbers, beside x and the gradient that comes in; x
                          formed again from it, some steps at a time, for dW. With last_only h is never stored
     without gradients    h; with last_only two states (B, H)
 
-The code is compiled on first use, in a few seconds, by the compiler that $CXX names or else c++, g++ or clang++, as
-a plain shared library, and kept in $XDG_CACHE_HOME/stair-rnn (~/.cache/stair-rnn). A library's file name holds a
-digest of what it was made from (source, compiler, flags, processor) and one of its own bytes. It is loaded only
-if both fit and used only after it has agreed with the PyTorch engine on a small problem.
+The code is compiled on first use, by native_build.py.
 """
 
-import contextlib
-import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 
 import torch
 from torch.autograd.function import once_differentiable
 
+from common.recurrence import native_build
+from common.recurrence.native_build import SCALARS, Call
 from common.recurrence.torch_engine import sequence_recurrence
 from common.stair import NONLINEARITIES, RULES
-
-SOURCE = Path(__file__).with_name("native.cpp")
-SCALARS = {torch.float32: "float", torch.float64: "double"}
-COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-w")
-# Tuned for some processors, GCC splits a lone chain of multiply-adds, and a tile of one row would round otherwise than
-# a tile of six. The parameter forbids that; Clang does not do it and ignores the parameter.
-SAME_ROUNDING = "--param=avoid-fma-max-bits=0"
-# the first that the compiler accepts
-PROCESSOR_FLAGS = (("-march=native", SAME_ROUNDING), ("-march=native",), ("-mcpu=native",), ())
-COMPILE_SECONDS = 300
 
 WORK_PER_THREAD = 2**20  # multiply-adds; with less of them a thread costs more than it brings
 CHUNK_ELEMENTS = 2**22   # numbers of h formed again at a time
 # |ρ| below which φ = h / ρ could not be read from h
 VANISHING = {dtype: torch.finfo(dtype).tiny ** 0.5 for dtype in SCALARS}
-
-_SAID = []               # the one line about a missing engine, once it is said
-
-
-class Unavailable(Exception):
-    """Why there is no native engine here, in a sentence."""
-
-
-# ── the recurrence ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def native_recurrence(x, kernel, h0, numbers, rule, phi, bias, last_only):
@@ -84,8 +52,20 @@ def native_recurrence(x, kernel, h0, numbers, rule, phi, bias, last_only):
                          f"{None if bias is None else tuple(bias.shape)}")
     library, reason = _library(x.dtype)
     if library is None:
-        raise RuntimeError(f"the native engine is not available: {reason}; use engine='torch'")
+        raise RuntimeError(_unavailable(reason))
     return _recurrence(library, x, kernel, h0, numbers, rule, phi, bias, last_only)
+
+
+def unavailable_reason(device) -> str | None:
+    """Why the engine cannot run on `device`, in a sentence; None if it can. Builds it on the first call."""
+    if torch.device(device).type != "cpu":
+        return "the native engine runs on the CPU; choose the engine auto or torch for a GPU"
+    _, reason = _library(torch.float32)
+    return None if reason is None else _unavailable(reason)
+
+
+def _unavailable(reason):
+    return f"the native engine is not available: {reason}; choose the engine torch, which needs no compiler"
 
 
 def serves(x: torch.Tensor) -> bool:
@@ -94,14 +74,8 @@ def serves(x: torch.Tensor) -> bool:
         return False
     library, reason = _library(x.dtype)
     if library is None:
-        _say_once(f"stair: running the PyTorch engine, the native one is not available: {reason}")
+        native_build.say_once(f"stair: running the PyTorch engine, the native one is not available: {reason}")
     return library is not None
-
-
-def _say_once(line):
-    if not _SAID:
-        _SAID.append(line)
-        print(line, file=sys.stderr, flush=True)
 
 
 def _recurrence(library, x, kernel, h0, numbers, rule, phi, bias, last_only):
@@ -131,25 +105,11 @@ class _Sequence(torch.autograd.Function):
         problem = Problem(ctx.library, kernel, h0, numbers, ctx.rule, ctx.phi, bias, steps=ctx.steps)
         problem.keep(ctx.kept)
         d_h0 = torch.empty_like(h0, memory_format=torch.contiguous_format) if need_h0 else None
-        number_parts = numbers.new_empty(ctx.steps, len(h0), dtype=torch.float64) if need_numbers else None  # (T, B)
-        bias_parts = h0.new_zeros(h0.shape) if need_bias else None                                         # (B, H)
-        dz = problem.backward(grad, ctx.last_only, h, z, d_h0, number_parts, bias_parts)                   # (T, B, H)
-
+        d_numbers = numbers.new_empty(ctx.steps) if need_numbers else None
+        d_bias = h0.new_empty(h0.shape[1]) if need_bias else None
+        dz = problem.backward(grad, ctx.last_only, h, z, d_h0, d_numbers, d_bias)                          # (T, B, H)
         d_kernel = problem.kernel_gradient(h, z, dz) if need_kernel else None
-        d_numbers = number_parts.sum(1).to(numbers.dtype) if need_numbers else None
-        d_bias = bias_parts.sum(0, dtype=torch.float64).to(bias.dtype) if need_bias else None
         return dz if need_x else None, d_kernel, d_h0, d_numbers, d_bias, None, None, None, None
-
-
-class Call(ctypes.Structure):
-    """The C++ struct of the same name, field by field."""
-
-    _fields_ = [(name, ctypes.c_int64) for name in (
-        "steps", "batch", "hidden", "threads", "rule", "phi",
-        "kernel_in", "kernel_out", "x_step", "x_row", "h0_row", "grad_step", "grad_row")]
-    _fields_ += [(name, ctypes.c_void_p) for name in (
-        "openmp_parallel", "kernel", "x", "h0", "numbers", "bias", "kept", "h", "last", "z",
-        "grad", "grad_last", "dz", "d_h0", "number_parts", "bias_parts")]
 
 
 def _rows(tensor):
@@ -172,7 +132,7 @@ class Problem:
         threads = min(torch.get_num_threads(), steps * batch * hidden**2 // WORK_PER_THREAD)
         self.call = Call(
             steps=steps, batch=batch, hidden=hidden, threads=max(1, threads),
-            rule=RULES.index(rule), phi=NONLINEARITIES.index(phi), openmp_parallel=_openmp_parallel(),
+            rule=RULES.index(rule), phi=NONLINEARITIES.index(phi), openmp_parallel=native_build.openmp_parallel(),
             kernel=_address(kernel), kernel_in=kernel.stride(0), kernel_out=kernel.stride(1),
             h0=_address(self.h0), h0_row=self.h0.stride(0), numbers=_address(self.numbers), bias=_address(bias))
 
@@ -185,10 +145,11 @@ class Problem:
         if self.rule != "scale":
             kept = torch.arange(self.call.steps)
         else:
-            size, limit = self.numbers.abs(), VANISHING[self.numbers.dtype]
-            if not size.min().item() < limit:
+            limit = VANISHING[self.numbers.dtype]
+            if not self.library.smallest(self.call.numbers, self.call.steps) < limit:
                 return None
-            kept = torch.where(size < limit, (size < limit).cumsum(0) - 1, -1)
+            vanishes = self.numbers.abs() < limit
+            kept = torch.where(vanishes, vanishes.cumsum(0) - 1, -1)
         self.keep(kept)
         return kept
 
@@ -203,7 +164,7 @@ class Problem:
         self.library.run("forward", call)
         return h, last
 
-    def backward(self, grad, last_only, h, z, d_h0, number_parts, bias_parts):
+    def backward(self, grad, last_only, h, z, d_h0, d_numbers, d_bias):
         """Fills the last three where given; → δz (T, B, H)."""
         grad = _rows(grad)
         call = self.call
@@ -213,162 +174,45 @@ class Problem:
         else:
             call.grad, call.grad_step, call.grad_row = _address(grad), grad.stride(0), grad.stride(1)
         call.h, call.z, call.dz, call.d_h0 = map(_address, (h, z, dz, d_h0))
-        call.number_parts, call.bias_parts = _address(number_parts), _address(bias_parts)
+        call.d_numbers, call.d_bias = _address(d_numbers), _address(d_bias)
         self.library.run("backward", call)
+        call.d_numbers = call.d_bias = None
         return dz
 
     def kernel_gradient(self, h, z, dz):
         """dW = Σ_t h_{t-1}ᵀ δz_t → (H, H), with h_{t-1} formed again from z where h was not kept."""
-        steps, _, hidden = dz.shape
-        d_kernel = self.h0.t() @ dz[0]
-        if steps == 1:
-            return d_kernel
+        call, steps, hidden = self.call, len(dz), dz.shape[-1]
+        d_kernel = dz.new_zeros(hidden, hidden)
+        call.d_kernel, call.dz, call.h = _address(d_kernel), _address(dz), _address(h)
         if h is not None:
-            return d_kernel.addmm_(h[:-1].view(-1, hidden).t(), dz[1:].view(-1, hidden))
+            self.library.run("kernel_gradient", call)
+            return d_kernel
+        call.steps = 1
+        self.library.run("kernel_gradient", call)                                                          # of h0
+        call.h0 = None
         chunk = max(1, CHUNK_ELEMENTS // dz[0].numel())
         states = torch.empty_like(z[:chunk])
+        call.h = _address(states)
         for start in range(0, steps - 1, chunk):
-            end = min(start + chunk, steps - 1)
-            call = self.call
-            call.steps, call.numbers = end - start, _address(self.numbers[start:])
-            call.h, call.z = _address(states), _address(z[start:])
+            call.steps, call.numbers = min(chunk, steps - 1 - start), _address(self.numbers[start:])
+            call.z, call.dz = _address(z[start:]), _address(dz[start + 1:])
             self.library.run("states", call)
-            d_kernel.addmm_(states[:end - start].view(-1, hidden).t(), dz[start + 1:end + 1].view(-1, hidden))
+            self.library.run("kernel_gradient", call)
         return d_kernel
 
 
 # ── the library ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Library:
-    """native.cpp, compiled and loaded."""
-
-    def __init__(self, path: Path):
-        loaded = ctypes.CDLL(str(path))
-        self.entries = {name: getattr(loaded, f"stair_{name}") for name in ("forward", "backward", "states")}
-        for entry in self.entries.values():
-            entry.argtypes, entry.restype = [ctypes.POINTER(Call)], ctypes.c_int
-
-    def run(self, name, call):
-        if self.entries[name](ctypes.byref(call)):
-            raise MemoryError("the native recurrence ran out of memory")
-
-
-@functools.cache
-def _openmp_parallel() -> int | None:
-    """The address of the function that starts a parallel region in the OpenMP runtime that torch has loaded, if any."""
-    try:
-        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
-    except (OSError, TypeError, AttributeError):
-        return None
-
-
 @functools.cache
 def _library(dtype):
     """→ (Library, None), or (None, why not). Built at most once per process and dtype."""
     try:
-        return _load_or_build(dtype), None
-    except Unavailable as reason:
+        return native_build.load_or_build(dtype, functools.partial(_agrees, dtype=dtype)), None
+    except native_build.Unavailable as reason:
         return None, str(reason)
     except OSError as error:  # a full disk, say
         return None, f"it could not be built: {error}"
-
-
-def _load_or_build(dtype) -> Library:
-    if os.name == "nt":
-        raise Unavailable("it is not made for Windows")
-    compiler = _compiler()
-    name = f"{SCALARS[dtype]}-{_key(compiler, dtype)}"
-    with contextlib.ExitStack() as stack:
-        cache = _cache_folder() or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stair-rnn-")))
-        for path in sorted(cache.glob(f"{name}-*.so")):
-            if library := _load(path, dtype):
-                return library
-            with contextlib.suppress(OSError):
-                path.unlink()  # damaged: it would be found again by every run
-        if library := _load(_build(compiler, dtype, cache, name), dtype):
-            return library
-    raise Unavailable("the compiled library does not load, or disagrees with the PyTorch engine")
-
-
-def _compiler() -> list[str]:
-    wanted = os.environ.get("CXX", "").strip()
-    for command in [shlex.split(wanted)] if wanted else [[name] for name in COMPILERS]:
-        if shutil.which(command[0]):
-            return command
-    raise Unavailable(f"CXX is '{wanted}', which is not a program" if wanted
-                      else f"no C++ compiler found ({', '.join(COMPILERS)}; CXX can name another)")
-
-
-def _key(compiler, dtype) -> str:
-    """A digest of all that decides what the library does."""
-    try:
-        version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=COMPILE_SECONDS).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        raise Unavailable(f"'{shlex.join(compiler)} --version' failed: {error}") from None
-    made_from = [SOURCE.read_bytes(), version, _processor().encode(),
-                 repr((compiler, shutil.which(compiler[0]), FLAGS, PROCESSOR_FLAGS, SCALARS[dtype])).encode(),
-                 repr(Call._fields_).encode()]
-    return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in made_from)).hexdigest()[:16]
-
-
-def _processor() -> str:
-    """The processor and what it can do: code compiled for one may stop another."""
-    words = [platform.system(), platform.machine(), platform.processor()]
-    with contextlib.suppress(OSError):
-        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-        telling = ("vendor_id", "cpu family", "model", "model name", "flags", "features", "cpu implementer", "cpu part")
-        words += [line for line in first if line.split(":")[0].strip().lower() in telling]
-    if sys.platform == "darwin":
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            words.append(subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True,
-                                        text=True, timeout=COMPILE_SECONDS).stdout)
-    return "\n".join(words)
-
-
-def _cache_folder() -> Path | None:
-    """The user's cache folder for compiled code, or None if it cannot be written."""
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stair-rnn"
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except (OSError, RuntimeError):  # RuntimeError: there is no home folder
-        return None
-
-
-def _build(compiler, dtype, cache, name) -> Path:
-    """Compile under a temporary name, then rename: another run sees the whole library or none."""
-    with tempfile.TemporaryDirectory(prefix="build-", dir=cache) as folder:
-        made = Path(folder) / "native.so"
-        for processor_flags in PROCESSOR_FLAGS:
-            command = [*compiler, *FLAGS, *processor_flags, f"-DSTAIR_SCALAR={SCALARS[dtype]}", SOURCE, "-o", made]
-            try:
-                done = subprocess.run(command, capture_output=True, text=True, errors="replace",
-                                      timeout=COMPILE_SECONDS)
-            except (OSError, subprocess.SubprocessError) as error:
-                raise Unavailable(f"'{shlex.join(compiler)}' failed: {error}") from None
-            if done.returncode == 0 and made.exists():
-                path = cache / f"{name}-{_digest(made)}.so"
-                os.replace(made, path)
-                return path
-    complaint = next((line for line in done.stderr.splitlines() if "error" in line), f"exit status {done.returncode}")
-    raise Unavailable(f"'{shlex.join(compiler)}' could not compile {SOURCE.name}: {complaint.strip()}")
-
-
-def _digest(path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
-
-
-def _load(path, dtype) -> Library | None:
-    """The library at `path` if its bytes are those its name tells of, it loads, and it computes the right numbers."""
-    try:
-        if _digest(path) != path.stem.rpartition("-")[2]:
-            return None
-        library = Library(path)
-    except (OSError, AttributeError):
-        return None
-    return library if _agrees(library, dtype) else None
 
 
 def _agrees(library, dtype) -> bool:

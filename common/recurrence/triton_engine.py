@@ -56,13 +56,13 @@ def triton_recurrence(x, kernel, h0, numbers, rule, phi, bias, last_only):
     Raises ValueError for tensors that are not all float32 or all float64 on one GPU, and where triton is missing.
     """
     tensors = [t for t in (x, kernel, h0, numbers, bias) if t is not None]
-    if (reason := why_not(x.device)) is not None:
+    if (reason := unavailable_reason(x.device)) is not None:
         raise ValueError(reason)
     if x.dtype not in DTYPES or any((t.dtype, t.device) != (x.dtype, x.device) for t in tensors):
         found = ", ".join(sorted({f"{t.dtype} on {t.device}" for t in tensors}))
         raise ValueError(f"the triton engine needs float32 or float64 tensors, all alike, on one GPU; got {found}")
     _, batch, hidden = x.shape
-    plan = make_plan(batch, hidden, x.dtype, precision(), *_capacity(x.device))
+    plan = make_plan(batch, hidden, x.dtype, precision(), *capacity(x.device))
     if plan is None:
         _say(f"stair: running the PyTorch engine, the triton one has no room for H = {hidden} in {x.dtype}")
         return sequence_recurrence(x, kernel, h0, numbers, rule, phi, bias, last_only)
@@ -72,12 +72,12 @@ def triton_recurrence(x, kernel, h0, numbers, rule, phi, bias, last_only):
     return h[(len(x) - 1) % 2].clone() if last_only else h
 
 
-def why_not(device) -> str | None:
+def unavailable_reason(device) -> str | None:
     """Why the engine cannot run on `device`, in a sentence; None if it can."""
     if importlib.util.find_spec("triton") is None:
-        return "the triton engine needs the package triton, which is not installed; install it or use --engine torch"
+        return "the triton engine needs the package triton, which is not installed; install it or take the engine auto"
     if torch.device(device).type != "cuda" and not interpreted():
-        return f"the triton engine needs a GPU, not the {torch.device(device).type}; add --cuda or use --engine auto"
+        return f"the triton engine needs a GPU, not the {torch.device(device).type}; choose the engine auto there"
     return None
 
 
@@ -98,8 +98,15 @@ def _kernels():
     return triton_kernels
 
 
+def version() -> str:
+    """The version of triton, whose distribution has other names beside some builds of torch."""
+    import triton
+
+    return triton.__version__
+
+
 @functools.cache
-def _capacity(device) -> tuple[int, int]:
+def capacity(device) -> tuple[int, int]:
     """Multiprocessors, and bytes of shared memory that a program can have."""
     if device.type != "cuda":
         return HOPPER

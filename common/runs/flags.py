@@ -11,7 +11,6 @@ origin "edited". Edited values pass the checks of typed ones. A mistake is one s
 """
 
 import argparse
-import difflib
 import json
 import math
 import os
@@ -22,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 
 from common.cells import INPUT_STARTS, NET_TYPES, RECURRENT_STARTS, check_start
-from common.errors import UserError
+from common.errors import UserError, nearest
 from common.optim import METHODS
 from common.recurrence import ENGINES
 from common.runs.records import read_config
@@ -43,8 +42,7 @@ def one_of(*names, aliases=None):
         name = aliases.get(text, text)
         if name in names:
             return name
-        near = difflib.get_close_matches(text.lower(), [n.lower() for n in names], n=1, cutoff=0.4)
-        hint = f"; did you mean {next(n for n in names if n.lower() == near[0])}?" if near else ""
+        hint = "".join(f"; did you mean {near}?" for near in nearest(text, names))
         raise argparse.ArgumentTypeError(f"'{text}' is not one of {', '.join(names)}{hint}")
 
     convert.names = names
@@ -150,7 +148,8 @@ FLAGS = {
     "name": ("run", name_part, "added to the name of the run's folder"),
     "save": ("run", folder, "folder that runs are written to"),
     "dry_run": ("run", SWITCH, "show every value, the size and about the time of the run, and stop"),
-    "resume": ("run", folder, "go on with the run in this folder; it knows its own options"),
+    "resume": ("run", folder, "go on with the run in this folder, which knows its own options; auto: with the run that "
+                              "these very options started, or a new one"),
 }
 ALIASES = {"random_seed": ("--seed",)}
 SPELLING = {"dry_run": "--dry-run", "net_type": "--net-type", "random_seed": "--random-seed", "c_length": "--c-length",
@@ -160,6 +159,9 @@ SPELLING = {"dry_run": "--dry-run", "net_type": "--net-type", "random_seed": "--
 SHARED = dict(cuda=False, tf32=False, threads=None, name=None, save=Path("saves"), resume=None, dry_run=False)
 FROM_ROW = dict(lr=None, lr_orth=None, alpha=None, alam=0.0, Tdecay=0.0, rinit=None)  # where a row leaves it out
 MAY_BE_NONE = ("threads", "name", "resume", "data", "text")
+NOT_SCIENCE = ("save", "name", "resume", "threads", "cuda", "tf32", "engine", "data", "log_interval", "save_freq",
+               "dry_run")
+AUTO = Path("auto")
 MAY_CHANGE_ON_RESUME = ("resume", "cuda", "tf32", "threads", "engine", "data", "text", "dry_run")
 MAY_GROW_ON_RESUME = ("updates", "epochs")
 
@@ -180,7 +182,7 @@ class Parser(argparse.ArgumentParser):
             if name.startswith("--") and len(name) > 2:
                 known = spelled.get(name.replace("_", "-"))
                 if known is None:
-                    near = difflib.get_close_matches(name.replace("_", "-"), spelled, n=1, cutoff=0.7)
+                    near = nearest(name.replace("_", "-"), spelled, cutoff=0.7)
                     hint = f"did you mean {spelled[near[0]]}?" if near else "--help lists the flags"
                     raise UserError(f"there is no flag {name}; {hint}")
                 if equals and known in switches:
@@ -213,9 +215,8 @@ def known_flags(script: str, defaults: dict) -> dict[str, tuple]:
             raise UserError(f"{where} belongs to the rows; edit {key} in a row of PAPER or type {spelled(key)} {value}")
         if key in FLAGS:
             continue
-        if near := difflib.get_close_matches(key.lower(), [name.lower() for name in FLAGS], n=1, cutoff=0.8):
-            name = next(name for name in FLAGS if name.lower() == near[0])
-            raise UserError(f"{where} is no flag; did you mean {name}?")
+        for near in nearest(key, FLAGS, cutoff=0.8):
+            raise UserError(f"{where} is no flag; did you mean {near}?")
         if not re.fullmatch(r"[A-Za-z]\w*", key) or spelled(key) in {o for names in ALIASES.values() for o in names}:
             raise UserError(f"{where} cannot become a flag; use letters, digits and _")
         known[key] = ("new in DEFAULTS", kind_of(value, where), "a flag of this script alone")
@@ -298,8 +299,8 @@ def check_rows(script: str, paper: dict, known: dict) -> dict:
         where = f'{script}.py, PAPER, "{name}"'
         for key in row:
             if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                raise UserError(f"{where}: there is no flag {key}" + (f"; did you mean {near[0]}?" if near else ""))
+                hint = "".join(f"; did you mean {near}?" for near in nearest(key, known, cutoff=0.6))
+                raise UserError(f"{where}: there is no flag {key}{hint}")
         rows[name] = {key: tuple(checked(part, key, known[key][1], where) for part in value)
                       if key in ROW_KEYS and isinstance(value, tuple) else checked(value, key, known[key][1], where)
                       for key, value in row.items()}
@@ -384,8 +385,8 @@ def parse(argv, script: str, doc: str, defaults: dict, paper: dict, task: Module
     if len(helpless) < len(argv):
         row = picked_row(script, paper, {**defaults, **typed})[1]
         make_parser(script, doc, known, {**FROM_ROW, **defaults, **row}).parse_args(["--help"])
-    if typed.get("resume"):
-        return _resumed(typed, lambda saved: parse(saved, script, doc, own, paper, task, resuming=True), script)
+    if typed.get("resume") not in (None, AUTO):
+        return _resumed(typed, lambda saved: parse(saved, script, doc, own, paper, task, resuming=True), script, known)
 
     row_name, row = picked_row(script, paper, {**defaults, **typed})
     values, origin = {}, {}
@@ -417,6 +418,12 @@ def typed_values(parser: Parser, known: dict, argv: list[str]) -> dict:
     return typed
 
 
+def science(options: dict) -> dict:
+    """The values that decide what is computed, of options as config.json holds them."""
+    return {name: entry["value"] for name, entry in options.items()
+            if name not in NOT_SCIENCE and entry["origin"] != "not used" and entry["value"] is not None}
+
+
 def new_keys(options: Options) -> list[str]:
     """The flags that the script has of its own."""
     return [dest for dest in options.origin if dest not in FLAGS]
@@ -426,15 +433,16 @@ def check(options: Options, typed: dict) -> None:
     """Raises UserError where an option was typed that has no meaning beside the others."""
     net, has = options.net_type, options.origin
     if net == "LSTM" and (options.nvar if "nvar" in has else "") != "none":
-        add = "add --nvar none" if "nvar" in has else "use the script whose name ends in _nvar, with --nvar none"
-        raise UserError(f"--net-type LSTM has no stair; {add}")
+        stem = options.script.rpartition("_")[0] or options.script
+        script = options.script if "nvar" in has else f"{stem}_nvar"  # the one of the fixed stairs, none among them
+        raise UserError(f"--net-type LSTM has no stair; use {script}.py --net-type LSTM --nvar none")
     if options.rinit is None:
         raise UserError(f"no row of PAPER in {options.script}.py is for --net-type {net}; add a row, or type --rinit, "
                         "--lr and --alpha")
     try:
         check_start(net, options.rinit)
     except ValueError as error:
-        raise UserError(str(error)) from None
+        raise UserError(f"--net-type {net} cannot start from --rinit {options.rinit}: {error}") from None
     if net == "nnRNN" and options.nhid % 2:
         raise UserError(f"nnRNN pairs its hidden units, so --nhid must be even, not {options.nhid}")
     if "tied" in has and options.tied and options.emsize != options.nhid:
@@ -467,22 +475,28 @@ def check(options: Options, typed: dict) -> None:
                             f"{spelled(dest)}")
 
 
-def _resumed(typed: dict, parse_again, script: str) -> Options:
-    """The options that the folder `typed["resume"]` was started with, turned back into flags and parsed."""
+def _resumed(typed: dict, parse_again, script: str, known: dict) -> Options:
+    """The options that the folder `typed["resume"]` was started with, turned back into flags and parsed.
+
+    A flag that is newer than the run has its default.
+    """
     folder_, config = typed["resume"], read_config(typed["resume"])
     if config["script"] != script:
         raise UserError(f"{folder_} is a run of {config['script']}.py; resume it with that script")
-    saved = config["options"]
-    used = {dest: entry["value"] for dest, entry in saved.items()
-            if entry["value"] is not None and entry["origin"] != "not used" and dest not in MAY_CHANGE_ON_RESUME}
+    saved, values = config["options"], {}
     try:
-        options = parse_again([token for dest, value in used.items() for token in tokens(dest, value)])
+        for dest, entry in {**saved, **_where_data_was(config)}.items():
+            if dest not in known:
+                raise UserError(f"{script}.py has no {dest}")
+            if entry["value"] is not None or (dest not in MAY_BE_NONE and saved[dest]["origin"] != "not used"):
+                values[dest] = checked(entry["value"], dest, known[dest][1], "its options")
+        options = parse_again([token for dest, value in values.items() for token in tokens(dest, value)
+                               if dest not in MAY_CHANGE_ON_RESUME and saved[dest]["origin"] != "not used"])
     except UserError as error:
         raise UserError(f"{folder_ / 'config.json'} is damaged or was written by another version of {script}.py "
                         f"({error}); restore it from a copy or start a new run") from None
-    for dest, entry in {**saved, **_where_data_was(config)}.items():
-        if dest in MAY_CHANGE_ON_RESUME and dest in options.origin and entry["value"] is not None and dest not in typed:
-            setattr(options, dest, Path(entry["value"]) if dest in ("data", "text") else entry["value"])
+    for dest in values.keys() & set(MAY_CHANGE_ON_RESUME) - typed.keys():
+        setattr(options, dest, values[dest])
     for dest, value in typed.items():
         before = getattr(options, dest)
         grows = dest in MAY_GROW_ON_RESUME and value > before
@@ -514,7 +528,7 @@ def tokens(dest: str, value) -> list[str]:
     """The value of a saved option as it is typed."""
     if isinstance(value, bool):
         return [spelled(dest) if value else "--no-" + spelled(dest)[2:]]
-    if isinstance(value, list):
+    if isinstance(value, tuple):
         return [spelled(dest), *map(str, value)]
     return [f"{spelled(dest)}={value}"]
 

@@ -16,8 +16,9 @@ run killed at any moment goes on from its last checkpoint as if nothing had happ
 import contextlib
 import csv
 import io
-import json
+import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -27,24 +28,34 @@ import torch
 from tqdm import tqdm
 
 from common.data import vocabulary_in
-from common.errors import UserError, close_output
+from common.errors import UserError, close_output, printable, when_asked_to_stop
+from common.optim import METHODS
 from common.orthogonal import largest_norm
-from common.recurrence import why_not
+from common.recurrence import unavailable_reason
 from common.runs.curves import draw_run
-from common.runs.flags import Options, describe
+from common.runs.flags import AUTO, MAY_GROW_ON_RESUME, Options, describe, science
 from common.runs.machine import check_memory, device_name, edited_files, git_commit, prepare_machine, versions
 from common.runs.records import (
+    check_like,
+    is_diverged,
     is_not_finite,
     load_tensors,
+    log_rows,
     plain,
+    plain_file,
     read_config,
+    read_result,
+    reason_of,
     save_tensors,
     write_atomically,
     write_json,
 )
 
 AUTOSAVE_SECONDS = 60
-WRONG_CONTENT = (LookupError, TypeError, ValueError, RuntimeError, AttributeError)  # of a checkpoint of something else
+DIVERGED = 3  # exit status of a run whose loss or weights are not finite: it would end so again
+STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # the last three: warnings of a scheduler
+WRONG_CONTENT = (LookupError, TypeError, ValueError, RuntimeError, AttributeError,  # of a checkpoint of something else
+                 ArithmeticError)
 
 
 # ── the run ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -57,19 +68,16 @@ class Progress:
         self.__dict__.update(start)
 
     def state_dict(self) -> dict:
-        return dict(self.__dict__)
+        return {name: value.values if isinstance(value, Recent) else value for name, value in self.__dict__.items()}
 
     def load_state_dict(self, state: dict) -> None:
         """Raises ValueError for the state of another loop."""
-        for name in self.__dict__.keys() | state.keys():
-            old, new = self.__dict__.get(name), state.get(name)
-            alike = old.shape == new.shape if torch.is_tensor(old) and torch.is_tensor(new) else \
-                isinstance(old, (int, float)) and isinstance(new, (int, float))
-            if not alike:
-                raise ValueError(f"its {name} is {str(new)[:40]}")
+        state = {name: self.__dict__[name].fill_up(new) if isinstance(self.__dict__.get(name), Recent) else new
+                 for name, new in state.items()}
+        check_like(self.state_dict(), state, "its place")
         for name, new in state.items():
             if torch.is_tensor(new):
-                self.__dict__[name].copy_(new)   # in place: a meter shares it
+                self.state_dict()[name].copy_(new)   # in place: a meter shares it
             else:
                 self.__dict__[name] = new
 
@@ -107,6 +115,12 @@ class Recent:
         """The values of the `last` updates up to `update` → (last, names)."""
         return self.values[torch.arange(update - last, update) % len(self.values)]
 
+    def fill_up(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` of a run that was to be shorter: it kept fewer, and wrote over none of them → (keep, names)."""
+        if torch.is_tensor(values) and values.shape[1:] == self.values.shape[1:] and len(values) < len(self.values):
+            return torch.cat((values, self.values[len(values):]))
+        return values
+
 
 class Stopped(UserError):
     """The run was asked to stop, saved its state, and can go on."""
@@ -126,18 +140,20 @@ class Run:
     def __init__(self, options: Options, label: str):
         self.options = options
         self.device = prepare_machine(options.cuda, options.threads, options.tf32)
-        if (reason := why_not(options.engine, self.device)) is not None:
+        if (reason := unavailable_reason(options.engine, self.device)) is not None:
             raise UserError(reason)
-        self.resumed = options.resume is not None
-        self.signal = None
+        self.auto = options.resume == AUTO
+        self.resumed = options.resume is not None and not self.auto
+        self.signal, self.why = None, ""  # what asked the run to stop; why, where that is not plain
         self.bar = None
         self.reported = False  # since the last update
+        self.best_loaded = False
         self.lock = None
         self.parts: dict = {}
         self.log_size, self.columns = 0, None
         self.seconds_before, self.started = 0.0, time.monotonic()
-        self.saved_at = self.started
-        self.folder, self.label = options.resume, label
+        self.saved_at = -math.inf         # the first report makes the first checkpoint
+        self.folder, self.label = options.resume if self.resumed else None, label
         self.memory = check_memory(options, self.device, *options.task.sizes(options))
         torch.manual_seed(options.random_seed)
         self.say(f"{options.script}: {options.row}")
@@ -167,6 +183,35 @@ class Run:
                             "choose another place with --save") from None
         raise UserError(f"{parent} already holds 9,999 runs called {stem}; choose a --name or another --save")
 
+    def _found_or_made(self, config: dict) -> tuple[Path, bool]:
+        """The folder of the run with these very options → (folder, whether it was there).
+
+        A new one is prepared aside and appears under its name with its config.json in it, so that of two processes
+        with the same command one makes it and the other finds it.
+        """
+        parent, stem = self._place(), self._stem()
+        made = parent.parent / f".{stem}.{os.getpid()}.{time.time_ns()}"
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            made.mkdir()
+            write_json(made / "config.json", config)
+            for number in range(1, 10_000):
+                folder = parent / (stem if number == 1 else f"{stem}-{number}")
+                try:
+                    os.rename(made, folder)
+                    return folder, False
+                except OSError:
+                    if not folder.is_dir():
+                        raise
+                if is_same_run(read_config(folder), config):
+                    return folder, True
+        except OSError as error:
+            raise UserError(f"no folder could be made in {parent} ({error.strerror}); "
+                            "choose another place with --save") from None
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+        raise UserError(f"{parent} already holds 9,999 runs called {stem}; choose a --name or another --save")
+
     def _config(self) -> dict:
         options, stair = self.options, getattr(self.parts["model"].network, "stair", None)
         values = {dest: {"value": plain(getattr(options, dest)), "origin": source}
@@ -184,7 +229,7 @@ class Run:
         except ImportError:  # Windows has no flock; there the folder is not guarded
             return
         try:
-            self.lock = open(self.folder / ".lock", "w")  # noqa: SIM115 (held until __exit__)
+            self.lock = open(self.folder / ".lock", "a", opener=plain_file)  # noqa: SIM115 (held until __exit__)
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another process is working on {self.folder}; wait for it or stop it first", 1) from None
@@ -192,15 +237,12 @@ class Run:
             raise UserError(f"{self.folder} cannot be written to ({error.strerror})", 1) from None
 
     def __enter__(self):
-        self._previous = {}
-        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)):
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # which is what nohup asks for
-                self._previous[number] = signal.signal(number, self._ask_to_stop)
+        self._signals = contextlib.ExitStack()
+        self._signals.enter_context(when_asked_to_stop(self._ask_to_stop, *STOPPING))
         return self
 
     def __exit__(self, *exception):
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self._signals.close()
         if self.bar is not None:
             self.bar.close()
         if self.lock is not None:
@@ -210,7 +252,7 @@ class Run:
     def _ask_to_stop(self, number, frame):
         if self.lock is None:  # still loading data or making the model: there is nothing to save
             raise Stopped("stopped before the first update", 128 + number)
-        if self.signal is not None:  # asked twice: do not wait for the step or the evaluation to end
+        if self.signal == number == signal.SIGINT:  # a person in a hurry does not wait for the update to end
             raise Stopped(f"stopped without saving; go on from the last checkpoint with {self.resume_command()}",
                           128 + number)
         self.signal = number
@@ -222,8 +264,9 @@ class Run:
     def stop_if_asked(self) -> None:
         """After an update: if a signal came, save and stop."""
         if self.signal is not None:
-            self.checkpoint()
-            raise Stopped(f"stopped and saved; go on with {self.resume_command()}", 128 + self.signal)
+            if not self.best_loaded:  # else the weights are not those of last.pt any more, which is of the same moment
+                self.checkpoint()
+            raise Stopped(f"stopped and saved{self.why}; go on with {self.resume_command()}", 128 + self.signal)
 
     # ── the loop ──
 
@@ -233,6 +276,7 @@ class Run:
         Between updates the bar moves, a state worth keeping is saved (what was reported, at most once a minute), and
         the run stops if it was asked to.
         """
+        self._check_place(getattr(progress, counter), until, counter)
         if self.bar is None:
             self._open_bar(until, getattr(progress, counter), counter)
         if self.options.dry_run:
@@ -247,12 +291,19 @@ class Run:
 
     def epochs(self, progress: Progress, until: int, updates: int, save_every: int = 1, unit: str = "batch"):
         """Yields the number of each epoch that is left, each of so many `updates`; saves every `save_every` epochs."""
+        self._check_place(progress.epoch, until, "epoch")
         self._open_bar(until * updates, progress.epoch * updates + progress.batch, unit)
         while (number := progress.epoch + 1) <= until:
             yield number
             progress.epoch, progress.batch = number, 0
             self.checkpoint(autosave=number % save_every != 0 and number < until)
             self.stop_if_asked()
+
+    def _check_place(self, place: int, until: int, counter: str) -> None:
+        """Raises UserError for a checkpoint that says more than this run could have reached."""
+        if place > until:
+            raise UserError(f"{self.folder / 'last.pt'} stands at {counter} {place}, after the last one, {until}; "
+                            "restore the one that belongs there or start a new run", 1)
 
     def _three_updates(self, done: int):
         """Yields four updates, the first of which sets things up; says how long a whole run takes, and stops."""
@@ -274,15 +325,18 @@ class Run:
 
     def say(self, line: str) -> None:
         """A line of output that does not tear the progress bar. An output that was closed asks the run to stop."""
+        line = printable(line, keep="\n")  # a foreign config.json sends nothing else to the terminal
         try:
             if self.bar is not None and not self.bar.disable:
                 self.bar.write(line)
             else:
                 print(line, flush=True)
-        except OSError:
-            self._nobody_reads()
+        except OSError as error:
+            self._nobody_reads(error)
 
-    def _nobody_reads(self) -> None:
+    def _nobody_reads(self, error: OSError) -> None:
+        if not isinstance(error, BrokenPipeError):
+            self.why = f", because the output cannot be written ({error.strerror})"
         close_output()
         self.signal = self.signal or getattr(signal, "SIGPIPE", signal.SIGTERM)
 
@@ -290,8 +344,8 @@ class Run:
         if self.bar is not None:
             try:
                 self.bar.update()
-            except OSError:  # the terminal is gone
-                self._nobody_reads()
+            except OSError as error:  # the terminal is gone
+                self._nobody_reads(error)
 
     def seconds(self) -> float:
         """Time spent on this run, sessions before this one included."""
@@ -305,22 +359,26 @@ class Run:
         A new run's folder is made only here, when its data and its model are there; a resumed run is restored.
         `data` is the `common.data.Source` of what the run reads.
         """
-        self._look_at(data)
         self.parts = {"progress": progress, **parts}
+        config = None if self.resumed else {**self._config(), **({} if data is None else {"data": data.record()})}
+        if self.auto and not self.options.dry_run:
+            self.folder, self.resumed = self._found_or_made(config)
+        self._look_at(data)
         if self.options.dry_run:
             self.say(f"{count_of(self.parts['model']):,} parameters, about {self.memory / 1e9:.2g} GB of memory; "
                      f"a run would be written to {self._place() / self._stem()}")
             return progress
-        if self.resumed:
-            self._lock()
-            self._clear()
-            self._restore()
-            self._say_what_changed()
-        else:
+        if not self.resumed and not self.auto:
             self.folder = self._new_folder()
-            self._lock()
-            read = {} if data is None else {"data": data.record()}
-            write_json(self.folder / "config.json", {**self._config(), **read})
+        self._lock()
+        if self.resumed:
+            self._clear()
+            if self._result() is None:
+                self._restore()
+                self._begin_again()
+            self._say_what_changed()
+        elif not self.auto:
+            write_json(self.folder / "config.json", config)
         self.say(f"{'going on with' if self.resumed else 'writing to'} {self.folder}")
         return progress
 
@@ -341,15 +399,18 @@ class Run:
     def _say_what_changed(self) -> None:
         """A line where the machine is not the one that the run was started on."""
         config = read_config(self.folder)
-        before = {**(config.get("versions") or {}), "device": config.get("device")}
-        now = {**versions(), "device": device_name(self.device)}
+        before = {**(config.get("versions") or {}), "device": config.get("device"), "commit": config.get("commit")}
+        now = {**versions(), "device": device_name(self.device), "commit": git_commit()}
         changed = [f"{name} {before[name]} → {now[name]}" for name in now if before.get(name) not in (None, now[name])]
         if changed:
             self.say(f"not as it was started: {', '.join(changed)}; the last digits may differ")
 
     def _restore(self) -> None:
         last = self.folder / "last.pt"
-        if not last.exists():  # killed before the first checkpoint: from the beginning, as the first time
+        if not os.path.lexists(last):  # killed before the first checkpoint: from the beginning, as the first time
+            if read_result(self.folder) is not None:
+                raise UserError(f"{last} is missing, from which a finished run goes on; restore it from a copy or "
+                                "start a new run", 1)
             if read_config(self.folder).get("revision", 1) != self.options.task.REVISION:
                 raise UserError(f"{self.folder} has no checkpoint, and the same options compute something else since "
                                 "it was started (CHANGES.md); start a new run")
@@ -357,35 +418,59 @@ class Run:
             return
         state = load_tensors(last, self.device)
         try:
+            check_like({"seconds": 0.0, "log_size": 0}, {name: state[name] for name in ("seconds", "log_size")})
             for name, part in self.parts.items():
+                if isinstance(part, torch.nn.Module):
+                    check_like(part.state_dict(), state["parts"][name])
+                elif isinstance(part, torch.optim.Optimizer):
+                    state["parts"][name] = checked_optimizer(part, state["parts"][name])
                 part.load_state_dict(state["parts"][name])
             torch.set_rng_state(state["rng"].cpu())
             if self.device.type == "cuda" and state["cuda_rng"] is not None:
                 torch.cuda.set_rng_state(state["cuda_rng"].cpu())
             self.seconds_before = float(state["seconds"])
-            self.columns = None if state["columns"] is None else list(state["columns"])
-            log_size = int(state["log_size"])
+            self._cut_log(state["log_size"], state["columns"])
         except WRONG_CONTENT as error:
             raise self._foreign(last, error) from None
-        self._cut_log(log_size)
+        self.saved_at = time.monotonic()
 
     def _foreign(self, path: Path, error: Exception) -> UserError:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
         return UserError(f"{path} is not a checkpoint of the model that {self.folder / 'config.json'} describes "
-                         f"({first_line[:80]}); restore the one that belongs there or start a new run", 1)
+                         f"({reason_of(error)}); restore the one that belongs there or start a new run", 1)
 
-    def _cut_log(self, size: int) -> None:
+    def _cut_log(self, size: int, columns: list[str] | None = None) -> None:
+        """Go on after the first `size` bytes of the log, a table of `columns`. Raises ValueError for another table."""
         log = self.folder / "log.csv"
+        shorter = UserError(f"{log} is shorter than when the checkpoint was saved; restore it from a copy or start a "
+                            "new run", 1)
         try:
-            found = log.stat().st_size if log.exists() else 0
-            if found > size:
-                os.truncate(log, size)
+            with open(log, "r+b", opener=plain_file) as file:
+                found = file.seek(0, os.SEEK_END)
+                if found < size:
+                    raise shorter
+                rows = log_rows(self.folder, size)
+                if columns != (list(rows[0]) if rows else None):
+                    raise ValueError(f"its log has the columns {str(columns)[:40]}")
+                if found > size:
+                    os.truncate(file.fileno(), size)
+        except FileNotFoundError:
+            if size:
+                raise shorter from None
         except OSError as error:
             raise self._unwritable(log, error) from None
-        if found < size:
-            raise UserError(f"{log} is shorter than when the checkpoint was saved; restore it from a copy "
-                            "or start a new run", 1)
-        self.log_size = size
+        self.log_size, self.columns = size, columns
+
+    def _begin_again(self) -> None:
+        """Where more updates or epochs were typed: config.json gets their number, and the result of fewer goes."""
+        config = read_config(self.folder)
+        for name in set(MAY_GROW_ON_RESUME) & self.options.origin.keys():
+            entry = {"value": getattr(self.options, name), "origin": self.options.origin[name]}
+            if config["options"][name]["value"] != entry["value"]:
+                config["options"][name] = entry
+                write_json(self.folder / "config.json", config)
+        for name in ("result.json", "curves.png"):
+            with contextlib.suppress(FileNotFoundError):
+                (self.folder / name).unlink()
 
     def _unwritable(self, path: Path, error: OSError) -> UserError:
         return UserError(f"{path} could not be written ({error.strerror}); free the disk or its permissions, "
@@ -399,16 +484,23 @@ class Run:
         """
         if self.options.dry_run:
             return
+        cell = getattr(self.parts["model"].network, "cell", None)
+        if cell is not None and (self.columns is None or "orthogonality_error" in self.columns) \
+                and (error := cell.orthogonality_error()) is not None:
+            row["orthogonality_error"] = error
         row["seconds"] = round(self.seconds(), 2)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         if self.columns is None:
             self.columns = list(row)
             writer.writerow(self.columns)
+        if missing := set(self.columns) - row.keys():
+            raise UserError(f"{self.folder / 'log.csv'} has a column {min(missing)}, which this version does not "
+                            "write; go on with the version that started this run", 1)
         writer.writerow(_cell(row[column]) for column in self.columns)
         content = text.getvalue().encode()
         try:
-            with open(self.folder / "log.csv", "ab") as file:
+            with open(self.folder / "log.csv", "ab", opener=plain_file) as file:
                 found = file.seek(0, os.SEEK_END)
                 if found == self.log_size:
                     file.write(content)
@@ -434,7 +526,7 @@ class Run:
         gpu = "" if lower == "--lr" or self.device.type == "cpu" else \
             f"; on a GPU exp(S) is also lost where the norm of S has passed {largest_norm():.0f}, which a lower " \
             "--lr_orth keeps smaller and a run without --cuda bears"
-        return UserError(f"{what}: stopped; {where}. What usually helps: {' or '.join(helps)}{gpu}", 1)
+        return UserError(f"{what}: stopped; {where}. What usually helps: {' or '.join(helps)}{gpu}", DIVERGED)
 
     def checkpoint(self, autosave: bool = False) -> None:
         """Save last.pt; with `autosave` only if the last one is older than `AUTOSAVE_SECONDS`."""
@@ -447,7 +539,7 @@ class Run:
         log = self.folder / "log.csv"
         try:
             if self.log_size:  # what the checkpoint counts on must be on the disk before it
-                with open(log, "rb") as file:
+                with open(log, "rb", opener=plain_file) as file:
                     os.fsync(file.fileno())
         except OSError as error:
             raise self._unwritable(log, error) from None
@@ -472,7 +564,8 @@ class Run:
         save_tensors(self.folder / "best.pt", self.parts["model"].state_dict())
 
     def load_best(self) -> None:
-        """Put the weights of best.pt into the model."""
+        """Put the weights of best.pt into the model, at the end of a run."""
+        self.best_loaded = True
         best = self.folder / "best.pt"
         try:
             self.parts["model"].load_state_dict(load_tensors(best, self.device))
@@ -480,21 +573,30 @@ class Run:
             raise self._foreign(best, error) from None
 
     def finish(self, result: dict) -> dict:
-        """Draw the curves, then write result.json, the last file of a run. → the whole result."""
+        """Write result.json, with which a run is finished, and draw its curves. → the whole result."""
         result = {**result, "row": self.options.row, "parameters": count_of(self.parts["model"]),
                   "seconds": round(self.seconds(), 1), "device": device_name(self.device),
                   "versions": versions(), "commit": git_commit(),
                   "command": read_config(self.folder)["argv"]}
         if self.data is not None:
             result["data"] = self.data.identity()
-        try:
-            draw_run(self.folder)
-        except OSError as error:
-            raise self._unwritable(self.folder / "curves.png", error) from None
         self._write_stair()
         write_json(self.folder / "result.json", result)
-        self.say(f"result in {self.folder / 'result.json'}, curves in {self.folder / 'curves.png'}")
+        curves = f", curves in {self.folder / 'curves.png'}" if self._draw() else ""
+        self.say(f"result in {self.folder / 'result.json'}{curves}")
         return result
+
+    def _draw(self) -> bool:
+        """curves.png. One that cannot be drawn is a line: the result is there, and --resume draws it again."""
+        try:
+            draw_run(self.folder)
+            return True
+        except Stopped:
+            raise
+        except Exception as error:  # whatever fonts and formats raise
+            why = str(error) if isinstance(error, UserError) else reason_of(error)
+            self.say(f"curves.png could not be drawn: {why}")
+            return False
 
     def _write_stair(self) -> None:
         """What a learned stair has become: t and α_t."""
@@ -505,15 +607,22 @@ class Run:
 
     def finished(self) -> dict | None:
         """The result, if this run has already come to its end: there is nothing left to do then."""
-        if not self.resumed or not (path := self.folder / "result.json").exists():
+        if not self.resumed or (found := self._result()) is None:
+            if self.auto and self.resumed and is_diverged(self.folder):
+                raise UserError(f"{self.folder} ended in a loss that is not finite, and would again", DIVERGED)
             return None
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise UserError(f"{path} is damaged; restore it from a copy, or delete it and --resume the run to "
-                            "write it again", 1) from None
-        self.say(f"this run is finished; its result is in {path}")
-        return result
+        self.say(f"this run is finished; its result is in {self.folder / 'result.json'}")
+        if not (self.folder / "curves.png").exists():
+            self._draw()
+        return found
+
+    def _result(self) -> dict | None:
+        """result.json, if it is of as many updates or epochs as the run is to have by now."""
+        found = read_result(self.folder)
+        wanted = {name: getattr(self.options, name) for name in MAY_GROW_ON_RESUME if name in self.options.origin}
+        if found is None or any(found.get(name, number) < number for name, number in wanted.items()):
+            return None
+        return found
 
 
 def _cell(value) -> str:
@@ -524,6 +633,28 @@ def _cell(value) -> str:
 def count_of(model) -> int:
     """Numbers that a model learns."""
     return sum(p.numel() for p in model.parameters())
+
+
+def checked_optimizer(optimizer, state: dict) -> dict:
+    """`state` of a checkpoint, for `optimizer`: its own settings, and of `state` the rates and what was gathered.
+
+    Raises ValueError or LookupError where it is not the state of such an optimizer.
+    """
+    own, groups, kept = optimizer.state_dict(), [], set()
+    for mine, theirs in zip(own["param_groups"], state["param_groups"], strict=True):
+        check_like(mine, theirs, "its optimizer")
+        if not 0 <= theirs["lr"] <= mine["lr"] or theirs["params"] != mine["params"]:
+            raise ValueError(f"its lr is {theirs['lr']}")
+        groups.append({**mine, "lr": float(theirs["lr"])})
+    parameters = [(p, group["method"]) for group in optimizer.param_groups for p in group["params"]]
+    for index, gathered in state["state"].items():
+        parameter, method = parameters[index]
+        check_like({name: 0 if name == "step" else parameter.detach() for name in METHODS[method]}, gathered,
+                   "its optimizer")
+        kept.add(index)
+    if kept and len(kept) < len(parameters):
+        raise ValueError("its optimizer leaves a parameter out")
+    return {"state": state["state"], "param_groups": groups}
 
 
 def duration(seconds: float) -> str:
@@ -540,10 +671,18 @@ def load_weights(model, folder: Path):
         model.load_state_dict(load_tensors(best))
     except WRONG_CONTENT as error:
         raise UserError(f"{best} is not a checkpoint of the model that {Path(folder) / 'config.json'} describes "
-                        f"({str(error)[:80]})", 1) from None
+                        f"({reason_of(error)}); restore the one that belongs there", 1) from None
     return model.eval()
 
 
 def saved_vocabulary(folder: Path) -> list[str]:
     """The symbols of the text that a run of the characters was trained on, in the order of their numbers."""
     return vocabulary_in(read_config(folder).get("data"))
+
+
+def is_same_run(found: dict, wanted: dict) -> bool:
+    """Whether two config.json are of the same computation: values, the task's revision and the stair's class."""
+    def key(config):
+        return (science(config["options"]), config.get("revision", 1),
+                config.get("stair", wanted["stair"]))
+    return key(found) == key(wanted)

@@ -54,7 +54,7 @@ def sizes(dtype):
 def loops(dtype):
     """More row blocks than groups, in one launch (H 19) and with several parts (H 190, 300)."""
     for programs, hidden, batch in ((1, 19, 40), (2, 19, 70), (4, 190, 40), (2, 300, 33)):
-        with mock.patch.object(triton_engine, "_capacity", return_value=(programs, triton_engine.HOPPER[1])):
+        with mock.patch.object(triton_engine, "capacity", return_value=(programs, triton_engine.HOPPER[1])):
             plan = triton_engine.make_plan(batch, hidden, dtype, "ieee", programs, triton_engine.HOPPER[1])
             assert plan.blocks > plan.groups
             given = problem("exponential", "modrelu", 2, batch, hidden, dtype)

@@ -1,8 +1,10 @@
 """Problems for the time loop, and how far an engine is from the float64 reference on them."""
 
+import math
+
 import torch
 
-from common.recurrence.reference_engine import reference_recurrence
+from common.recurrence import verify
 
 
 def problem(rule, phi, steps, batch, hidden, dtype, device="cpu"):
@@ -20,21 +22,8 @@ def problem(rule, phi, steps, batch, hidden, dtype, device="cpu"):
             leaf(batch, hidden, scale=0.5), numbers, bias]
 
 
-def solve(engine, given, rule, phi, last_only):
-    """Value and gradients of a weighted sum of the result, by name."""
-    h = engine(*given[:4], rule, phi, given[4], last_only)
-    weight = torch.linspace(-1, 2, h.numel(), dtype=h.dtype, device=h.device).view(h.shape)
-    wanted = {name: t for name, t in zip(("x", "W", "h0", "numbers", "bias"), given, strict=True)
-              if t is not None and t.requires_grad}
-    gradients = torch.autograd.grad((h * weight).sum(), list(wanted.values())) if wanted else ()
-    return {"h": h.detach(), **dict(zip(wanted, gradients, strict=True))}
-
-
-def errors(engine, given, rule, phi, last_only) -> dict:
+def errors(*given) -> dict:
     """Of the result and of every gradient, relative to the largest number of each."""
-    exact = [None if t is None else t.detach().double().requires_grad_(t.requires_grad) for t in given]
-    expected = solve(reference_recurrence, exact, rule, phi, last_only)
-    found = solve(engine, given, rule, phi, last_only)
-    assert found.keys() == expected.keys()
-    assert all(value.abs().max() > 0 for value in expected.values())           # each input matters
-    return {name: ((found[name] - expected[name]).abs().max() / expected[name].abs().max()).item() for name in found}
+    found = verify.errors(*given)
+    assert all(math.isfinite(error) for error in found.values())              # each input matters
+    return found

@@ -20,7 +20,7 @@ from conftest import ROOT, module_of, tiny
 from benchmarks.__main__ import SHAPES, our_network, our_step
 from common.data import CopyingTask
 from common.orthogonal import skew_exponential, skew_start
-from common.recurrence import ENGINES, triton_engine
+from common.recurrence import ENGINES, triton_engine, verify
 from common.runs.machine import prepare_machine
 from common.stair import NONLINEARITIES, RULES
 
@@ -78,11 +78,22 @@ def test_tf32(batch, hidden):
 
 
 @needs_triton
+def test_tf32_keeps_the_norm_of_a_state():
+    """A rotation over 784 steps: what the tensor core would cut off is rounded before."""
+    prepare_machine(True, None, tf32=True)
+    torch.manual_seed(0)
+    kernel, h0 = torch.linalg.qr(torch.randn(512, 512))[0].to(CUDA), torch.randn(100, 512, device=CUDA)
+    x, ones = torch.zeros(784, 100, 512, device=CUDA), torch.ones(784, device=CUDA)
+    h = triton_engine.triton_recurrence(x, kernel, h0, ones, "scale", "none", None, True)
+    assert (h.norm(dim=1) / h0.norm(dim=1) - 1).abs().max() < 1e-2
+
+
+@needs_triton
 @pytest.mark.parametrize("programs", [1, 7, 40])
 def test_more_row_blocks_than_groups(programs):
     """Fewer programs than the GPU takes: groups with several row blocks, or one launch a step."""
-    found = triton_engine._capacity(CUDA)
-    with mock.patch.object(triton_engine, "_capacity", return_value=(programs, found[1])):
+    found = triton_engine.capacity(CUDA)
+    with mock.patch.object(triton_engine, "capacity", return_value=(programs, found[1])):
         for hidden in (100, 190, 512):
             given = problem("exponential", "modrelu", 9, 200, hidden, torch.float64)
             compare(triton_engine.triton_recurrence, given, "exponential", "modrelu", False, 1e-12)
@@ -102,7 +113,7 @@ def test_200_repetitions_give_the_same_bits(steps, batch, hidden, tf32):
     prepare_machine(True, None, tf32=tf32)
     given = problem("scale", "modrelu", steps, batch, hidden, torch.float32)
     def solve():
-        return problems.solve(triton_engine.triton_recurrence, given, "scale", "modrelu", False).values()
+        return verify.solve(triton_engine.triton_recurrence, given, "scale", "modrelu", False).values()
 
     first = list(solve())
     same = torch.ones((), dtype=torch.bool, device=CUDA)
@@ -171,6 +182,18 @@ def test_the_host_does_not_wait_for_a_training_step(task, net_type, engine):
         step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_an_lstm_keeps_its_bits():
+    x, target = torch.randn(100, 32, 8, device=CUDA), torch.randn(100, 32, 64, device=CUDA)
+    lstm = torch.nn.LSTM(8, 64).to(CUDA)
+
+    def gradients():
+        return torch.autograd.grad((lstm(x)[0] - target).square().mean(), list(lstm.parameters()))
+
+    first = gradients()
+    for _ in range(20):
+        assert all(map(torch.equal, gradients(), first))
 
 
 def test_a_batch_reaches_the_gpu_whole():

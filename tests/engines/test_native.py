@@ -1,22 +1,26 @@
 """The native engine: the reference's numbers for every rule, nonlinearity and odd size, and a cache that cannot lie."""
 
+import functools
 import itertools
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import TINY
 
-from common.recurrence import native_engine, stair_recurrence
+from common.recurrence import native_build, native_engine, stair_recurrence, unavailable_reason
 from common.recurrence.reference_engine import reference_recurrence
 from common.stair import NONLINEARITIES, RULES, FixedStair, Nonlinearity
 
 ROOT = Path(native_engine.__file__).resolve().parents[2]
-WHY_NOT = native_engine._library(torch.float64)[1] or native_engine._library(torch.float32)[1]
-needs_compiler = pytest.mark.skipif(WHY_NOT is not None, reason=f"no native engine on this machine: {WHY_NOT}")
+REASON = native_engine._library(torch.float64)[1] or native_engine._library(torch.float32)[1]
+needs_compiler = pytest.mark.skipif(REASON is not None, reason=f"no native engine on this machine: {REASON}")
 CASES = list(itertools.product(RULES, NONLINEARITIES))
 SIZES = [(1, 1, 1), (2, 3, 7), (2, 13, 65), (33, 3, 7), (33, 10, 65), (2, 10, 190), (33, 1, 190)]  # T, B, H
 
@@ -175,9 +179,7 @@ def test_same_bits_for_any_number_of_threads(monkeypatch, rule, phi):
     runs = []
     for threads in (1, 1, 2, 3, 16):
         torch.set_num_threads(threads)
-        found = solve(native_engine.native_recurrence, given, rule, phi, False)
-        del found[2]  # dW comes from torch's matrix product
-        runs.append(found)
+        runs.append(solve(native_engine.native_recurrence, given, rule, phi, False))
     for found in runs[1:]:
         assert all(torch.equal(ours, first) for ours, first in zip(found, runs[0], strict=True))
 
@@ -188,9 +190,37 @@ def test_without_openmp(monkeypatch):
     monkeypatch.setattr(native_engine, "WORK_PER_THREAD", 1)
     given = problem("exponential", "modrelu", 6, 13, 70)
     expected = solve(native_engine.native_recurrence, given, "exponential", "modrelu", False)
-    monkeypatch.setattr(native_engine, "_openmp_parallel", lambda: None)
+    monkeypatch.setattr(native_build, "openmp_parallel", lambda: None)
     torch.set_num_threads(3)
     assert_close(solve(native_engine.native_recurrence, given, "exponential", "modrelu", False), expected, 1e-14)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("steps", "batch", "hidden"), [(30, 10, 128), (70, 9, 150), (9, 70, 300)])
+def test_gradient_of_w_over_several_stretches(steps, batch, hidden, dtype):
+    """More steps × examples than are packed at a time, with rows fetched ahead (H ≤ 256) and without."""
+    generator = torch.Generator().manual_seed(0)
+    x, kernel, h0 = (torch.randn(*shape, generator=generator, dtype=dtype).requires_grad_() for shape in
+                     ((steps, batch, hidden), (hidden, hidden), (batch, hidden)))
+    with torch.no_grad():
+        kernel *= 0.5 / hidden**0.5
+    numbers = torch.linspace(0.5, 0.9, steps, dtype=dtype)
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        h = native_engine.native_recurrence(x, kernel, h0, numbers, "scale", "tanh", None, False)
+        grad_x, grad_kernel = torch.autograd.grad((h * torch.cos(h.detach())).sum(), (x, kernel))
+        before = torch.cat((h0.unsqueeze(0), h[:-1])).detach().double().flatten(0, 1)
+        assert_close([grad_kernel.double()], [before.t() @ grad_x.double().flatten(0, 1)],
+                     1e-5 if dtype is torch.float32 else 1e-13)
+
+
+@needs_compiler
+def test_the_yardstick_counts_multiply_adds():
+    """Twice the rounds are twice the operations. The least number of a stair, whatever its sign."""
+    library = native_engine._library(torch.float32)[0]
+    assert library.multiply_adds(2000) == 2 * library.multiply_adds(1000) > 0
+    assert library.smallest(torch.tensor([0.5, -0.25, float("nan"), 3]).data_ptr(), 4) == 0.25
 
 
 @needs_compiler
@@ -305,7 +335,8 @@ def test_two_processes_build_at_once(built, expected):
     for engine, total, lines in results:
         assert (engine, lines) == ("native", [])
         assert total == pytest.approx(expected, rel=1e-5)
-    assert all(file.suffix == ".so" for file in folder.iterdir())  # no temporary file stays
+    for file in folder.iterdir():
+        assert (file.suffix, file.stat().st_mode & 0o777) == (".so", 0o700)  # no temporary file stays
 
 
 @needs_compiler
@@ -318,70 +349,224 @@ def test_a_damaged_library_is_built_again(tmp_path, built, expected):
     assert (engine, lines) == ("native", [])
     assert total == pytest.approx(expected, rel=1e-5)
     healthy, = folder.iterdir()
-    assert native_engine._digest(healthy) == healthy.stem.rpartition("-")[2]
+    assert native_build._digest(healthy) == healthy.stem.rpartition("-")[2]
+
+
+def load(path):
+    """The library for float32 at `path`."""
+    return native_build._load(path, functools.partial(native_engine._agrees, dtype=torch.float32))
 
 
 @needs_compiler
 def test_no_damaged_library_is_loaded(tmp_path, built):
     healthy = next(built[0].iterdir())
     code = healthy.read_bytes()
-    assert native_engine._load(healthy, torch.float32)
+    assert load(healthy)
+    file = tmp_path / healthy.name
     for damaged in (b"", code[:-1], code + b"x", code[:5000] + bytes([code[5000] ^ 1]) + code[5001:]):
-        file = tmp_path / healthy.name
         file.write_bytes(damaged)
-        assert native_engine._load(file, torch.float32) is None
-    assert native_engine._load(tmp_path / "missing-0-0.so", torch.float32) is None
+        with pytest.raises(native_build.Unavailable, match="damaged"):
+            load(file)
+    with pytest.raises(native_build.Unavailable, match="does not load"):
+        load(tmp_path / "missing-0-0.so")
 
 
 @needs_compiler
 def test_the_key_tells_everything_apart(monkeypatch, tmp_path):
     """A library of another source, compiler, processor, flag or dtype has another name."""
-    compiler = native_engine._compiler()
-    keys = [native_engine._key(compiler, torch.float32), native_engine._key(compiler, torch.float64),
-            native_engine._key([*compiler, "-O1"], torch.float32)]
-    assert native_engine._key(compiler, torch.float32) == keys[0]
+    compiler = native_build._compiler()
+    keys = [native_build._key(compiler, torch.float32), native_build._key(compiler, torch.float64),
+            native_build._key([*compiler, "-O1"], torch.float32)]
+    assert native_build._key(compiler, torch.float32) == keys[0]
     changed = tmp_path / "native.cpp"
-    changed.write_text(native_engine.SOURCE.read_text() + "// changed\n")
-    for name, value in (("SOURCE", changed), ("FLAGS", native_engine.FLAGS[:-1]), ("_processor", lambda: "another")):
+    changed.write_text(native_build.SOURCE.read_text() + "// changed\n")
+    for name, value in (("SOURCE", changed), ("FLAGS", native_build.FLAGS[:-1]), ("_processor", lambda: "another")):
         with monkeypatch.context() as patch:
-            patch.setattr(native_engine, name, value)
-            keys.append(native_engine._key(compiler, torch.float32))
+            patch.setattr(native_build, name, value)
+            keys.append(native_build._key(compiler, torch.float32))
     assert len(set(keys)) == len(keys)
 
 
+def compile_into(folder, name, code):
+    """A library of the C++ source `code`, named as the cache names one → its path."""
+    source, made = folder / "source.cpp", folder / "made.so"
+    source.write_text(code)
+    subprocess.run([*native_build._compiler(), "-shared", "-fPIC", source, "-o", made], check=True)
+    source.unlink()
+    made.chmod(0o700)
+    return made.rename(folder / f"{name}-{native_build._digest(made)}.so")
+
+
+ENTRIES = ('extern "C" { int stair_forward(void *) { return 0; } int stair_backward(void *) { return 0; } '
+           "int stair_states(void *) { return 0; } int stair_kernel_gradient(void *) { return 0; } "
+           "double stair_smallest(void *, long) { return 1; } double stair_multiply_adds(long) { return 0; } }\n")
+
+
 @needs_compiler
-def test_a_library_that_computes_something_else(tmp_path, built):
+def test_a_library_that_computes_something_else(tmp_path):
     """Healthy bytes under the right name that give other numbers do not pass."""
-    source = tmp_path / "other.cpp"
-    source.write_text('extern "C" { int stair_forward(void *) { return 0; } int stair_backward(void *) { return 0; } '
-                      "int stair_states(void *) { return 0; } }\n")
-    made = tmp_path / "other.so"
-    subprocess.run([*native_engine._compiler(), "-shared", "-fPIC", source, "-o", made], check=True)
-    named = tmp_path / f"float-0-{native_engine._digest(made)}.so"
-    made.rename(named)
-    assert native_engine.Library(named)
-    assert native_engine._load(named, torch.float32) is None
+    made = compile_into(tmp_path, "float-0", ENTRIES)
+    assert native_build.Library(made)
+    with pytest.raises(native_build.Unavailable, match="does not give the numbers of the PyTorch engine"):
+        load(made)
 
 
-@pytest.mark.parametrize("environment", [{"CXX": "no-such-compiler"}, {"PATH": ""}])
-def test_without_a_compiler(tmp_path, expected, environment):
-    engine, total, lines = finish(start(tmp_path, **environment))
-    assert engine == "torch"
+@needs_compiler
+def test_a_library_that_does_not_load(tmp_path):
+    for code in ("int x;\n", 'extern "C" int nowhere(); int x = nowhere();\n'):  # no entries; a symbol that is nowhere
+        with pytest.raises(native_build.Unavailable, match=r"does not load: .*(stair_forward|nowhere)"):
+            load(compile_into(tmp_path, "float-0", code))
+
+
+# ── a cache that somebody else can write to ──────────────────────────────────────────────────────────────
+
+
+def plant(folder, built, name="mark"):
+    """A library in `folder`, under the right name, that leaves a mark when it is loaded → (file, mark)."""
+    mark = folder.parent / name
+    key = next(built[0].iterdir()).stem.rpartition("-")[0]
+    return compile_into(folder, key, f'#include <cstdio>\nstatic FILE *mark = fopen("{mark}", "w");\n{ENTRIES}'), mark
+
+
+@pytest.fixture
+def cache_folder(tmp_path):
+    folder = tmp_path / "stair-rnn"
+    folder.mkdir()
+    return folder
+
+
+@needs_compiler
+def test_only_libraries_of_our_own_are_loaded(tmp_path, cache_folder, built, expected):
+    """Writable by others, by a group, of another user, a link: none is loaded, all go, and the engine is built."""
+    planted = {name: plant(cache_folder, built, name) for name in ("open", "group", "link", "foreign")}
+    assert native_build.Library(plant(cache_folder, built, "own")[0])
+    assert (tmp_path / "own").exists()  # as every mark below would, were its library loaded
+    planted["open"][0].chmod(0o707)
+    planted["group"][0].chmod(0o770)
+    link = planted["link"][0]
+    link.symlink_to(link.rename(tmp_path / link.name))
+    if os.getuid() == 0:  # only root can make a file of another user
+        os.chown(planted["foreign"][0], 12345, 12345)
+    else:
+        planted.pop("foreign")[0].unlink()
+    engine, total, lines = finish(start(tmp_path))
+    assert (engine, lines) == ("native", [])
     assert total == pytest.approx(expected, rel=1e-5)
-    assert len(lines) == 1
-    assert "native" in lines[0]
-    assert environment.get("CXX", "no C++ compiler found") in lines[0]
+    for file, mark in planted.values():
+        assert not mark.exists()
+        assert not file.is_symlink()
+        assert not file.exists()
 
 
-def test_a_compiler_that_fails(tmp_path, expected):
-    engine, total, lines = finish(start(tmp_path, CXX="false"))
-    assert (engine, len(lines)) == ("torch", 1)
+@needs_compiler
+def test_an_open_cache_of_our_own_is_tightened(tmp_path, built):
+    folder = tmp_path / "stair-rnn"
+    shutil.copytree(built[0], folder)
+    folder.chmod(0o777)
+    before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    assert finish(start(tmp_path))[::2] == ("native", [])
+    assert folder.stat().st_mode & 0o777 == 0o755
+    assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == before  # used, not built again
+
+
+@needs_compiler
+@pytest.mark.parametrize("how", ["a folder of another user", "an open folder above"])
+def test_a_cache_that_others_can_replace(tmp_path, cache_folder, built, expected, how):
+    """Nothing is loaded from it; the engine is compiled for this process alone, and a line says so."""
+    file, mark = plant(cache_folder, built)
+    place = tmp_path if how == "an open folder above" else cache_folder
+    if place == tmp_path:
+        tmp_path.chmod(0o777)
+    elif os.getuid() == 0:
+        os.chown(cache_folder, 12345, 12345)
+    else:
+        pytest.skip("only root can make a folder of another user")
+    engine, total, lines = finish(start(tmp_path))
+    assert (engine, lines) == ("native", ["stair: the native engine was compiled for this process alone, because "
+                                          f"others can write to {place}"])
     assert total == pytest.approx(expected, rel=1e-5)
+    assert file.exists()
+    assert not mark.exists()
+
+
+@needs_compiler
+def test_an_open_folder_above_with_the_sticky_bit(tmp_path, built):
+    """As /tmp: everybody can add to it, nobody can replace what another made."""
+    shutil.copytree(built[0], tmp_path / "stair-rnn")
+    tmp_path.chmod(0o1777)
+    assert finish(start(tmp_path))[::2] == ("native", [])
 
 
 @needs_compiler
 def test_a_cache_that_cannot_be_written(tmp_path, expected):
     (tmp_path / "file").write_text("")
     engine, total, lines = finish(start(tmp_path / "file"))
-    assert (engine, lines) == ("native", [])
+    assert (engine, lines) == ("native", ["stair: the native engine was compiled for this process alone, because "
+                                          f"{tmp_path / 'file' / 'stair-rnn'} cannot be written to (Not a directory)"])
     assert total == pytest.approx(expected, rel=1e-5)
+
+
+@needs_compiler
+@pytest.mark.skipif(not hasattr(os, "ST_NOEXEC"), reason="this system does not tell how a disk is mounted")
+def test_a_disk_that_runs_no_program(monkeypatch, capsys, tmp_path):
+    """A cache on it is left for a temporary folder; where that lies on such a disk too, the reason is this one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native_build.say_once.cache_clear()
+    disks = [tmp_path]
+    monkeypatch.setattr(os, "statvfs", lambda folder: SimpleNamespace(
+        f_flag=os.ST_NOEXEC if any(disk in folder.parents for disk in disks) else 0))
+    assert native_build.load_or_build(torch.float32, lambda library: True)
+    reason = f"no program may be run from {tmp_path / 'stair-rnn'}, which is mounted noexec"
+    assert capsys.readouterr().err.endswith(f"for this process alone, because {reason}\n")
+    disks.append(Path(tempfile.gettempdir()))
+    with pytest.raises(native_build.Unavailable, match=r"no program may be run from .*, which is mounted noexec"):
+        native_build.load_or_build(torch.float32, lambda library: True)
+
+
+# ── compilers that are none ──────────────────────────────────────────────────────────────────────────────
+
+WRITES_TEXT = '#!/bin/sh\nfor last; do :; done\n[ "$last" = --version ] || echo text > "$last"\n'
+
+
+@pytest.mark.parametrize(("environment", "reason"), [
+    ({"PATH": ""}, "no C++ compiler found"),
+    ({"CXX": "no-such-compiler"}, "CXX is 'no-such-compiler', which is not a program"),
+    ({"CXX": '""'}, "CXX is '\"\"', which is not a program"),
+    ({"CXX": "g++ '"}, "CXX is 'g++ '', which is not a command: no closing quotation"),
+    ({"CXX": "g++ \\"}, "CXX is 'g++ \\', which is not a command: no escaped character"),
+    ({"CXX": "false"}, "'false' could not compile native.cpp: exit status 1"),
+    ({"CXX": "true"}, "'true' could not compile native.cpp: it wrote no library"),
+    ({"CXX": "SCRIPT"}, "'SCRIPT --version' failed"),
+    ({"CXX": "SCRIPT"}, "the compiled library does not load"),
+])
+def test_without_a_usable_compiler(tmp_path, expected, environment, reason):
+    """One line with the reason that happened, and the PyTorch engine."""
+    if environment.get("CXX") == "SCRIPT":  # a file that no system can run, or one that writes something else
+        script = tmp_path / "compiler"
+        script.write_text("\0" if "--version" in reason else WRITES_TEXT)
+        script.chmod(0o700)
+        environment, reason = {"CXX": str(script)}, reason.replace("SCRIPT", str(script))
+    engine, total, lines = finish(start(tmp_path, **environment))
+    assert engine == "torch"
+    assert total == pytest.approx(expected, rel=1e-5)
+    line, = lines
+    assert line.startswith(f"stair: running the PyTorch engine, the native one is not available: {reason}")
+
+
+@needs_compiler
+def test_available_where_it_was_built():
+    assert unavailable_reason("native", torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "g++ '", "false"])
+def test_asked_for_by_name_without_a_compiler(tmp_path, compiler):
+    """A run with --engine native ends in one sentence, before it makes a folder."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "CXX": compiler}
+    done = subprocess.run([sys.executable, ROOT / "copytask_nvar.py", *TINY["copytask"], "--engine", "native",
+                           "--save", "saves"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    sentence, = done.stderr.splitlines()
+    assert sentence.startswith("copytask_nvar.py: the native engine is not available: ")
+    assert compiler in sentence
+    assert sentence.endswith("choose the engine torch, which needs no compiler")
+    assert not (tmp_path / "saves").exists()

@@ -19,7 +19,7 @@ import torch
 from conftest import ROOT, module_of, tiny
 
 from common.errors import UserError
-from common.recurrence import stair_recurrence, triton_engine, why_not
+from common.recurrence import stair_recurrence, triton_engine, unavailable_reason
 from common.recurrence.triton_engine import HOPPER, make_plan
 from common.stair import FixedStair, Nonlinearity
 
@@ -84,7 +84,7 @@ def compiled(monkeypatch, tmp_path):
     from triton.runtime.jit import JITFunction
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(triton_engine, "why_not", lambda device: None)
+    monkeypatch.setattr(triton_engine, "unavailable_reason", lambda device: None)
     monkeypatch.setattr(triton_engine, "interpreted", lambda: False)
     kernels, run = {}, JITFunction.run
 
@@ -255,7 +255,7 @@ def test_sizes_that_do_not_fit():
 
 @needs_triton
 def test_a_size_that_does_not_fit_takes_the_pytorch_engine(monkeypatch, capsys):
-    monkeypatch.setattr(triton_engine, "why_not", lambda device: None)
+    monkeypatch.setattr(triton_engine, "unavailable_reason", lambda device: None)
     triton_engine._say.cache_clear()
     x = torch.zeros(2, 1, 3700)
     for _ in range(2):
@@ -279,23 +279,23 @@ def test_without_a_gpu_is_one_sentence(tmp_path, script):
 
 def test_without_triton_is_one_sentence(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "not installed" in why_not("triton", torch.device("cuda"))
+    assert "not installed" in unavailable_reason("triton", torch.device("cuda"))
     with pytest.raises(ValueError, match="not installed"):
         stair_recurrence(torch.zeros(1, 1, 1), torch.zeros(1, 1), torch.zeros(1, 1), FixedStair("n", 1),
                          Nonlinearity("none", 1), "triton")
 
 
 def test_the_other_engines_and_their_devices():
-    assert "runs on the CPU" in why_not("native", torch.device("cuda"))
-    for engine in ("auto", "torch", "reference", "native"):
-        assert why_not(engine, torch.device("cpu")) is None
+    assert "runs on the CPU" in unavailable_reason("native", torch.device("cuda"))
     for engine in ("auto", "torch", "reference"):
-        assert why_not(engine, torch.device("cuda")) is None
+        assert unavailable_reason(engine, torch.device("cpu")) is None
+    for engine in ("auto", "torch", "reference"):
+        assert unavailable_reason(engine, torch.device("cuda")) is None
 
 
 @needs_triton
 def test_other_dtypes_are_one_sentence(monkeypatch):
-    monkeypatch.setattr(triton_engine, "why_not", lambda device: None)
+    monkeypatch.setattr(triton_engine, "unavailable_reason", lambda device: None)
     half = torch.zeros(1, 1, 1, dtype=torch.float16)
     with pytest.raises(ValueError, match=r"needs float32 or float64 tensors, all alike, on one GPU; got torch.float16"):
         stair_recurrence(half, half[0], half[0], FixedStair("n", 1), Nonlinearity("none", 1), "triton")

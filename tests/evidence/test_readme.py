@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SCRIPTS, module_of
+from conftest import LOOPS, ROOT, SCRIPTS, module_of, task_of
 
 from common.errors import UserError
 from common.runs import flags
@@ -51,7 +51,7 @@ def check(command: str) -> None:
     if "--help" in arguments or "-h" in arguments:
         return
     module = module_of(script)
-    flags.parse(arguments, module.SCRIPT, module.__doc__, module.DEFAULTS, module.PAPER)
+    flags.parse(arguments, module.SCRIPT, module.__doc__, module.DEFAULTS, module.PAPER, LOOPS[task_of(script)])
 
 
 def check_module(name: str, arguments: list[str]) -> None:

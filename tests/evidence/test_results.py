@@ -8,7 +8,7 @@ from conftest import ROOT, SCRIPTS, module_of
 
 from common.errors import UserError
 from common.runs import flags
-from common.runs.records import read_config, result
+from common.runs.records import read_config, read_result
 from evidence import pages, pictures
 from evidence.rows import RUNS, SEEDS, Row, epochs_of, find_runs
 from evidence.table import mean_and_deviation
@@ -36,7 +36,8 @@ def test_what_a_script_says_it_reached(script, monkeypatch):
         row = Row(script, "", "", shlex.split(typed))
         find_runs([row], SEEDS, RUNS)
         if script.startswith("copytask"):
-            found = f"recall {mean_and_deviation([result(folder)['recall'] for folder in row.runs.values()], 1, '.3f')}"
+            recalls = [read_result(folder)["recall"] for folder in row.runs.values()]
+            found = f"recall {mean_and_deviation(recalls, 1, '.3f')}"
         else:
             found = f"{100 * epochs_of(row.runs[400])[0]['validation_accuracy']:.2f} %"
         assert number == found, flags

@@ -28,7 +28,7 @@ def write_run(folder, row, seed, log="", result=None):
     options = {name: {"value": value, "origin": "typed"} for name, value in row.options(seed).items()}
     (place / "config.json").write_text(json.dumps({"script": row.script, "row": row.model, "argv": [],
                                                    "options": options,
-                                                   "revision": rows.REVISIONS[row.script.split("_")[0]]}))
+                                                   "revision": rows.TASKS[row.script.split("_")[0]].REVISION}))
     if log:
         (place / "log.csv").write_text(log)
     if result is not None:
@@ -89,7 +89,7 @@ def test_a_run_is_found_by_its_options(tmp_path, monkeypatch, capsys):
     evidence_main([*asked, "400", "401"])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| expRNN |")]
     assert len(lines) == 1
-    losses = [records.result(folder)["loss"] for folder in row.runs.values()]
+    losses = [records.read_result(folder)["loss"] for folder in row.runs.values()]
     assert f"{sum(losses) / 2:.4f} ± " in lines[0]
     assert "n = 2" in lines[0]
     evidence_main([*asked, "402", "--list"])
@@ -114,7 +114,7 @@ def found_after(folder, row, **change):
     return bool(row.runs)
 
 
-@pytest.mark.parametrize(("task", "number"), rows.REVISIONS.items())
+@pytest.mark.parametrize(("task", "number"), [(task, module.REVISION) for task, module in rows.TASKS.items()])
 def test_a_table_takes_records_of_one_number(tmp_path, task, number):
     row = row_of(task, "expRNN", "none")
     folder = write_run(tmp_path, row, 400)

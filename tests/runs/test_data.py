@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import fake_images, fake_text, module_of, tiny, write_idx
 
-from common import data, download
+from common import data, download, language
 from common.data import (
     CopyingTask,
     Source,
@@ -34,6 +34,7 @@ from common.data import (
 from common.errors import UserError
 from common.language import parallel_streams, segment, segments
 from common.runs import flags
+from evidence.pages import without_machine
 
 # ── copying memory ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -704,6 +705,15 @@ def test_the_record_of_a_text_maps_numbers_to_symbols(tmp_path, monkeypatch):
         numbers_of("thz", vocabulary)
 
 
+def test_a_collected_record_keeps_the_vocabulary(tmp_path):
+    """The places of a machine are cut, symbols that look like a path are not."""
+    symbols = ("/", "\\", '"', "=", "//", "\n", "a")
+    record = Source(tmp_path / "mine", "ab", False, "", symbols).record()
+    collected = json.loads(without_machine(json.dumps(record, indent=2)))
+    assert vocabulary_in(collected) == [*symbols]
+    assert collected["path"] == "mine"
+
+
 @pytest.mark.parametrize("record", [None, [], {"digest": "ab"}, {"vocabulary": "ab"}, {"vocabulary": []},
                                     {"vocabulary": ["a", 1]}])
 def test_records_without_a_vocabulary(record):
@@ -787,7 +797,7 @@ def test_a_relative_folder_is_found_from_elsewhere(stopped, run_script, tmp_path
 
 def flags_of(*typed):
     module = module_of("language_nvar")
-    return flags.parse([*map(str, typed)], "language_nvar", module.__doc__, module.DEFAULTS, module.PAPER)
+    return flags.parse(typed, "language_nvar", module.__doc__, module.DEFAULTS, module.PAPER, language)
 
 
 def test_a_run_of_before_goes_on(stopped, run_script, tmp_path):
@@ -800,6 +810,22 @@ def test_a_run_of_before_goes_on(stopped, run_script, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("this run was started by a version that kept no digest of its data") == 1
     assert json.loads((stopped / "result.json").read_text())["data"]["official"] is False
+
+
+@pytest.mark.parametrize(("dest", "value"), [("data", 5), ("data", ["a"]), ("data", ""), ("text", {"a": 1}),
+                                             ("text", True), ("threads", "x"), ("threads", 2.5), ("cuda", "no"),
+                                             ("engine", 7)])
+def test_options_that_may_change_and_are_damaged(main, tmp_path, penn_folder, dest, value):
+    """What a resumed run may be given anew is checked as strictly as the rest of its record."""
+    main(*LANGUAGE, "--data", penn_folder)
+
+    def damage(config):
+        del config["data"]
+        config["options"][dest]["value"] = value
+
+    changed_config(folder_of(tmp_path), damage)
+    with pytest.raises(UserError, match=r"config\.json is damaged or was written by another version"):
+        main("language_nvar", "--resume", folder_of(tmp_path))
 
 
 def test_a_record_of_the_data_that_is_damaged(stopped, run_script):

@@ -33,7 +33,15 @@ LANGUAGE = [s for s in SCRIPTS if s.startswith("language")]
 
 def parse(script, *arguments):
     module = module_of(script)
-    return flags.parse(list(arguments), module.SCRIPT, module.__doc__, module.DEFAULTS, module.PAPER)
+    return flags.parse(list(arguments), module.SCRIPT, module.__doc__, module.DEFAULTS, module.PAPER,
+                       LOOPS[task_of(script)])
+
+
+def parser_of(script):
+    """The argparse parser of a script, with its defaults in the help."""
+    module = module_of(script)
+    defaults = {**flags.SHARED, **module.DEFAULTS}
+    return flags.make_parser(script, module.__doc__, flags.known_flags(script, defaults), defaults)
 
 
 def refused(script, *arguments) -> str:
@@ -134,9 +142,9 @@ def test_betas(script):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_flag_is_tested_and_in_the_help(script):
-    module = module_of(script)
-    parser = flags.make_parser(script, module.__doc__, {**flags.SHARED, **module.DEFAULTS})
-    known = {f[1].replace("_", "-") for f in (*FLAGS, *SWITCHES) if script in f[0]} | {"betas", "resume", "help"}
+    parser = parser_of(script)
+    known = {f[1].replace("_", "-") for f in (*FLAGS, *SWITCHES) if script in f[0]}
+    known |= {"betas", "resume", "help", "dry-run"}
     found = {option.removeprefix("--").removeprefix("no-").replace("_", "-")
              for action in parser._actions for option in action.option_strings if option.startswith("--")}
     assert found == known
@@ -149,10 +157,8 @@ def test_every_flag_is_tested_and_in_the_help(script):
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("dest", ["nhid", "batch", "iinit", "nonlin", "log_interval", "net_type"])
 def test_help_shows_the_default(script, dest):
-    module = module_of(script)
-    defaults = {**flags.SHARED, **module.DEFAULTS}
-    actions = {action.dest: action for action in flags.make_parser(script, "", defaults)._actions}
-    assert f"(default: {defaults[dest]})" in actions[dest].help
+    actions = {action.dest: action for action in parser_of(script)._actions}
+    assert f"(default: {module_of(script).DEFAULTS[dest]})" in actions[dest].help
 
 
 def test_help_ends_well(capsys):
@@ -194,8 +200,9 @@ def test_the_scripts_of_a_task_differ_only_in_the_stair(task):
     assert set(alpha.DEFAULTS) & own == {"alpha_start"}
     assert set(expalpha.DEFAULTS) & own == {"alpha_start", "literal"}
     assert alpha.PAPER == expalpha.PAPER
-    assert {name: row for name, row in nvar.PAPER.items() if name.startswith("sRNN")} == alpha.PAPER
-    source = [inspect.getsource(m.main).splitlines() for m in (nvar, alpha, expalpha)]
+    assert {name.split(" / ")[1]: row for name, row in nvar.PAPER.items() if " / " in name} == alpha.PAPER
+    source = ["".join(map(inspect.getsource, (m.build, m.load, m.main))).splitlines()
+              for m in (nvar, alpha, expalpha)]
     for one, other in itertools.combinations(source, 2):
         for line in difflib.ndiff(one, other):
             if line[0] in "+-":
@@ -204,12 +211,14 @@ def test_the_scripts_of_a_task_differ_only_in_the_stair(task):
 
 def test_one_meaning():
     """A flag's comment in DEFAULTS is the same wherever it stands, but for what the task or the stair changes."""
-    may_differ = {"net_type", "nvar", "alpha_start", "epochs", "batch", "log_interval", "data", "iinit"}
+    may_differ = {"net_type", "nvar", "alpha_start", "epochs", "batch", "log_interval", "data", "iinit", "random_seed"}
     comments = {}
     for script in SCRIPTS:
         source = (ROOT / f"{script}.py").read_text(encoding="utf-8")
         block = source[source.index("DEFAULTS = dict("):source.index("\n)\n")]
         for line in block.splitlines()[1:]:
+            if line.strip().startswith("#"):
+                continue
             name, _, rest = line.strip().partition("=")
             comments.setdefault(name, set()).add(rest.partition("#")[2].strip())
         assert {n for n in flags.FLAGS if n in module_of(script).DEFAULTS} == set(module_of(script).DEFAULTS)
@@ -303,12 +312,13 @@ def test_paper_holds_the_tables_and_nothing_else(script):
             expected += [(model, beside[-1] if beside else None, values) for model, values in table.items()
                          if script.endswith("nvar") or model.startswith("sRNN")]
     found = []
-    for model, values in module_of(script).PAPER.items():
+    for model, values in ((name, row) for names, row in module_of(script).PAPER.items() for name in names.split(" / ")):
         assert set(values) <= {"net_type", "nvar", "bptt", "lr", "lr_orth", "alpha", "alam", "Tdecay", "rinit"}
         net_type = values["net_type"]
         base = model.removesuffix(" 300")
-        assert net_type == (base if base not in STAIRED else STAIRED[base] if base == "sRNN" else STAIRED[base][0])
-        assert values.get("nvar") == ("none" if base not in STAIRED else None)
+        assert base in (net_type if isinstance(net_type, tuple) else (net_type,)) or \
+            set(STAIRED[base]) == set(net_type if isinstance(net_type, tuple) else (net_type,))
+        assert values.get("nvar") == ("none" if base in ("RNN", "LSTM") else None)
         for bptt in [values["bptt"]] if "bptt" in values else [150, 300]:
             resolved = {dest: values.get(dest, 0 if dest in ("alam", "Tdecay") else None) for dest in PIXELS["RNN"]}
             found.append((base, str(bptt) if task_of(script) == "language" else None, resolved))

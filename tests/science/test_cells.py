@@ -169,7 +169,7 @@ def test_every_start_of_every_cell(net_type, rinit):
         return network.lstm.weight_hh_l0.detach() if net_type == "LSTM" else network.kernel().detach()
 
     if meaningless:
-        with pytest.raises(ValueError, match=rf"^--rinit {rinit} .*use "):
+        with pytest.raises(ValueError, match=rf"^{rinit} .*use "):
             draw(rinit)
         return
     w = draw(rinit)

@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# All that a GPU is to show, most valuable first, into one archive: benchmarks/gpu.sh MINUTES DATA
+#
+# DATA holds MNIST/ and pennchar/ (data/README.md): nothing is downloaded. PYTHON names another interpreter than python
+# (with requirements-dev.txt), OUT the folder; a second call with the same OUT goes on with the rows. SMALL=1 rehearses
+# on the CPU at tiny sizes: no number means anything then.
+set -u
+if [ $# != 2 ] || ! [ "$1" -ge 0 ] 2>/dev/null || ! [ -d "$2" ]; then
+    echo "usage: $0 MINUTES DATA, whole minutes and a folder" >&2
+    exit 2
+fi
+end=$((SECONDS + 60 * $1)) data=$(cd "$2" && pwd) python=${PYTHON:-python} out=${OUT:-gpu-$(date +%Y%m%d-%H%M%S)}
+mkdir -p "$out/runs" && out=$(cd "$out" && pwd) && cd "$(dirname "$0")/.." || exit 1
+closing=60                                      # seconds in which a run that is stopped saves
+
+archive() {
+    cp "${XDG_CACHE_HOME:-$HOME/.cache}"/stair-rnn/triton-*.json "$out" 2>/dev/null
+    tar czf "$out.tgz" -C "$(dirname "$out")" "$(basename "$out")" && echo "all of it: $out.tgz"
+}
+trap archive EXIT
+trap 'exit 130' INT TERM HUP
+
+part() {                                        # SECONDS NAME COMMAND...; what becomes of it hurts no other part
+    local left=$((end - SECONDS - closing)) name=$2 began=$SECONDS how="no time was left"
+    local limit=$(($1 < left ? $1 : left))
+    shift 2
+    if [ $limit -gt 0 ]; then
+        timeout -k $closing $limit "$@" > "$out/${name//[^A-Za-z0-9]/_}.txt" 2>&1
+        how="status $? after $((SECONDS - began)) s"                           # 124: its time was over
+    fi
+    echo "$name: $how" | tee -a "$out/summary.txt"
+}
+verify() { part 110 "verify $*" "${verify[@]}" --seconds 100 "$@"; }
+bench() { part 150 "benchmark $*" "$python" -m benchmarks "${device[@]}" --tasks "$@"; }
+row() { part 86400 "row $1 $2" "$python" -m evidence "$1" --only "$2" --seeds 400 --short --run "${flags[@]}" \
+    --data "$data" --save "$out/runs"; }
+
+verify=("$python" -m common.recurrence.verify)
+if [ "${SMALL:-}" ]; then
+    verify=(env TRITON_INTERPRET=1 "${verify[@]}" --steps 1 --repetitions 2) sizes=("3 5") more="" workers=0
+    device=(--small --quick) engines=torch flags=(--with="--nhid 8 --batch 500 --epochs 1")
+    rows=("sRNN (exponential) expn")
+else
+    sizes=("100 512" "128 1024" "10 1024" "10 128") more="--tf32 --rule=exponential" workers=4
+    device=(--cuda) engines="triton torch" flags=(--cuda)       # sizes: pixels, characters, their evaluation, copying
+    rows=("sRNN (exponential) expn" "expRNN none" "nnRNN none" "sRNN, henaff expn" "RNN-Orth, henaff none")
+fi
+part 60 environment "$python" -m torch.utils.collect_env
+part 60 version git describe --always --dirty
+for size in "${sizes[@]}"; do verify --batch "${size% *}" --hidden "${size#* }"; done
+part 420 tests "$python" -m pytest -q -m gpu -rfE --tb=short -n $workers tests/engines/test_gpu.py
+for engine in $engines; do
+    for task in psMNIST characters copying; do bench $task --engine $engine; done
+done
+for flag in $more; do
+    for size in "${sizes[@]:0:2}"; do verify --batch "${size% *}" --hidden "${size#* }" "$flag"; done
+done
+for row in "${rows[@]}"; do
+    for task in sMNIST language; do row $task "$row"; done
+done

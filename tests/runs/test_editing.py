@@ -1,0 +1,239 @@
+"""Editing a script in place: a new key is a flag, a mistake is a sentence, and no record bears a false name."""
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import LOOPS, ROOT, SCRIPTS, environment, module_of, task_of, tiny
+
+from common.errors import UserError
+from common.runs import flags
+from evidence import pages, published, rows, table
+
+
+def parse(*typed, script="copytask_nvar", paper=None, without=(), **edited):
+    """The options of a script whose DEFAULTS, or rows, were edited."""
+    module = module_of(script)
+    defaults = {name: value for name, value in {**module.DEFAULTS, **edited}.items() if name not in without}
+    return flags.parse(list(typed), script, "", defaults, {**module.PAPER, **(paper or {})}, LOOPS[task_of(script)])
+
+
+def refused(*typed, **named) -> str:
+    with pytest.raises(UserError) as error:
+        parse(*typed, **named)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_all_that_a_script_reads_stands_in_it(script):
+    """Every args.x of main, build and load is a key of DEFAULTS, or one that the rows hold."""
+    tree = ast.parse((ROOT / f"{script}.py").read_text(encoding="utf-8"))
+    read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name) and node.value.id == "args"} - {"vocabulary"}
+    assert read <= set(module_of(script).DEFAULTS) | set(flags.FROM_ROW)
+
+
+@pytest.mark.parametrize(("value", "typed", "wanted"), [
+    (0.1, ("--dropout", "0.5"), 0.5), (3, ("--dropout=4",), 4), ("sum", ("--dropout", "mean"), "mean"),
+    (False, ("--dropout",), True), (True, ("--no-dropout",), False), ((1, 2.5), ("--dropout", "3", "4"), (3, 4.0))])
+def test_a_new_key_is_a_flag(value, typed, wanted):
+    options = parse(dropout=value)
+    assert (options.dropout, options.origin["dropout"]) == (value, "edited")
+    assert "new in DEFAULTS: --dropout" in flags.describe(options)
+    options = parse(*typed, dropout=value)
+    assert (options.dropout, options.origin["dropout"]) == (wanted, "typed")
+    assert type(options.dropout) is type(value)
+
+
+def test_a_new_key_is_in_the_help(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help", dropout=0.1)
+    assert re.search(r"--dropout DROPOUT\s.*\(default: 0.1\)", capsys.readouterr().out, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize(("edited", "parts"), [
+    (dict(lr=7e-4), ("lr=0.0007", "row", "PAPER")), (dict(rinit="cayley"), ("rinit", "PAPER")),
+    (dict(log_intervall=10), ("log_intervall=10", "did you mean log_interval")),
+    (dict(Nhid=64), ("Nhid=64", "did you mean nhid")), (dict(sizes=[1, 2]), ("sizes=[1, 2]", "list")),
+    (dict(seed=3), ("seed=3",)), (dict(thing=None), ("thing=None", "NoneType"))])
+def test_a_key_that_cannot_be(edited, parts):
+    said = refused(**edited)
+    assert all(part in said for part in ("copytask_nvar.py, DEFAULTS", *parts)), said
+
+
+@pytest.mark.parametrize("name", ["batch", "nhid", "updates"])
+def test_a_missing_key(name):
+    with pytest.raises(UserError, match=rf"copytask_nvar.py uses args.{name}, but its DEFAULTS have no {name}"):
+        getattr(parse(without=(name,)), name)
+
+
+# ── rows ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_row_with_the_most_matching_keys_wins():
+    small = dict(net_type="expRNN", nhid=64, lr=0.25, lr_orth=0.5, alpha=0.5, rinit="cayley")
+    assert parse("--nhid", "64", paper={"small": small}).lr == 0.25
+    assert parse(paper={"small": small}).lr == 1e-3
+
+
+def test_a_tie_names_both_rows():
+    said = refused(paper={"mine": dict(net_type="expRNN", lr=0.1, lr_orth=0.1, alpha=0.9, rinit="cayley")})
+    assert '"expRNN / sRNN (exponential)" and "mine"' in said
+
+
+def test_an_unknown_key_of_a_row():
+    said = refused(paper={"mine": dict(net_type="RNN", nhid=3, learning_rate=0.1)})
+    assert 'PAPER, "mine": there is no flag learning_rate' in said
+
+
+# ── values ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("edited", [
+    dict(log_interval=0), dict(nvar="expo"), dict(nhid="128"), dict(nhid=12.5), dict(onehot=1), dict(vari="yes"),
+    dict(clip=float("nan")), dict(betas=(0.9,)), dict(betas=0.9), dict(betas=(0.9, 1.0)), dict(optimizer="adam"),
+    dict(random_seed=2**32), dict(engine=None), dict(nhid=True), dict(nonlin=3)])
+def test_an_edited_value_passes_the_checks_of_a_typed_one(edited):
+    (name, value), = edited.items()
+    assert f"copytask_nvar.py, DEFAULTS: {name}={value!r}" in refused(**edited)
+
+
+@pytest.mark.parametrize("edited", [dict(lr=-1e-3), dict(lr="1e-3"), dict(lr=None), dict(rinit="orthogonal"),
+                                    dict(alpha=1.0), dict(Tdecay=-1), dict(net_type="GRU")])
+def test_an_edited_value_of_a_row(edited):
+    row = {**module_of("copytask_nvar").PAPER["RNN"], **edited}
+    (name, value), = edited.items()
+    assert f'copytask_nvar.py, PAPER, "RNN": {name}={value!r}' in refused(paper={"RNN": row})
+
+
+# ── what the record says ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_scripts_hold_the_published_values(script):
+    module, (task, kind) = module_of(script), script.split("_")
+    defaults, paper = published.script_of(LOOPS[task].NAME, kind)
+    assert (defaults, paper) == (module.DEFAULTS, module.PAPER)
+    options = parse(script=script)
+    assert "edited" not in options.origin.values()
+
+
+def test_an_edited_value_says_so():
+    row = {**module_of("copytask_nvar").PAPER["expRNN / sRNN (exponential)"], "lr": 7e-4}
+    options = parse(paper={"expRNN / sRNN (exponential)": row}, T=100)
+    assert {name for name, origin in options.origin.items() if origin == "edited"} == {"lr", "T"}
+    assert parse("--T", "100").origin["T"] == "typed"
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A copy of the project's code in a folder of its own."""
+    for path in (*ROOT.glob("*.py"), ROOT / "common", ROOT / "evidence", ROOT / "results" / "published"):
+        target = tmp_path / path.relative_to(ROOT)
+        if path.is_dir():
+            shutil.copytree(path, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(path, target)
+    return tmp_path
+
+
+def run(place, *command):
+    return subprocess.run([sys.executable, *command], cwd=place, env=environment(), capture_output=True, text=True,
+                          timeout=240, check=False)
+
+
+def test_a_copy_works_under_any_name_and_is_tabled_as_itself(copied):
+    text = (copied / "copytask_nvar.py").read_text(encoding="utf-8")
+    (copied / "my-copy.py").write_text(text.replace("T=200, ", "T=6, "), encoding="utf-8")
+    done = run(copied, "my-copy.py", "--nhid", "8", "--c-length", "2", "--updates", "3", "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    folder, = (copied / "saves" / "my-copy").iterdir()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert (config["script"], config["task"], config["stair"]) == ("my-copy", "copytask", "FixedStair")
+    assert config["options"]["T"] == {"value": 6, "origin": "edited"}
+    assert (folder / "result.json").exists()
+    assert (folder / "curves.png").exists()
+    found = rows.rows_of("copytask", [])
+    rows.find_runs(found, (400,), copied / "saves")
+    assert not any(row.runs for row in found)
+    own, = rows.own_rows("copytask", (400,), copied / "saves")
+    assert own.model == "sRNN (exponential), my-copy.py"
+    assert "my-copy.py" in table.table("copytask", [own])
+    assert run(copied, "my-copy.py", "--resume", folder).returncode == 0
+    said = run(copied, "-c", f"import importlib; print(importlib.import_module('my-copy').load({str(folder)!r})[1].T)")
+    assert said.stdout.strip() == "6", said.stderr
+
+
+def test_a_stair_of_ones_own_has_a_row_of_its_own(copied):
+    script = copied / "copytask_nvar.py"
+    text = script.read_text(encoding="utf-8")
+    text = text.replace("from common.stair import FixedStair", "from common.stair import FixedStair, Stair")
+    text = text.replace("\n\ndef build(", '''
+
+class Half(Stair):
+    def __init__(self, steps):
+        super().__init__()
+        self.register_buffer("numbers", __import__("torch").full((steps,), 0.5), persistent=False)
+
+
+def build(''', 1)
+    script.write_text(text.replace("stair = FixedStair(args.nvar, task.steps)", "stair = Half(task.steps)"))
+    done = run(copied, "copytask_nvar.py", "--threads", "1", *tiny("copytask_nvar"))
+    assert done.returncode == 0, done.stderr
+    own, = rows.own_rows("copytask", (400,), copied / "saves")
+    assert own.model == "sRNN (exponential), Half"
+    folder, = own.runs.values()
+    assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["stair"] == "Half"
+
+
+def test_update_loses_no_value(tmp_path, monkeypatch):
+    """A page whose records are gone stays as it is, unless --drop says that the values may go."""
+    (tmp_path / "results").mkdir()
+    line = "<!-- python -m evidence copytask --only 'expRNN none' --seeds 400 --save runs -->\n"
+    (tmp_path / "README.md").write_text(f"{line}<!-- end -->\n")
+    monkeypatch.chdir(tmp_path)
+    pages.update(tmp_path)
+    empty = (tmp_path / "README.md").read_text()
+    assert "| not run |" in empty
+    measured = empty.replace("| not run |", "| 0.0004, n = 1 |")
+    (tmp_path / "README.md").write_text(measured)
+    with pytest.raises(UserError, match=r"README.md: the records hold no run any more for expRNN none"):
+        pages.update(tmp_path)
+    assert (tmp_path / "README.md").read_text() == measured
+    pages.update(tmp_path, drop=True)
+    assert (tmp_path / "README.md").read_text() == empty
+
+
+# ── build, load, --dry-run ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("script", ["copytask_alpha", "sMNIST_nvar", "language_expalpha"])
+def test_load(script, main, data_folder):
+    _, folder = main(script, *tiny(script), *data_folder(script), "--net-type", "nnRNN")
+    model, args = module_of(script).load(folder)
+    saved = torch.load(folder / "best.pt", weights_only=True)
+    assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
+    assert (args.nhid, args.net_type, model.training) == (8, "nnRNN", False)
+
+
+@pytest.mark.parametrize("script", ["copytask_nvar", "sMNIST_alpha", "language_nvar"])
+def test_dry_run(script, main, data_folder, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as stop:
+        module_of(script).main([*tiny(script), *data_folder(script), "--dry-run", "--save", str(tmp_path / "saves")])
+    assert not stop.value.code
+    said = capsys.readouterr().out
+    for part in ("typed: ", "default: ", "PAPER ", "parameters, about", "GB of memory", "an update takes", "updates"):
+        assert part in said
+    assert not (tmp_path / "saves").exists()
+    assert all("saves" not in str(path) for path in set(tmp_path.rglob("*")) - before)
