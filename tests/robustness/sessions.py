@@ -213,9 +213,8 @@ def state(folder: Path) -> dict:
 
 
 def fault(folder: Path | None, expected: dict, finished: bool) -> str:
-    """What is wrong with a disturbed run: a file is not whole, or the log is not what the checkpoint counts on.
-
-    `finished`: or a file differs from that of the uninterrupted run, bit for bit. Empty if nothing is wrong.
+    """What is wrong with a disturbed run, or "": a file is not whole, the log is not what the checkpoint counts on, or,
+    where it is `finished`, a file is not as that of the uninterrupted run, bit for bit.
     """
     try:
         found = state(folder) if folder else {}

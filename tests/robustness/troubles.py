@@ -80,7 +80,7 @@ class Task:
         inside    called in the session before `main`; `spoil`: called before it, with the place
         sent      gives the (seconds, number) of a signal that comes from outside
         resumes   the session goes on with `cut`; otherwise it starts a run
-        sessions  the most that are disturbed, one after the other, until one comes to its end
+        sessions  the most that are disturbed, one after the other, until one comes to its end; then one is let be
         refused   the session changes no byte of the place, and that is all
         """
         self.tally.cases[self.script] += 1
@@ -93,8 +93,8 @@ class Task:
         if spoil:
             spoil(place)
         before = contents(place)
-        for number in range(sessions + 1):
-            if number == sessions:  # this one is let be
+        while True:
+            if not sessions:  # this one is let be
                 ends, inside, sent = {0: ""}, None, None
             outcome = session(place, self.script, typed, inside, sent and sent())
             self.tally.disturbed += outcome.status != 0
@@ -109,9 +109,10 @@ class Task:
             else:
                 self.tally.texts |= {text.group()} - {""}
                 problem = "the folder changed" if refused and changed else \
-                    not refused and fault(run_folder(place), self.state, finished=outcome.status == 0)
-            if problem or refused or outcome.status == 0:
+                    not refused and fault(run_folder(place), self.state, finished=not sessions)
+            if problem or refused or not sessions:
                 break
+            sessions = sessions - 1 if outcome.status else 0
             typed = self._go_on(place)
         self.tally.judge(where, problem and f"{self.script}: {problem}")
         shutil.rmtree(place)
@@ -195,7 +196,7 @@ def nobody_reads(task: Task) -> None:
 
 def small_files(task: Task) -> None:
     for size in (40, 100, 200, 1_500, 3_000, 5_000, task.largest // 2, task.largest - 100):
-        task.disturb(f"{size} bytes", {1: "could not be written"},
+        task.disturb(f"{size} bytes", {0: "curves.png could not be drawn", 1: "could not be written"},
                      partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size)))
 
 
