@@ -27,7 +27,7 @@ class Records:
     """The results of a task: lists of a measure over the seeds, by the name of the row."""
 
     def __init__(self, task, extra=(), seeds=SEEDS):
-        self.rows = {row.name: row for row in rows_of(task, list(extra))}
+        self.rows = {row.name: row for row in rows_of(task, list(extra)) if not extra or row.takes(extra[0].strip("-"))}
         find_runs(list(self.rows.values()), seeds, ROOT / RUNS)
 
     def of(self, name, key):
@@ -142,7 +142,7 @@ def solved(copying):
     assert all(copying.mean(f"sRNN (exponential) {stair}", "recall") <= plain for stair in STAIRS)
 
 
-@claim(README, "The last line of the training ends in a recall between 0.95 and 1.00.")
+@claim(README, 'Its line "mean of the last 50 updates" ends in a recall between 0.95 and 1.00.')
 def first_command(copying):
     assert all(0.95 <= recall <= 1 for recall in copying.of("sRNN (exponential) expn", "recall"))
 
