@@ -269,7 +269,7 @@ def columns_of(args) -> dict[str, list[Row]]:
     else:
         columns = {"": select(rows_of(args.task, extra), args.only)}
     for rows in columns.values():
-        find_runs(rows, args.seeds, args.save)
+        find_runs(rows, args.seeds, args.save, args.data)
     if not (args.vary or args.only or args.grid):
         columns[""] += own_rows(args.task, args.seeds, args.save)
     return columns
