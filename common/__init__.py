@@ -28,3 +28,16 @@ loss → optim.step.
 Letters in comments and shapes: B batch, T time steps, I input size, H hidden units, C classes.
 Rows are examples, so matrices act on the right: z_t = x_t U + h_{t-1} W.
 """
+
+import sys
+
+
+def _in_a_line(kind, error, trace, usual=sys.excepthook):
+    """Ctrl-C while torch is still being imported, before `errors.start` can say it: a line, and no traceback."""
+    if issubclass(kind, KeyboardInterrupt):
+        print(f"{sys.argv[0].rpartition('/')[2]}: stopped", file=sys.stderr)
+    else:
+        usual(kind, error, trace)
+
+
+sys.excepthook = _in_a_line
