@@ -59,3 +59,16 @@ half, and the network answers their sum at the last step. Always to answer 1, th
         loss = nn.functional.mse_loss(model(x), target)
         step(model, optimizer, loss)
 """
+
+import sys
+
+
+def _in_a_line(kind, error, trace, usual=sys.excepthook):
+    """Ctrl-C while torch is still being imported, before `errors.start` can say it: a line, and no traceback."""
+    if issubclass(kind, KeyboardInterrupt):
+        print(f"{sys.argv[0].rpartition('/')[2]}: stopped", file=sys.stderr)
+    else:
+        usual(kind, error, trace)
+
+
+sys.excepthook = _in_a_line
