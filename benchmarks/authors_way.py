@@ -15,9 +15,12 @@ from torch.nn.functional import cross_entropy, mse_loss, one_hot
 
 
 class AuthorsModel(nn.Module):
-    """Input map, recurrent matrix of `net_type`, stair ρ_t = 1 − e^−(t+2), modReLU, read-out."""
+    """Input map, recurrent matrix of `net_type`, stair ρ_t = 1 − e^−(t+2), modReLU, read-out.
 
-    def __init__(self, net_type: str, input_size: int, hidden_size: int, classes: int):
+    `skew` (H, H) is the logarithm that a rotation starts from.
+    """
+
+    def __init__(self, net_type: str, input_size: int, hidden_size: int, classes: int, skew: torch.Tensor):
         super().__init__()
         self.net_type, self.hidden_size = net_type, hidden_size
         self.input = nn.Linear(input_size, hidden_size, bias=net_type.startswith("RNN"))
@@ -26,11 +29,7 @@ class AuthorsModel(nn.Module):
         if net_type.startswith("RNN"):
             self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(hidden_size, hidden_size)))
         else:
-            angles = -math.pi * torch.rand(hidden_size // 2)
-            blocks = torch.zeros(hidden_size, hidden_size)
-            even = torch.arange(0, hidden_size - 1, 2)
-            blocks[even, even + 1] = angles
-            self.log_rotation = nn.Parameter(blocks)
+            self.log_rotation = nn.Parameter(skew.triu(1))
         if net_type == "nnRNN":
             self.gamma = nn.ParameterList(torch.ones(1) for _ in range(hidden_size // 2))
             self.theta = nn.ParameterList(2 * math.pi * torch.rand(1) for _ in range(hidden_size // 2))

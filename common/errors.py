@@ -52,8 +52,7 @@ def start(main) -> None:
         with contextlib.suppress(AttributeError, OSError):
             stream.reconfigure(errors="backslashreplace")
     try:
-        main()
-        sys.stdout.flush()
+        _to_its_last_line(main)
     except UserError as error:
         sentence, status = str(error), error.status
     except KeyboardInterrupt:
@@ -73,6 +72,16 @@ def start(main) -> None:
     with contextlib.suppress(OSError):  # a terminal that was closed
         print(f"{Path(sys.argv[0]).name}: {printable(sentence)}", file=sys.stderr)  # one line, whatever was typed
     sys.exit(status)
+
+
+def _to_its_last_line(main) -> None:
+    """Run `main`, and write what it printed: an output that cannot be written is found here and not by Python's end."""
+    try:
+        main()
+    except SystemExit:  # of --help
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
 
 
 def printable(text: str, keep: str = "") -> str:

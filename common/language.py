@@ -98,6 +98,12 @@ def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epo
     start = Progress(epoch=0, batch=0, state=model.network.start(batch), sums=meter.sums, best_epoch=0,
                      best_loss=math.inf, best_accuracy=0.0)
     progress = run.track(start, data=corpus.source, model=model, optimizer=optimizer)
+    if (found := run.scored(lambda loss, accuracy: f"{scores(loss, corpus.unit)}, accuracy {accuracy:.4f}",
+                            validation=lambda: evaluate(model, valid_set, bptt, run),
+                            test=lambda: evaluate(model, test_set, bptt, run))) is not None:
+        if run.options.sample:
+            run.say("".join(corpus.vocabulary[k] for k in sample(model, run.options.sample, bptt, run.device)))
+        return found
     if (result := run.finished()) is not None:
         return result
 
@@ -118,6 +124,23 @@ def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epo
         progress.state = model.network.start(batch)
         keep_or_slow_down(run, progress, optimizer, epoch, valid_loss, valid_accuracy)
     return finish(run, progress, epochs, model, test_set, bptt, corpus.unit)
+
+
+@torch.no_grad()
+def sample(model: CharacterModel, count: int, bptt: int, device) -> list[int]:
+    """`count` symbols, each drawn from what the model expects after those before it, from symbol 0 on.
+
+    The stair starts again after every `bptt` symbols, as in training, so each segment is read from its start.
+    """
+    kernel, state = model.network.kernel(), model.network.start(1)
+    drawn, segment_ = [], [0]
+    for _ in range(count):
+        logits, last = model(torch.tensor(segment_, device=device).unsqueeze(1), state, kernel)     # (L, V)
+        drawn.append(torch.multinomial(logits[-1].softmax(-1), 1).item())
+        if len(segment_) == bptt:
+            state, segment_ = last, []
+        segment_.append(drawn[-1])
+    return drawn
 
 
 def streams_of(corpus: Characters, batch: int, device) -> list[torch.Tensor]:

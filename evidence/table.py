@@ -59,6 +59,10 @@ def at_common_epoch(folders: list[Path]) -> list[dict]:
 def split(row: Row) -> tuple[list[dict], list[Path]]:
     """The results of a row's finished runs, and the folders of the others."""
     results = {folder: read_result(folder) for folder in row.runs.values()}
+    for folder, found in results.items():
+        if found is not None and not {"loss", "recall"} <= found.keys() and "test_accuracy" not in found:
+            raise UserError(f"{folder}/result.json is damaged (it holds no score); restore it from a copy or leave "
+                            "this run out", 1)
     return [r for r in results.values() if r is not None], [folder for folder, r in results.items() if r is None]
 
 
@@ -82,7 +86,8 @@ def line_of(task: str, row: Row) -> dict[str, str]:
         ours = f"**{states(unfinished)}**, n = {len(unfinished)}" if unfinished else "not run"
     best = sorted({r["best_epoch"] for r in done if "best_epoch" in r})
     epochs = {int(r.get("best_epoch", r.get("epoch", 0))) for r in shown}   # one, where a curve can be compared
-    seconds = f"{statistics.median([r['seconds'] for r in shown]):.0f} s" if shown else ""
+    times = [r["seconds"] for r in shown if "seconds" in r]
+    seconds = f"{statistics.median(times):.0f} s" if times else ""
     return {
         "model": row.model, "stair": row.stair,
         FINAL_TITLE[task]: FINAL[task].get(row.model.removesuffix(", henaff"), "none known"),
@@ -93,7 +98,7 @@ def line_of(task: str, row: Row) -> dict[str, str]:
             validation_at(row, *epochs) if task == "sMNIST" and len(epochs) == 1 else "",
         "best epoch": "–".join(map(str, best if len(best) < 2 else (best[0], best[-1]))),
         "time a run": seconds + (" so far" if seconds and not done else ""),
-        "command": f"`{shlex.join(row.command())}`", "device": ", ".join(sorted({r["device"] for r in done})),
+        "command": f"`{shlex.join(row.command())}`", "device": ", ".join(sorted({r.get("device") or "" for r in done})),
     }
 
 
@@ -269,7 +274,7 @@ def columns_of(args) -> dict[str, list[Row]]:
     else:
         columns = {"": select(rows_of(args.task, extra), args.only)}
     for rows in columns.values():
-        find_runs(rows, args.seeds, args.save)
+        find_runs(rows, args.seeds, args.save, args.data)
     if not (args.vary or args.only or args.grid):
         columns[""] += own_rows(args.task, args.seeds, args.save)
     return columns

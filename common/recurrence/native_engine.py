@@ -201,6 +201,17 @@ class Problem:
         return d_kernel
 
 
+def multiply_adds(rounds: int) -> float:
+    """Do nothing but `rounds` rounds of independent float32 multiply-adds, the yardstick → how many operations.
+
+    Raises RuntimeError if the engine could not be built.
+    """
+    library, reason = _library(torch.float32)
+    if library is None:
+        raise RuntimeError(_unavailable(reason))
+    return library.multiply_adds(rounds)
+
+
 # ── the library ──────────────────────────────────────────────────────────────────────────────────────────
 
 

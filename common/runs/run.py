@@ -368,6 +368,10 @@ class Run:
             self.say(f"{count_of(self.parts['model']):,} parameters, about {self.memory / 1e9:.2g} GB of memory; "
                      f"a run would be written to {self._place() / self._stem()}")
             return progress
+        if self.options.evaluate is not None:
+            self.load_best()
+            self.say(f"the best weights of {self.folder}")
+            return progress
         if not self.resumed and not self.auto:
             self.folder = self._new_folder()
         self._lock()
@@ -381,6 +385,21 @@ class Run:
             write_json(self.folder / "config.json", config)
         self.say(f"{'going on with' if self.resumed else 'writing to'} {self.folder}")
         return progress
+
+    def scored(self, show, **scores) -> dict | None:
+        """With --evaluate: measure and print the scores of the best weights. None without.
+
+        show    (loss, accuracy) as text
+        scores  {name: a function without arguments → (loss, accuracy)}; `test` is that of a finished run only
+        """
+        if self.options.evaluate is None:
+            return None
+        if read_result(self.folder) is None and scores.pop("test", None):
+            self.say("the run is not finished: its test score is worked out once, at its end")
+        found = {name: measure() for name, measure in scores.items()}
+        for name, score in found.items():
+            self.say(f"{name}: {show(*score)}")
+        return found
 
     def _look_at(self, data) -> None:
         """Say what is to be said of the data. Raises UserError when the run was started on other data."""

@@ -1,0 +1,56 @@
+"""python -m benchmarks at tiny sizes: the page that it writes, and the part of the peak."""
+
+import re
+
+import pytest
+import torch
+
+from benchmarks import __main__ as benchmarks
+from common.errors import UserError
+from common.recurrence import unavailable_reason
+
+REASON = unavailable_reason("native", torch.device("cpu"))
+
+
+@pytest.fixture
+def sizes(monkeypatch):
+    """--small changes the sizes for the whole process."""
+    monkeypatch.setattr(benchmarks, "SHAPES", dict(benchmarks.SHAPES))
+    monkeypatch.setattr(benchmarks, "STEPS_IN_A_TURN", dict(benchmarks.STEPS_IN_A_TURN))
+
+
+def test_the_page(sizes, tmp_path, capsys):
+    page = tmp_path / "speed.md"
+    benchmarks.main(["--small", "--quick", "--tasks", "characters", "--threads", "1", "-o", str(page)])
+    text = page.read_text()
+    assert text == capsys.readouterr().out
+    for told in (r"torch \d", r"1 thread;", r"\d{4}-\d\d-\d\d, commit \w+", r"Medians of 3 turns"):
+        assert re.search(told, text), told
+    rows = [line for line in text.splitlines() if line.startswith(("| RNN", "| expRNN", "| nnRNN"))]
+    assert len(rows) == 4
+    time = r"[\d.]+ \([\d.]+–[\d.]+\), CPU [\d.]+ \([\d.]+–[\d.]+\)"
+    assert all(re.fullmatch(rf"\| \S+ \| {time} \| {time} \| [\d.]+× \| {time} \| [\d.]+× \|", row) for row in rows)
+
+
+def test_a_page_that_has_no_folder_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="there is no folder"):
+        benchmarks.main(["--small", "-o", str(tmp_path / "missing" / "speed.md")])
+
+
+@pytest.mark.skipif(REASON is not None, reason=f"no native engine on this machine: {REASON}")
+def test_part_of_the_peak(monkeypatch):
+    """Half the operations in the same CPU time are half of the peak, whatever the clock says."""
+    peak = benchmarks.Peak(torch.device("cpu"))
+    monkeypatch.setattr(peak, "ROUNDS", 1000)
+    peak.run()
+    assert peak.operations > 0
+    turns = {"peak": [benchmarks.Turn(9.0, 1.0)] * 3, "both": [benchmarks.Turn(1.0, 2.0)] * 3}
+    assert peak.part(peak.operations, "both", turns) == "50 (50–50)"
+    assert peak.rate(turns) == f"{peak.operations / 1e9:.0f}"
+
+
+def test_no_peak_without_the_engine(monkeypatch):
+    monkeypatch.setattr(benchmarks, "unavailable_reason", lambda engine, device: "no compiler")
+    peak = benchmarks.Peak(torch.device("cpu"))
+    assert peak.contender() == {}
+    assert (peak.rate({}), peak.part(1.0, "both", {})) == ("—", "—")
