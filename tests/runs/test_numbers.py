@@ -64,7 +64,7 @@ def test_the_last_good_checkpoint_stays(main, monkeypatch, tmp_path, script, net
     with pytest.raises(UserError, match=r"not finite|is (nan|inf)") as error:
         main(script, "--net-type", net_type, "--nvar", "none", *length, "--log-interval", interval)
     sentence = str(error.value)
-    assert error.value.status == 1
+    assert error.value.status == 3
     for part in ("stopped; the last good state is", "last.pt", "What usually helps: --clip 10 or a lower --lr"):
         assert part in sentence
     helps = net_type == "RNN" or (net_type == "expRNN" and script != "copytask_nvar")       # which starts so already
