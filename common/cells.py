@@ -83,6 +83,10 @@ class Cell(nn.Module):
         """What the cell adds to the loss, before the factor `alam`: 0 except for nnRNN."""
         return 0.0
 
+    def orthogonality_error(self) -> float | None:
+        """How far the matrix that is orthogonal by construction is from it: max |P Pᵀ − 1|. None without such a one."""
+        return None
+
     def rotation_parameters(self) -> list:
         """The logarithms of rotations, for the orthogonal step of the optimizer."""
         return []
@@ -127,6 +131,12 @@ class Rotation(nn.Module):
         """exp(S) (H, H)."""
         return skew_exponential(self.skew())
 
+    @torch.no_grad()
+    def error(self) -> float:
+        """max |P Pᵀ − 1| of P = exp(S)."""
+        p = self()
+        return (p @ p.t() - torch.eye(self.size, dtype=p.dtype, device=p.device)).abs().max().item()
+
 
 class ExpRNN(Cell):
     """W = exp(S): orthogonal by construction."""
@@ -137,6 +147,9 @@ class ExpRNN(Cell):
 
     def kernel(self):
         return self.rotation()
+
+    def orthogonality_error(self):
+        return self.rotation.error()
 
     def rotation_parameters(self):
         return [self.rotation.logarithm]
@@ -164,6 +177,10 @@ class NNRNN(Cell):
     def penalty(self):
         """Σ_k (γ_k − 1)², a scalar tensor."""
         return nn.functional.mse_loss(self.gamma, torch.ones_like(self.gamma), reduction="sum")
+
+    def orthogonality_error(self):
+        """Of P: W itself is not normal."""
+        return self.rotation.error()
 
     def rotation_parameters(self):
         return [self.rotation.logarithm]

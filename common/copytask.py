@@ -44,8 +44,11 @@ def train(model: CopyModel, optimizer, task: CopyingTask, run: Run, *, updates: 
           log_interval: int, alam: float = 0.0, clip: float = 0.0) -> dict:
     """Train for `updates` fresh batches and → the result: mean loss and recall over the last 50."""
     recent = Recent("loss", "recall", keep=max(LAST, min(log_interval, updates)), device=run.device)
-    progress = run.track(Progress(update=0, best=math.inf, recent=recent.values),
+    progress = run.track(Progress(update=0, best=math.inf, recent=recent),
                          model=model, optimizer=optimizer, task=task)
+    if (found := run.scored("loss {:.4f}, recall {:.4f}".format,
+                            validation=lambda: evaluate(model, task, batch, run))) is not None:
+        return found
     if (result := run.finished()) is not None:
         return result
     run.say(f"a memoryless model scores {task.memoryless_loss():.4f}")
@@ -69,6 +72,19 @@ def train(model: CopyModel, optimizer, task: CopyingTask, run: Run, *, updates: 
 def recall_of(logits: torch.Tensor, target: torch.Tensor, c: int) -> torch.Tensor:
     """Accuracy over the last c steps of logits (T + 2c, B, C) and target (T + 2c, B) → a scalar."""
     return (logits[-c:].argmax(-1) == target[-c:]).float().mean()
+
+
+@torch.no_grad()
+def evaluate(model: CopyModel, task: CopyingTask, batch: int, run: Run) -> tuple[float, float]:
+    """Mean loss and recall over 50 batches that no training has seen: they are drawn from another seed."""
+    task.generator.manual_seed(run.options.random_seed ^ 0xFFFFFFFF)
+    sums = torch.zeros(2, device=run.device)
+    for _ in range(LAST):
+        symbols, target = task.batch(batch, run.device)
+        logits = model(symbols)
+        sums += torch.stack((mean_cross_entropy(logits, target), recall_of(logits, target, task.c_length)))
+    loss, recall = (sums / LAST).tolist()
+    return loss, recall
 
 
 def report(run: Run, update: int, recent: Recent, last: int) -> float:

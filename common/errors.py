@@ -47,11 +47,12 @@ def when_asked_to_stop(handler, *names: str):
 
 def start(main) -> None:
     """Run a script's `main`: a UserError is printed as one sentence, and its status is the exit status."""
+    open_streams()
     for stream in (sys.stdout, sys.stderr):  # an output that knows no Greek shows their numbers instead
         with contextlib.suppress(AttributeError, OSError):
             stream.reconfigure(errors="backslashreplace")
     try:
-        main()
+        _to_its_last_line(main)
     except UserError as error:
         sentence, status = str(error), error.status
     except KeyboardInterrupt:
@@ -59,21 +60,49 @@ def start(main) -> None:
     except BrokenPipeError:  # whoever read the output, `head` perhaps, has gone: there is nobody left to tell
         close_output()
         sys.exit(1)
+    except OSError as error:  # /dev/full as output, a disk that was pulled out
+        close_output()
+        sentence, status = f"{error.filename or 'the output'}: {error.strerror or error}", 1
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(said in str(error) for said in OUT_OF_MEMORY):
             raise
         sentence, status = "this does not fit into memory; choose a smaller --nhid, --batch or sequence length", 1
     else:
         return
-    sentence = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence)  # one line, whatever was typed
     with contextlib.suppress(OSError):  # a terminal that was closed
-        print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: {printable(sentence)}", file=sys.stderr)  # one line, whatever was typed
     sys.exit(status)
+
+
+def _to_its_last_line(main) -> None:
+    """Run `main`, and write what it printed: an output that cannot be written is found here and not by Python's end."""
+    try:
+        main()
+    except SystemExit:  # of --help
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+
+
+def printable(text: str, keep: str = "") -> str:
+    """`text` with every character that moves a terminal's cursor written as its number; but for those of `keep`."""
+    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
+
+
+def open_streams() -> None:
+    """A standard stream that was closed leads nowhere: no file of a run is then opened in its place."""
+    with contextlib.suppress(OSError):
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+            os.set_inheritable(descriptor, True)
+        os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None or getattr(sys, name).closed:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (for as long as Python runs)
 
 
 def close_output() -> None:
     """Send what is still to be printed nowhere, so that Python does not fail on it once more when it ends."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)

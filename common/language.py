@@ -98,6 +98,12 @@ def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epo
     start = Progress(epoch=0, batch=0, state=model.network.start(batch), sums=meter.sums, best_epoch=0,
                      best_loss=math.inf, best_accuracy=0.0)
     progress = run.track(start, data=corpus.source, model=model, optimizer=optimizer)
+    if (found := run.scored(lambda loss, accuracy: f"{scores(loss, corpus.unit)}, accuracy {accuracy:.4f}",
+                            validation=lambda: evaluate(model, valid_set, bptt, run),
+                            test=lambda: evaluate(model, test_set, bptt, run))) is not None:
+        if run.options.sample:
+            run.say("".join(corpus.vocabulary[k] for k in sample(model, run.options.sample, bptt, run.device)))
+        return found
     if (result := run.finished()) is not None:
         return result
 
@@ -120,6 +126,23 @@ def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epo
     return finish(run, progress, epochs, model, test_set, bptt, corpus.unit)
 
 
+@torch.no_grad()
+def sample(model: CharacterModel, count: int, bptt: int, device) -> list[int]:
+    """`count` symbols, each drawn from what the model expects after those before it, from symbol 0 on.
+
+    The stair starts again after every `bptt` symbols, as in training, so each segment is read from its start.
+    """
+    kernel, state = model.network.kernel(), model.network.start(1)
+    drawn, segment_ = [], [0]
+    for _ in range(count):
+        logits, last = model(torch.tensor(segment_, device=device).unsqueeze(1), state, kernel)     # (L, V)
+        drawn.append(torch.multinomial(logits[-1].softmax(-1), 1).item())
+        if len(segment_) == bptt:
+            state, segment_ = last, []
+        segment_.append(drawn[-1])
+    return drawn
+
+
 def streams_of(corpus: Characters, batch: int, device) -> list[torch.Tensor]:
     """Training, validation and test text as parallel streams (N, B)."""
     return [parallel_streams(getattr(corpus, part), streams, part).to(device)
@@ -138,7 +161,9 @@ def keep_or_slow_down(run: Run, progress: Progress, optimizer, epoch: int, loss:
 
 def scores(loss: float, unit: str) -> str:
     """A loss in nats, its perplexity and its bits per `unit`, for people."""
-    return f"loss {loss:.4f}, perplexity {math.exp(min(loss, 700)):.3f}, {loss / math.log(2):.4f} bits per {unit}"
+    perplexity = math.exp(min(loss, 700))
+    shown = f"{perplexity:.3f}" if perplexity < 1e6 else f"{perplexity:.3g}"
+    return f"loss {loss:.4f}, perplexity {shown}, {loss / math.log(2):.4f} bits per {unit}"
 
 
 def report(run: Run, epoch: int, index: int, batches: int, meter: Meter, optimizer, valid_loss=None,

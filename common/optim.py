@@ -11,7 +11,7 @@ of parameters, each by its own rule (arXiv 1901.08428, section 4; arXiv 1905.120
 
 import torch
 
-METHODS = ("RMSprop", "Adam")
+METHODS = {"RMSprop": {"square_avg"}, "Adam": {"step", "exp_avg", "exp_avg_sq"}}  # name: what it keeps of a parameter
 
 
 class OrthogonalRMSprop(torch.optim.Optimizer):

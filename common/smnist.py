@@ -63,6 +63,10 @@ def train(model: PixelModel, optimizer, train_set: PixelSequences, valid_set: Pi
     meter = Meter("train_loss", "train_accuracy", device=run.device)
     start = Progress(epoch=0, batch=0, sums=meter.sums, best_epoch=0, best_accuracy=-1.0)
     progress = run.track(start, data=train_set.source, model=model, optimizer=optimizer)
+    if (found := run.scored("loss {:.4f}, accuracy {:.4f}".format,
+                            validation=lambda: evaluate(model, valid_set, batch, run),
+                            test=lambda: evaluate(model, test_set, batch, run))) is not None:
+        return found
     if (result := run.finished()) is not None:
         return result
 

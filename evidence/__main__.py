@@ -8,6 +8,7 @@
     python -m evidence copytask --short --vary T 200 500 1000       a column a value of --T
     python -m evidence copytask --grid              a line a stair, a column a cell
     python -m evidence sMNIST --grid --at-epoch 1   the same, of the validation after an epoch
+    python -m evidence --best                       of every task and cell, the plain network beside the best stair
     python -m evidence --update                     write README.md, results/*.md and their pictures anew
     python -m evidence --collect FOLDER             copy the records of the runs in FOLDER to results/runs
 
@@ -35,8 +36,10 @@ def main(argv=None) -> None:
         pages.update(Path("."), args.drop)
     if args.collect or args.update:
         return
+    if args.best:
+        return print(text_of(args), end="")
     if args.task is None:
-        parser.error("name a task, --update or --collect")
+        parser.error("name a task, --best, --update or --collect")
     if args.vary and len(args.vary) < 2:
         parser.error(f"--vary {args.vary[0]} needs values, as in --vary T 200 500")
     if args.until_epoch and args.task == "copytask":

@@ -21,7 +21,7 @@ def missing(rows: list[Row], seeds, folder: Path, threads: int, more: list[str],
     A run that diverged is left as it is; with `until`, one whose log already holds that epoch too.
     """
     commands = []
-    for seed in seeds:  # one seed of everything first
+    for seed in dict.fromkeys(seeds):  # one seed of everything first
         for row in rows:
             if seed not in row.runs:
                 commands.append([*row.command(seed), "--save", str(folder), "--threads", str(threads), *more])

@@ -9,18 +9,18 @@ and a picture follows the comment with the command that draws it, `python -m evi
 """
 
 import json
+import os
 import re
 import shlex
 from pathlib import Path
 
 from common.errors import UserError
-from common.runs.records import read_config, write_atomically
+from common.runs.records import RECORDS, plain_file, read_config, read_record, write_atomically
 from evidence import pictures, table
 
 TABLE = re.compile(r"(<!-- python -m evidence (.+?) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 PICTURE = re.compile(r"<!-- python -m evidence\.pictures (.+?) -->")
 ABSOLUTE = re.compile(r'(?<=["=])(?:[A-Za-z]:)?[/\\]+[^"/\\][^"]*[/\\]')  # of a path in JSON, all but its last part
-RECORDS = ("log.csv", "stair.csv", "result.json", "config.json")  # config.json last: a folder without it is not a run
 
 
 def pages(root: Path) -> list[Path]:
@@ -96,7 +96,7 @@ def at_work(folder: Path) -> bool:
     try:
         import fcntl
 
-        with open(folder / ".lock", "rb") as lock:
+        with open(folder / ".lock", "rb", opener=plain_file) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -110,7 +110,7 @@ def place_for(folder: Path, config: dict, target: Path) -> Path:
     parent = target / config["script"]
     for number in range(1, 10_000):
         place = parent / (folder.name if number == 1 else f"{folder.name}-{number}")
-        if not (place / "config.json").exists() or read_config(place) == config:
+        if not os.path.lexists(place / "config.json") or read_config(place) == config:
             return place
     raise UserError(f"{parent} already holds 9,999 runs called {folder.name}")
 
@@ -123,11 +123,10 @@ def collect(source: Path, target: Path) -> None:
         if at_work(folder):
             counts["still running, left out"] += 1
             continue
-        read_config(folder)  # whole, or a sentence
-        records = {name: without_machine((folder / name).read_text(encoding="utf-8"))
-                   for name in RECORDS if (folder / name).exists()}
+        records = {name: without_machine(text) for name in RECORDS if (text := read_record(folder, name)) is not None}
         place = place_for(folder, json.loads(records["config.json"]), target)
-        before = {name: (place / name).read_text(encoding="utf-8") for name in RECORDS if (place / name).exists()}
+        before = {name: text for name in RECORDS if (text := read_record(place, name)) is not None} \
+            if os.path.lexists(place / "config.json") else {}
         counts["the same" if before == records else "newer" if before else "new"] += 1
         if before != records:
             place.mkdir(parents=True, exist_ok=True)

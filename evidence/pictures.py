@@ -1,30 +1,40 @@
 """Pictures: learning curves, the shapes of the stairs, what a run has learned.
 
-    python -m evidence.pictures RUN_FOLDER [RUN_FOLDER ...]      learning curves, a line a run
+    python -m evidence.pictures RUN_FOLDER [RUN_FOLDER ...]      learning curves, a line for each configuration
     python -m evidence.pictures --task copytask --only expn      learning curves, a line a row of the table, over seeds
-    python -m evidence.pictures --task sMNIST --training --published   the training score in the epochs, and validation
-    python -m evidence.pictures --task copytask --vary T 200 500 1000    the score against the value of a flag
+    python -m evidence.pictures --task sMNIST --training --only "expRNN none" --published    the score within the epochs
+    python -m evidence.pictures --task copytask --vary T 200 500 1000 --only "expRNN none"   the score against a flag
     python -m evidence.pictures --stairs                         the schedules ρ_t over t
     python -m evidence.pictures --alpha RUN_FOLDER ...           the learned α_t over t
+    python -m evidence.pictures --alpha --task copytask --only "sRNN (exponential) alpha"    the same, of a table's rows
     python -m evidence.pictures --spectrum RUN_FOLDER ...        the eigenvalues of W, their modulus over their angle
+    python -m evidence.pictures --gradients RUN_FOLDER ...       how far back a gradient reaches, copying task
 
--o names the picture (curves.png). Lines differ in dash and marker as well as in colour, so they can be told apart
-in greyscale. --published draws the curves of results/published, where the table has their row. Folders are those of
-runs (common/runs/run.py); α and W are read from their best.pt.
+-o names the picture (curves.png). Lines differ in dash and marker as well as in colour, so that they can be told apart
+in greyscale; a picture with more lines than that allows is refused. Folders are those of runs (common/runs/run.py).
+W and the gradients need their best.pt; α is read from stair.csv.
 """
 
 import argparse
+import csv
+import importlib
 import math
+import shlex
 import statistics
 from pathlib import Path
 
 import torch
 
+from common.data import CopyingTask
 from common.errors import UserError, start
-from common.network import build_network
+from common.network import build_network, mean_cross_entropy
+from common.recurrence import stair_recurrence
+from common.runs import flags
 from common.runs.curves import (
     CURVES,
     MARKERS,
+    check_lines,
+    draw_band,
     draw_curves,
     figure,
     kind_of,
@@ -41,18 +51,22 @@ from common.stair import SCHEDULES, FixedStair, schedule
 from evidence.published import curve_points
 from evidence.rows import RUNS, SEEDS, TASKS, find_runs, rows_of, select, task_of, vary
 
+FAINT = 1e-5  # of a gradient that is 1 at the recall
+
 
 def rows_with_runs(task: str, only: list[str] | None, runs: Path, seeds, extra: list[str]) -> list:
-    """The rows of a task's table that have runs."""
+    """The rows of a task's table that have runs; at most as many as a picture can show."""
     rows = select(rows_of(task, extra), only)
     find_runs(rows, seeds, runs)
-    if not any(row.runs for row in rows):
+    rows = [row for row in rows if row.runs]
+    if not rows:
         raise UserError(f"no run of {task} in {runs} matches; run some with python -m evidence {task} --run")
-    return [row for row in rows if row.runs]
+    check_lines(len(rows), f"pick rows with --only, as in --only '{rows[0].name}' '{rows[-1].name}'")
+    return rows
 
 
 def draw_runs(folders: list[Path], path: Path) -> None:
-    """One learning curve a run."""
+    """A learning curve for each configuration among the runs."""
     tasks = {task_of(read_config(folder)): folder for folder in folders}
     if len(tasks) > 1:
         raise UserError(f"{' and '.join(map(str, tasks.values()))} are runs of different tasks, whose scores share no "
@@ -61,24 +75,26 @@ def draw_runs(folders: list[Path], path: Path) -> None:
 
 
 def draw_rows(rows: list, task: str, path: Path, published: bool) -> None:
-    """One learning curve a row of a task's table: the median over its seeds and the span from least to most."""
+    """One learning curve a row of a task's table, over its seeds."""
     picture, axes = figure(8.6, 4.4)
-    first = next(iter(rows[0].runs.values()))
-    x, y, _, _ = CURVES[kind_of(first)]
+    kind = kind_of(next(iter(rows[0].runs.values())))
+    x, y, _, _ = CURVES[kind]
+    longest = 0
     for number, row in enumerate(rows):
-        curves = [dict(zip(*points(log[x], log[y]), strict=True)) for log in map(read_log, row.runs.values()) if log]
-        places = sorted(set().union(*curves))
-        values = [[curve[place] for curve in curves if place in curve] for place in places]
-        axes.plot(places, list(map(statistics.median, values)), marker=MARKERS[number % 8], markersize=4,
-                  markevery=(number % 5, 5), **line(number, f"{row.model}, {row.stair} (n = {len(curves)})"))
-        axes.fill_between(places, list(map(min, values)), list(map(max, values)), color=f"C{number % 10}", alpha=0.12)
-        if published and task != "language" and row.model in curve_points(task)[0]:
+        found = [points(log[x], log[y]) for log in map(read_log, row.runs.values()) if log]
+        longest = max(longest, *(len(places) for places, _ in found), 0)
+        draw_band(axes, found, kind, **line(number, f"{row.model}, {row.stair} (n = {len(found)})"),
+                  marker=MARKERS[number], markersize=4, markevery=(number % 5, 5) if kind == "update" else 1)
+        if published and row.model in curve_points(task)[0]:
             every = 3 if task == "copytask" else 1           # 150 dots a row would hide each other
             curve = curve_points(task)[number % every::every]
             axes.plot([float(point[x]) for point in curve], [float(point[row.model]) for point in curve],
-                      linestyle="none", marker=MARKERS[number % 8], markersize=3, color=f"C{number % 10}",
+                      linestyle="none", marker=MARKERS[number], markersize=3, color=f"C{number}",
                       markerfacecolor="none", markeredgewidth=0.7, label=f"{row.model}, published")
-    prepare_axes(axes, kind_of(first), memoryless_line(first))
+    if longest < 2:
+        raise UserError(f"no run that was picked has two {x}s to join" +
+                        ("; --training draws the score within the first one" if kind == "epoch" else ""))
+    prepare_axes(axes, kind, memoryless_line(next(iter(rows[0].runs.values()))))
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     save(picture, path)
 
@@ -99,10 +115,10 @@ def draw_training(rows: list, task: str, path: Path, published: bool) -> None:
         an_epoch = max(log["batch"])
         places = [(epoch - 1) * an_epoch + batch for epoch, batch in zip(log["epoch"], log["batch"], strict=True)]
         train, valid = ([None if value is None else scale * value for value in log[name]] for name in names)
-        axes.plot(*points(places, train), **line(number, f"{row.model}, {row.stair}"), marker=MARKERS[number % 8],
+        axes.plot(*points(places, train), **line(number, f"{row.model}, {row.stair}"), marker=MARKERS[number],
                   markersize=4)
-        axes.plot(*points(places, valid), linestyle="none", marker=MARKERS[number % 8], markersize=9,
-                  markerfacecolor="none", markeredgecolor=f"C{number % 10}", markeredgewidth=1.6)
+        axes.plot(*points(places, valid), linestyle="none", marker=MARKERS[number], markersize=9,
+                  markerfacecolor="none", markeredgecolor=f"C{number}", markeredgewidth=1.6)
         whole[row.baseline] = max(whole.get(row.baseline, (0, 0)), (an_epoch, len(points(places, valid)[0])))
     if published and task == "sMNIST":
         draw_published_marks(axes, whole)
@@ -138,31 +154,35 @@ def draw_vary(columns: dict[str, list], task: str, name: str, path: Path) -> Non
     except ValueError:
         raise UserError(f"--vary {name} {' '.join(columns)} has no place on a logarithmic axis, which takes numbers "
                         f"above 0; python -m evidence {task} --vary makes a table of any values") from None
-    columns = {value: rows for value, rows in columns.items()
-               if any(read_result(folder) for row in rows for folder in row.runs.values())}
+    ended = {value: [[r for r in map(read_result, row.runs.values()) if r is not None] for row in rows]
+             for value, rows in columns.items()}
+    columns = {value: columns[value] for value, results in ended.items() if any(results)}
     if not columns:
         raise UserError(f"no run of {task} that has ended matches; run some with python -m evidence {task} --run")
-    picture, axes = figure(7.5, 4.6)
+    if len(columns) < 2:
+        raise UserError(f"only with --{name} {next(iter(columns))} has a run ended; a line needs two values")
+    lines = [(rows[0], [ended[value][number] for value in columns])
+             for number, rows in enumerate(zip(*columns.values(), strict=True))]
+    lines = [(row, results) for row, results in lines if any(results)]
+    check_lines(len(lines), f"pick rows with --only, as in --only '{lines[0][0].name}' '{lines[-1][0].name}'")
+    picture, axes = figure(8.6, 4.4)
     measure, ylabel = ("recall", "recall over the last 50 updates") if task == "copytask" else \
         ("test_accuracy", "test accuracy")
-    for number, rows in enumerate(zip(*columns.values(), strict=True)):
-        values = {float(value): [r[measure] for r in map(read_result, row.runs.values()) if r is not None]
-                  for value, row in zip(columns, rows, strict=True)}
-        values = {value: found for value, found in values.items() if found}
-        aside = 1 + 0.015 * (number - len(next(iter(columns.values()))) / 2)  # so that no bar hides another
-        if values:
-            axes.errorbar([value * aside for value in values], list(map(statistics.mean, values.values())),
-                          [statistics.stdev(found) if len(found) > 1 else 0 for found in values.values()], capsize=3,
-                          marker=MARKERS[number % 8], markersize=5,
-                          **line(number, f"{rows[0].model}, {rows[0].stair}"))
+    for number, (row, results) in enumerate(lines):
+        values = {float(value): [r[measure] for r in found] for value, found in zip(columns, results, strict=True)
+                  if found}
+        aside = 1 + 0.015 * (number - len(lines) / 2)  # so that no bar hides another
+        axes.errorbar([value * aside for value in values], list(map(statistics.mean, values.values())),
+                      [statistics.stdev(found) if len(found) > 1 else 0 for found in values.values()], capsize=3,
+                      marker=MARKERS[number], markersize=5, **line(number, f"{row.model}, {row.stair}"))
     if task == "copytask":
         axes.axhline(1 / 8, color="0.3", linewidth=1.0)
         axes.annotate("memoryless", (1, 1 / 8), xycoords=("axes fraction", "data"), xytext=(-4, 3),
                       textcoords="offset points", ha="right", fontsize=8)
-    axes.set(xlabel=f"{name}: {FLAGS[name.replace('-', '_')][2]}", ylabel=ylabel, xscale="log")
+    axes.set(xlabel=f"{name}: {flags.FLAGS[name.replace('-', '_')][2]}", ylabel=ylabel, xscale="log")
     axes.set_xticks([float(value) for value in columns], list(columns))
     axes.minorticks_off()
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     save(picture, path)
 
 
@@ -190,28 +210,47 @@ def name_of(folder: Path) -> str:
     return ", ".join([config["row"] or Path(folder).name, *start_of, options.get("nvar", {"value": stair})["value"]])
 
 
+def learned_numbers(folder: Path) -> list[float]:
+    """The numbers α_t of a run's learned stair, from stair.csv."""
+    try:
+        with open(Path(folder) / "stair.csv", newline="", encoding="utf-8") as file:
+            return [float(row["alpha"]) for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        raise UserError(f"{folder} has no learned stair (stair.csv); name runs of the alpha or expalpha scripts that "
+                        "have ended") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder}/stair.csv is damaged ({error}); restore it from a copy") from None
+
+
 def draw_alpha(folders: list[Path], path: Path) -> None:
     """The learned α_t of runs of the alpha and expalpha scripts; an axis for each of the two."""
-    scripts = list(dict.fromkeys(read_config(folder)["script"].split("_")[1] for folder in folders))
-    picture, first = figure(7.5, 3.0 * len(scripts))
+    check_lines(len(folders), "name fewer folders")
+    scripts = list(dict.fromkeys(read_config(folder)["script"] for folder in folders))
+    picture, first = figure(8.0, 3.0 * len(scripts))
     first.remove()
     for place, script in enumerate(scripts):
         axes = picture.add_subplot(len(scripts), 1, place + 1)
         axes.grid(alpha=0.3)
-        for number, folder in enumerate(f for f in folders if read_config(f)["script"].endswith(f"_{script}")):
-            weights = best_weights(folder)
-            if "network.stair.numbers" not in weights:
-                raise UserError(f"{folder} has no learned stair; name runs of the alpha or expalpha scripts")
-            axes.plot(weights["network.stair.numbers"].tolist(), **{**line(number, name_of(folder)), "linewidth": 1.2})
+        for number, folder in enumerate(f for f in folders if read_config(f)["script"] == script):
+            axes.plot(learned_numbers(folder), **{**line(number, name_of(folder)), "linewidth": 1.2})
         axes.set(xlabel="step t", ylabel="α_t")
-        axes.set_title({"alpha": "g_t = α_t", "expalpha": "g_t = 1 − exp(−α_t |z|)"}.get(script), fontsize=9)
-        axes.legend(fontsize=8)
+        axes.set_title({"alpha": "g_t = α_t", "expalpha": "g_t = 1 − exp(−α_t |z|)"}.get(script.split("_")[-1]),
+                       fontsize=9)
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     save(picture, path)
+
+
+def departure(weights: dict) -> str:
+    """nnRNN's departure from normality, ‖T‖_F / ‖Λ‖_F, for a legend; nothing for another cell."""
+    if "cell.gamma" not in weights:
+        return ""
+    return f": ‖T‖ / ‖Λ‖ = {(weights['cell.upper'].norm() / (2 ** 0.5 * weights['cell.gamma'].norm())).item():.2g}"
 
 
 def draw_spectrum(folders: list[Path], path: Path) -> None:
     """The eigenvalues of W, of any cell: how far from the unit circle, and where. They come in conjugate pairs."""
-    picture, axes = figure()
+    check_lines(len(folders), "name fewer folders")
+    picture, axes = figure(8.6, 4.4)
     axes.axhline(1.0, color="0.3", linewidth=0.8)
     for number, folder in enumerate(map(Path, folders)):
         options = {name: entry["value"] for name, entry in read_config(folder)["options"].items()}
@@ -225,10 +264,71 @@ def draw_spectrum(folders: list[Path], path: Path) -> None:
         with torch.no_grad():
             eigenvalues = torch.linalg.eigvals(network.kernel().double())
         angle, modulus = eigenvalues.angle().abs(), eigenvalues.abs()
-        axes.scatter(angle.tolist(), modulus.tolist(), s=18, marker=MARKERS[number % 8], facecolors="none",
-                     edgecolors=f"C{number % 10}", label=name_of(folder), linewidths=0.9)
+        axes.scatter(angle.tolist(), modulus.tolist(), s=18, marker=MARKERS[number], facecolors="none",
+                     edgecolors=f"C{number}", label=name_of(folder) + departure(weights), linewidths=0.9)
     axes.set(xlabel="|angle of λ|, radians", ylabel="|λ|")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    save(picture, path)
+
+
+def gradient_norms(model, task: CopyingTask, batch: int = 100) -> torch.Tensor:
+    """‖∂L/∂h_t‖ of a copying model, the mean over `batch` sequences → (T + 2c − 1,). L is the loss of the recall.
+
+    The recurrence returns h; its gradient through the next step is that of z_{t+1} times Wᵀ.
+    """
+    symbols, target = task.batch(batch)
+    x = symbols if model.onehot else symbols.unsqueeze(-1).to(model.readout.weight.dtype)
+    network, c = model.network, task.c_length
+    with torch.no_grad():
+        projected, kernel = network.cell.project(x), network.kernel()
+    projected.requires_grad_()
+    h = stair_recurrence(projected, kernel, network.start(batch), network.stair, network.nonlinearity)
+    h.retain_grad()
+    mean_cross_entropy(model.readout(h)[-c:], target[-c:]).backward()
+    through = h.grad[:-1] + projected.grad[1:] @ kernel.t()                              # (T + 2c − 1, B, H)
+    return batch * through.norm(dim=2).mean(1)
+
+
+def script_named(name: str):
+    """The script of a run as a module: it builds the model. Scripts lie in the current folder."""
+    if not Path(f"{name}.py").exists():
+        raise UserError(f"there is no {name}.py here, which made the run; draw in the folder of the scripts")
+    return importlib.import_module(name)
+
+
+def product_after(numbers: torch.Tensor) -> torch.Tensor:
+    """|∏ of the numbers after step t| for each t, 1 at the last one: (T,) → (T,)."""
+    after = torch.cat((numbers[1:], numbers.new_ones(1)))
+    return after.flip(0).cumprod(0).flip(0).abs()
+
+
+def draw_gradients(folders: list[Path], path: Path) -> None:
+    """How far back the gradient of the recall reaches, at the start and after training; thin: the product of g_t alone.
+
+    Each line is divided by its value at the last step before the recall. What falls below FAINT leaves the picture.
+    """
+    check_lines(len(folders), "name fewer folders")
+    picture, left = figure(10.0, 4.4)
+    left.remove()
+    left, right = picture.subplots(1, 2, sharey=True)
+    for number, folder in enumerate(map(Path, folders)):
+        config = read_config(folder)
+        if task_of(config) != "copytask" or config["options"]["net_type"]["value"] == "LSTM":
+            raise UserError(f"{folder} is no run of the copying task with a stair; name runs of copytask_*.py")
+        script = script_named(config["script"])
+        trained, options = script.load(folder)
+        torch.manual_seed(options.random_seed)
+        task, recall = CopyingTask(options.T, options.labels, options.c_length, seed=1), options.T + options.c_length
+        for axes, model in ((left, script.build(options).double()), (right, trained.double())):
+            norms, stair = gradient_norms(model, task)[:recall], model.network.stair
+            axes.semilogy((norms / norms[-1]).tolist(), **line(number, name_of(folder)))
+            if stair.rule == "scale":
+                axes.semilogy(product_after(stair(recall).detach()).tolist(), color="0", linewidth=0.6)
+    for axes, title in ((left, "at the start"), (right, "after training")):
+        axes.set(xlabel="step t", title=title, ylim=(FAINT, 30))
+        axes.grid(alpha=0.3)
+    left.set_ylabel("‖∂L/∂h_t‖, L the loss of the recall")
+    right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     save(picture, path)
 
 
@@ -237,16 +337,22 @@ def make_parser() -> argparse.ArgumentParser:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, help="folders of runs")
     parser.add_argument("--task", choices=list(TASKS), help="draw the rows of a task's table")
-    parser.add_argument("--only", nargs="+", metavar="TEXT", help="rows as --only of tables picks them")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="with --task; default: 400 to 404")
-    parser.add_argument("--save", type=Path, default=RUNS, help="with --task, where runs are: %(default)s")
-    parser.add_argument("--training", action="store_true", help="with --task sMNIST or language: within the epochs")
+    parser.add_argument("--only", nargs="+", metavar="TEXT", help="with --task: the rows that --only of tables picks")
+    parser.add_argument("--with", dest="extra", default="", metavar="FLAGS",
+                        help="with --task: of the rows run with these flags, as in --with='--T 500'")
+    parser.add_argument("--seeds", type=FLAGS["random_seed"][1], nargs="+", default=SEEDS,
+                        help="with --task; default: 400 to 404")
+    parser.add_argument("--save", type=Path, default=RUNS, help="with --task: the folder of runs, %(default)s")
+    parser.add_argument("--training", action="store_true",
+                        help="with --task sMNIST or language: the score within the epochs")
     parser.add_argument("--vary", nargs="+", metavar=("FLAG", "VALUE"),
-                        help="with --task, the score against the value of this flag, as in --vary T 200 500")
-    parser.add_argument("--published", action="store_true", help="with --task, draw the published curves in")
+                        help="with --task: the score against the values of a flag, as in --vary T 200 500")
+    parser.add_argument("--published", action="store_true",
+                        help="with --task copytask or sMNIST: the published curves of the same rows too")
     parser.add_argument("--stairs", action="store_true", help="draw the schedules of nvar")
-    parser.add_argument("--alpha", action="store_true", help="draw the learned α_t of the runs")
+    parser.add_argument("--alpha", action="store_true", help="draw the learned α_t of runs, or of the rows of --task")
     parser.add_argument("--spectrum", action="store_true", help="draw the eigenvalues of W of the runs")
+    parser.add_argument("--gradients", action="store_true", help="draw ‖∂L/∂h_t‖ over t of runs of the copying task")
     parser.add_argument("-o", "--output", type=Path, default=Path("curves.png"), help="default: %(default)s")
     return parser
 
@@ -256,21 +362,33 @@ def main(argv=None) -> None:
     args = parser.parse_args(argv)
     if args.training and args.task not in ("sMNIST", "language"):
         parser.error("--training needs --task sMNIST or language; the copying task's curve is its training")
+    if args.published and (args.task not in ("copytask", "sMNIST") or args.vary or args.alpha):
+        parser.error("--published needs --task copytask or sMNIST: only their learning curves are published")
     if args.vary and (len(args.vary) < 2 or not args.task):
         parser.error("--vary needs --task, a flag and its values, as in --task copytask --vary T 200 500")
+    if args.task and (args.runs or args.spectrum or args.gradients):
+        parser.error("--task draws rows; leave it out to draw the folders of runs")
+    try:
+        extra = shlex.split(args.extra)
+    except ValueError as error:
+        parser.error(f"--with {args.extra} cannot be read ({error}); quote it as in --with='--T 500'")
     if args.stairs:
         draw_stairs(args.output)
     elif args.vary:
         name, *values = args.vary[0].lstrip("-"), *args.vary[1:]
-        columns = vary(args.task, name, values, [], args.only)
+        columns = vary(args.task, name, values, extra, args.only)
         for rows in columns.values():
             find_runs(rows, args.seeds, args.save)
         draw_vary(columns, args.task, name, args.output)
     elif args.task:
-        rows = rows_with_runs(args.task, args.only, args.save, args.seeds, [])
-        (draw_training if args.training else draw_rows)(rows, args.task, args.output, args.published)
+        rows = rows_with_runs(args.task, args.only, args.save, args.seeds, extra)
+        if args.alpha:
+            draw_alpha([next(iter(row.runs.values())) for row in rows], args.output)
+        else:
+            (draw_training if args.training else draw_rows)(rows, args.task, args.output, args.published)
     elif args.runs:
-        draw = draw_alpha if args.alpha else draw_spectrum if args.spectrum else draw_runs
+        draw = draw_alpha if args.alpha else draw_spectrum if args.spectrum else draw_gradients if args.gradients \
+            else draw_runs
         draw(args.runs, args.output)
     else:
         parser.error("name the folders of one or more runs, --task or --stairs")

@@ -130,14 +130,18 @@ def vary(task: str, flag: str, values: list[str], extra: list[str], only: list[s
     return columns
 
 
-def find_runs(rows: list[Row], seeds, folder: Path) -> None:
+def find_runs(rows: list[Row], seeds, folder: Path, data: str | None = None) -> None:
     """Give every row the folders of its runs below `folder`; of several with the same values, a finished one.
 
     A run whose task has another REVISION by now computed something else. A record without the number is of the first.
+    Runs on other than the published data count where they are those of the folder `data`.
     """
     found = {}
     for run, config in records_below(folder):
-        if difference_of(config) is None:
+        difference = difference_of(config)
+        if difference == "other data" and data and config["data"].get("path") == str(Path(data).absolute()):
+            difference = None
+        if difference is None:
             science = json.dumps(flags.science(config["options"]), sort_keys=True)
             key = (config["script"], config.get("revision", 1), science)
             if key not in found or (run / "result.json").exists():

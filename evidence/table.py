@@ -1,4 +1,4 @@
-"""Tables: a row a model, a column a value of a flag, or a grid of stair by cell; as Markdown."""
+"""Tables as Markdown: a row a model, a column a value of a flag, a grid of stair by cell, the best stair of a cell."""
 
 import argparse
 import math
@@ -6,7 +6,7 @@ import shlex
 import statistics
 from pathlib import Path
 
-from common.errors import UserError
+from common.errors import UserError, printable
 from common.runs import flags
 from common.runs.records import is_diverged, read_result
 from evidence.published import FINAL, FINAL_TITLE, validation_at
@@ -34,6 +34,7 @@ MEASURES = {
                  "validation_accuracy": ("validation accuracy, %", 100, ".2f"),
                  "validation_loss": ("validation bits per character", 1 / math.log(2), ".4f")},
 }
+TASK_TITLES = {"copytask": "copying memory", "sMNIST": "permuted MNIST", "language": "characters"}
 WITHOUT = ("command", "device")  # the columns that --short leaves out
 
 
@@ -58,6 +59,10 @@ def at_common_epoch(folders: list[Path]) -> list[dict]:
 def split(row: Row) -> tuple[list[dict], list[Path]]:
     """The results of a row's finished runs, and the folders of the others."""
     results = {folder: read_result(folder) for folder in row.runs.values()}
+    for folder, found in results.items():
+        if found is not None and not {"loss", "recall"} <= found.keys() and "test_accuracy" not in found:
+            raise UserError(f"{folder}/result.json is damaged (it holds no score); restore it from a copy or leave "
+                            "this run out", 1)
     return [r for r in results.values() if r is not None], [folder for folder, r in results.items() if r is None]
 
 
@@ -81,7 +86,8 @@ def line_of(task: str, row: Row) -> dict[str, str]:
         ours = f"**{states(unfinished)}**, n = {len(unfinished)}" if unfinished else "not run"
     best = sorted({r["best_epoch"] for r in done if "best_epoch" in r})
     epochs = {int(r.get("best_epoch", r.get("epoch", 0))) for r in shown}   # one, where a curve can be compared
-    seconds = f"{statistics.median([r['seconds'] for r in shown]):.0f} s" if shown else ""
+    times = [r["seconds"] for r in shown if "seconds" in r]
+    seconds = f"{statistics.median(times):.0f} s" if times else ""
     return {
         "model": row.model, "stair": row.stair,
         FINAL_TITLE[task]: FINAL[task].get(row.model.removesuffix(", henaff"), "none known"),
@@ -92,14 +98,19 @@ def line_of(task: str, row: Row) -> dict[str, str]:
             validation_at(row, *epochs) if task == "sMNIST" and len(epochs) == 1 else "",
         "best epoch": "–".join(map(str, best if len(best) < 2 else (best[0], best[-1]))),
         "time a run": seconds + (" so far" if seconds and not done else ""),
-        "command": f"`{shlex.join(row.command())}`", "device": ", ".join(sorted({r["device"] for r in done})),
+        "command": f"`{shlex.join(row.command())}`", "device": ", ".join(sorted({r.get("device") or "" for r in done})),
     }
+
+
+def literal(cell: str) -> str:
+    """A cell whose text, which may come from somebody else's record, ends no cell and starts no tag."""
+    return printable(cell).replace("|", "\\|").replace("<", "&lt;")
 
 
 def markdown(lines: list[dict]) -> str:
     """Lines with the same columns as a Markdown table, without the columns that are empty in all of them."""
     columns = [name for name in lines[0] if any(line[name] for line in lines)] if lines else ["no run is there"]
-    cells = [columns, ["---"] * len(columns), *([line[name] for name in columns] for line in lines)]
+    cells = [columns, ["---"] * len(columns), *([literal(line[name]) for name in columns] for line in lines)]
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
@@ -172,6 +183,53 @@ def grid_table(task: str, rows: list[Row], epoch: int | None, short: bool = Fals
     return markdown([line for line in lines.values() if any(line[row.cell] for row in rows)])
 
 
+def best_table(seeds, folder: Path) -> str:
+    """A line a task and cell: the plain network beside the stair that did best on this cell, and what was published.
+
+    Best is the highest mean: recall in the copying task; in the others the accuracy that all runs of the cell have in
+    common, of the test where they have ended, else of the validation after the last epoch that each has completed.
+    """
+    lines = []
+    for task, title in TASK_TITLES.items():
+        rows = rows_of(task, [])
+        find_runs(rows, seeds, folder)
+        with_stair = [row for row in rows if row.stair != "none" and row.runs]
+        cells = [row for row in rows if row.runs and row.cell in {r.cell for r in with_stair} and row.stair == "none"]
+        for plain in cells:
+            lines.append({"task": f"{title}, {plain.cell}",
+                          **best_line(task, plain, [row for row in with_stair if row.cell == plain.cell])})
+        if not cells:
+            lines.append({"task": title, "measured": "", "plain network": "not run", "best stair": "not run",
+                          "published, without a stair": ""})
+    return markdown(lines)
+
+
+def best_line(task: str, plain: Row, stairs: list[Row]) -> dict[str, str]:
+    """The columns of `best_table` for one cell: its `plain` row and its rows with a stair."""
+    rows = [plain, *stairs]
+    ended = all(split(row)[0] for row in rows)
+    if task == "copytask":
+        measured, key, epoch = "loss; recall", "recall", None
+    elif ended:
+        measured, key, epoch = MEASURES[task]["test_accuracy"][0], "test_accuracy", None
+    else:
+        key, logs = "validation_accuracy", [epochs_of(folder) for row in rows for folder in row.runs.values()]
+        epoch = min((len(log) for log in logs if log), default=0)
+        measured = f"{MEASURES[task][key][0]}, after epoch {epoch} of {rows[0].options(SEEDS[0])['epochs']}"
+
+    def mean(row: Row) -> float:
+        found = split(row)[0] if epoch is None else \
+            [line for f in row.runs.values() for line in epochs_of(f) if line["epoch"] == epoch]
+        return statistics.mean([line[key] for line in found]) if found else -math.inf
+
+    best = max(stairs, key=mean)
+    published = FINAL[task].get(plain.baseline, "none known")
+    if epoch is not None:
+        published = validation_at(plain, epoch) if task == "sMNIST" else f"{published} at the end"
+    return {"measured": measured, "plain network": grid_cell(task, plain, epoch),
+            "best stair": f"{best.stair}: {grid_cell(task, best, epoch)}", "published, without a stair": published}
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m evidence", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -187,11 +245,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", metavar="TEXT",
                         help="the rows with this model and stair, as in 'expRNN none'; or all that hold the text")
     parser.add_argument("--grid", action="store_true", help="a line a stair, a column a cell")
+    parser.add_argument("--best", action="store_true",
+                        help="of every task, a line a cell: the plain network beside the best stair")
     parser.add_argument("--at-epoch", type=flags.number(int, 1), metavar="K",
                         help="with --grid, the validation of every run after this epoch, finished or not")
     parser.add_argument("--vary", nargs="+", metavar=("FLAG", "VALUE"),
                         help="a column a value of this flag of the scripts, as in --vary T 200 500")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="default: 400 to 404")
+    parser.add_argument("--seeds", type=flags.FLAGS["random_seed"][1], nargs="+", default=SEEDS,
+                        help="default: 400 to 404")
     parser.add_argument("--jobs", type=flags.number(int, 1), default=1, help="runs at a time (default: %(default)s)")
     parser.add_argument("--with", dest="extra", default="", metavar="FLAGS",
                         help="flags added to every command, as in --with='--T 500'")
@@ -213,7 +274,7 @@ def columns_of(args) -> dict[str, list[Row]]:
     else:
         columns = {"": select(rows_of(args.task, extra), args.only)}
     for rows in columns.values():
-        find_runs(rows, args.seeds, args.save)
+        find_runs(rows, args.seeds, args.save, args.data)
     if not (args.vary or args.only or args.grid):
         columns[""] += own_rows(args.task, args.seeds, args.save)
     return columns
@@ -221,6 +282,8 @@ def columns_of(args) -> dict[str, list[Row]]:
 
 def text_of(args) -> str:
     """The table that was asked for."""
+    if args.best:
+        return best_table(args.seeds, args.save)
     columns = columns_of(args)
     if args.vary:
         return vary_table(args.task, args.vary[0].lstrip("-"), columns, args.short)

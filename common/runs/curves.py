@@ -1,23 +1,27 @@
-"""The learning curve of a run, drawn from its log."""
+"""The learning curve of runs, drawn from their logs."""
 
 import io
+import json
 import math
+import statistics
+import warnings
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from common.data import CopyingTask
-from common.errors import UserError
+from common.errors import UserError, printable
 from common.runs.records import log_rows, read_config, write_atomically
 
-DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 2)))
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 2)), (0, (3, 1, 1, 1)))
+MARKERS = "osD^vPX*"
+MOST_LINES = 8  # that can be told apart in one picture, in greyscale too
 # By what a log counts: the columns of log.csv that a curve shows, and the axes' names.
 CURVES = {
     "update": ("update", "loss_median", "update", "training cross entropy (median of a report)"),
-    "epoch": ("epoch", "validation_accuracy", "epoch", "validation accuracy"),
+    "epoch": ("epoch", "validation_accuracy", "epoch", "accuracy"),
 }
-MARKERS = "osD^vPX*"
 BLOWN_UP = 30.0  # a loss above it leaves the picture: what is worth seeing lies below, the memoryless line with it
 
 
@@ -31,9 +35,20 @@ def figure(width: float = 7.0, height: float = 4.2):
     return picture, axes
 
 
-def line(number: int, label: str | None) -> dict:
-    """The look of line `number`."""
-    return dict(linestyle=DASHES[number % len(DASHES)], color=f"C{number % 10}", label=label, linewidth=1.6)
+def literal(text: str) -> str:
+    """A name as matplotlib shows it: `$` starts no formula, and a leading `_` hides no line from the legend."""
+    return (" " * text.startswith("_") + printable(text)).replace("$", r"\$")
+
+
+def line(number: int, label: str) -> dict:
+    """The look of line `number`, whose name is `label`."""
+    return dict(linestyle=DASHES[number % len(DASHES)], color=f"C{number % 10}", label=literal(label), linewidth=1.6)
+
+
+def check_lines(count: int, advice: str) -> None:
+    """Raises UserError where a picture would hold more lines than can be told apart."""
+    if count > MOST_LINES:
+        raise UserError(f"{count} lines in one picture cannot be told apart; {MOST_LINES} can: {advice}")
 
 
 def read_log(folder: Path) -> dict[str, list]:
@@ -55,10 +70,25 @@ def kind_of(folder: Path) -> str:
     return "epoch" if "epochs" in options else "update"
 
 
+def draw_band(axes, curves: list[tuple[list, list]], kind: str, **look) -> None:
+    """One line for the `curves` of several seeds, and the span from their least to their most behind it.
+
+    The line is the median of a loss, which a spike of one seed does not move, and the mean of an accuracy.
+    """
+    curves = [dict(zip(*curve, strict=True)) for curve in curves]
+    places = sorted(set().union(*curves))
+    values = [[curve[place] for curve in curves if place in curve] for place in places]
+    middle = statistics.median if kind == "update" else statistics.mean
+    axes.plot(places, list(map(middle, values)), **look)
+    if len(curves) > 1:
+        axes.fill_between(places, list(map(min, values)), list(map(max, values)), color=look["color"], alpha=0.12)
+
+
 def prepare_axes(axes, kind: str, memoryless: float | None) -> None:
     """Names, scale and the memoryless line of a task's learning curves."""
     _, _, xlabel, ylabel = CURVES[kind]
     axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set_xlim(left=0)
     if memoryless:
         axes.set_yscale("log")
         axes.axhline(memoryless, color="0.3", linewidth=1.0)
@@ -73,22 +103,52 @@ def memoryless_line(folder: Path) -> float | None:
     options = {name: entry["value"] for name, entry in read_config(folder)["options"].items()}
     if "c_length" not in options:
         return None
-    return CopyingTask(*(options[name] for name in ("T", "labels", "c_length", "vari"))).memoryless_loss()
+    try:
+        return CopyingTask(*(options[name] for name in ("T", "labels", "c_length", "vari"))).memoryless_loss()
+    except (LookupError, TypeError, ValueError, ArithmeticError):
+        raise UserError(f"{folder}/config.json is damaged (its T, labels, c_length or vari); restore it from a copy or "
+                        "leave this run out", 1) from None
+
+
+def by_configuration(folders: list[Path]) -> list[list[Path]]:
+    """The folders, those of one configuration together: all but the seed, the name and the place is the same."""
+    groups = {}
+    for folder in map(Path, folders):
+        config = read_config(folder)
+        same = {name: entry["value"] for name, entry in config["options"].items()
+                if name not in ("random_seed", "name", "save", "resume", "threads", "data", "dry_run")}
+        groups.setdefault((config["script"], json.dumps(same, sort_keys=True)), []).append(folder)
+    return list(groups.values())
 
 
 def draw_curves(folders: list[Path], path: Path) -> None:
-    """One learning curve a run, all of one task."""
+    """A curve for each configuration among the runs, all of one task: several seeds are one line with their span."""
+    groups = by_configuration(folders)
+    check_lines(len(groups), "name the folders of fewer configurations")
     picture, axes = figure()
     kind = kind_of(folders[0])
     x, y, _, _ = CURVES[kind]
-    for number, folder in enumerate(map(Path, folders)):
-        log = read_log(folder)
-        if y in log:
-            marker = "o" if sum(value is not None for value in log[y]) < 30 else None
-            axes.plot(*points(log[x], log[y]), marker=marker, markersize=3, **line(number, folder.name))
-    prepare_axes(axes, kind, memoryless_line(folder))
+    for number, group in enumerate(groups):
+        logs = [log for log in map(read_log, group) if y in log]
+        label = group[0].name + (f" and {len(group) - 1} more" if len(group) > 1 else "")
+        look, marker = line(number, label), MARKERS[number]
+        if kind == "epoch":
+            draw_band(axes, [points(within_epochs(log), log["train_accuracy"]) for log in logs], kind,
+                      **{**look, "label": f"{label}: training", "linewidth": 1.0}, marker=marker, markersize=2)
+            look.update(label=f"{label}: validation", linestyle="none")
+        curves = [points(log[x], log[y]) for log in logs]
+        few = sum(map(len, (places for places, _ in curves))) < 30 * len(curves)
+        draw_band(axes, curves, kind, **look, marker=marker if few or kind == "epoch" else None, markersize=6,
+                  markerfacecolor="none")
+    prepare_axes(axes, kind, memoryless_line(folders[0]))
     axes.legend(fontsize=8)
     save(picture, path)
+
+
+def within_epochs(log: dict[str, list]) -> list[float]:
+    """Where each report of a log stands, in epochs: half of the first one is 0.5."""
+    longest = max(log["batch"])
+    return [epoch - 1 + batch / longest for epoch, batch in zip(log["epoch"], log["batch"], strict=True)]
 
 
 def draw_run(folder: Path) -> None:
@@ -100,7 +160,9 @@ def save(picture, path: Path) -> None:
     """Write the picture, whole or not at all."""
     path, buffer = Path(path), io.BytesIO()
     try:
-        picture.savefig(buffer, format=path.suffix.lstrip(".") or "png")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about letters of a name that the font does not have
+            picture.savefig(buffer, format=path.suffix.lstrip(".") or "png")
     except ValueError as error:
         raise UserError(f"{path} cannot be drawn ({error}); choose another ending, such as .png") from None
     write_atomically(path, buffer.getvalue(), "then draw it again")

@@ -150,19 +150,23 @@ FLAGS = {
     "dry_run": ("run", SWITCH, "show every value, the size and about the time of the run, and stop"),
     "resume": ("run", folder, "go on with the run in this folder, which knows its own options; auto: with the run that "
                               "these very options started, or a new one"),
+    "evaluate": ("run", folder, "print the validation score of best.pt of the run in this folder, and of a finished "
+                                "run the test score, and stop"),
+    "sample": ("run", COUNT, "with --evaluate of a run of the characters: write so many from best.pt"),
 }
 ALIASES = {"random_seed": ("--seed",)}
 SPELLING = {"dry_run": "--dry-run", "net_type": "--net-type", "random_seed": "--random-seed", "c_length": "--c-length",
             "log_interval": "--log-interval", "alpha_start": "--alpha-start"}
 
 # Every script has these: they decide nothing of what is computed.
-SHARED = dict(cuda=False, tf32=False, threads=None, name=None, save=Path("saves"), resume=None, dry_run=False)
+SHARED = dict(cuda=False, tf32=False, threads=None, name=None, save=Path("saves"), resume=None, dry_run=False,
+              evaluate=None, sample=None)
 FROM_ROW = dict(lr=None, lr_orth=None, alpha=None, alam=0.0, Tdecay=0.0, rinit=None)  # where a row leaves it out
-MAY_BE_NONE = ("threads", "name", "resume", "data", "text")
+MAY_BE_NONE = ("threads", "name", "resume", "data", "text", "evaluate", "sample")
 NOT_SCIENCE = ("save", "name", "resume", "threads", "cuda", "tf32", "engine", "data", "log_interval", "save_freq",
                "dry_run")
 AUTO = Path("auto")
-MAY_CHANGE_ON_RESUME = ("resume", "cuda", "tf32", "threads", "engine", "data", "text", "dry_run")
+MAY_CHANGE_ON_RESUME = ("resume", "cuda", "tf32", "threads", "engine", "data", "text", "dry_run", "evaluate", "sample")
 MAY_GROW_ON_RESUME = ("updates", "epochs")
 
 
@@ -385,6 +389,15 @@ def parse(argv, script: str, doc: str, defaults: dict, paper: dict, task: Module
     if len(helpless) < len(argv):
         row = picked_row(script, paper, {**defaults, **typed})[1]
         make_parser(script, doc, known, {**FROM_ROW, **defaults, **row}).parse_args(["--help"])
+    if "evaluate" in typed:
+        if not typed.keys() <= {"evaluate", "sample", "cuda", "tf32", "threads", "engine", "data", "text"}:
+            raise UserError("--evaluate FOLDER takes everything from the folder; beside it only --sample, --data, "
+                            "--text, --cuda, --tf32, --threads and --engine have a meaning")
+        typed["resume"] = typed["evaluate"].absolute()
+    elif "sample" in typed:
+        raise UserError("--sample writes from the best weights of a run; name its folder with --evaluate FOLDER")
+    if "sample" in typed and "bptt" not in known:
+        raise UserError("--sample writes characters, and this task has none; leave it out")
     if typed.get("resume") not in (None, AUTO):
         return _resumed(typed, lambda saved: parse(saved, script, doc, own, paper, task, resuming=True), script, known)
 
@@ -538,7 +551,8 @@ def describe(options: Options) -> str:
     lines = {}
     for dest, source in options.origin.items():
         value = getattr(options, dest)
-        if source == "not used" or dest in ("resume", "dry_run") or (source == "default" and value is None):
+        if source == "not used" or dest in ("resume", "dry_run", "evaluate", "sample") \
+                or (source == "default" and value is None):
             continue
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
         lines.setdefault(source, []).append(f"{dest}={shown}")

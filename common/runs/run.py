@@ -16,6 +16,7 @@ run killed at any moment goes on from its last checkpoint as if nothing had happ
 import contextlib
 import csv
 import io
+import math
 import os
 import shutil
 import signal
@@ -27,19 +28,24 @@ import torch
 from tqdm import tqdm
 
 from common.data import vocabulary_in
-from common.errors import UserError, close_output, when_asked_to_stop
+from common.errors import UserError, close_output, printable, when_asked_to_stop
+from common.optim import METHODS
 from common.orthogonal import largest_norm
 from common.recurrence import unavailable_reason
 from common.runs.curves import draw_run
-from common.runs.flags import AUTO, Options, describe, science
+from common.runs.flags import AUTO, MAY_GROW_ON_RESUME, Options, describe, science
 from common.runs.machine import check_memory, device_name, edited_files, git_commit, prepare_machine, versions
 from common.runs.records import (
+    check_like,
     is_diverged,
     is_not_finite,
     load_tensors,
+    log_rows,
     plain,
+    plain_file,
     read_config,
     read_result,
+    reason_of,
     save_tensors,
     write_atomically,
     write_json,
@@ -47,7 +53,9 @@ from common.runs.records import (
 
 AUTOSAVE_SECONDS = 60
 DIVERGED = 3  # exit status of a run whose loss or weights are not finite: it would end so again
-WRONG_CONTENT = (LookupError, TypeError, ValueError, RuntimeError, AttributeError)  # of a checkpoint of something else
+STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # the last three: warnings of a scheduler
+WRONG_CONTENT = (LookupError, TypeError, ValueError, RuntimeError, AttributeError,  # of a checkpoint of something else
+                 ArithmeticError)
 
 
 # ── the run ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -60,19 +68,16 @@ class Progress:
         self.__dict__.update(start)
 
     def state_dict(self) -> dict:
-        return dict(self.__dict__)
+        return {name: value.values if isinstance(value, Recent) else value for name, value in self.__dict__.items()}
 
     def load_state_dict(self, state: dict) -> None:
         """Raises ValueError for the state of another loop."""
-        for name in self.__dict__.keys() | state.keys():
-            old, new = self.__dict__.get(name), state.get(name)
-            alike = old.shape == new.shape if torch.is_tensor(old) and torch.is_tensor(new) else \
-                isinstance(old, (int, float)) and isinstance(new, (int, float))
-            if not alike:
-                raise ValueError(f"its {name} is {str(new)[:40]}")
+        state = {name: self.__dict__[name].fill_up(new) if isinstance(self.__dict__.get(name), Recent) else new
+                 for name, new in state.items()}
+        check_like(self.state_dict(), state, "its place")
         for name, new in state.items():
             if torch.is_tensor(new):
-                self.__dict__[name].copy_(new)   # in place: a meter shares it
+                self.state_dict()[name].copy_(new)   # in place: a meter shares it
             else:
                 self.__dict__[name] = new
 
@@ -110,6 +115,12 @@ class Recent:
         """The values of the `last` updates up to `update` → (last, names)."""
         return self.values[torch.arange(update - last, update) % len(self.values)]
 
+    def fill_up(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` of a run that was to be shorter: it kept fewer, and wrote over none of them → (keep, names)."""
+        if torch.is_tensor(values) and values.shape[1:] == self.values.shape[1:] and len(values) < len(self.values):
+            return torch.cat((values, self.values[len(values):]))
+        return values
+
 
 class Stopped(UserError):
     """The run was asked to stop, saved its state, and can go on."""
@@ -133,7 +144,7 @@ class Run:
             raise UserError(reason)
         self.auto = options.resume == AUTO
         self.resumed = options.resume is not None and not self.auto
-        self.signal = None
+        self.signal, self.why = None, ""  # what asked the run to stop; why, where that is not plain
         self.bar = None
         self.reported = False  # since the last update
         self.best_loaded = False
@@ -141,7 +152,7 @@ class Run:
         self.parts: dict = {}
         self.log_size, self.columns = 0, None
         self.seconds_before, self.started = 0.0, time.monotonic()
-        self.saved_at = self.started
+        self.saved_at = -math.inf         # the first report makes the first checkpoint
         self.folder, self.label = options.resume if self.resumed else None, label
         self.memory = check_memory(options, self.device, *options.task.sizes(options))
         torch.manual_seed(options.random_seed)
@@ -218,7 +229,7 @@ class Run:
         except ImportError:  # Windows has no flock; there the folder is not guarded
             return
         try:
-            self.lock = open(self.folder / ".lock", "w")  # noqa: SIM115 (held until __exit__)
+            self.lock = open(self.folder / ".lock", "a", opener=plain_file)  # noqa: SIM115 (held until __exit__)
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another process is working on {self.folder}; wait for it or stop it first", 1) from None
@@ -227,7 +238,7 @@ class Run:
 
     def __enter__(self):
         self._signals = contextlib.ExitStack()
-        self._signals.enter_context(when_asked_to_stop(self._ask_to_stop, "SIGINT", "SIGTERM", "SIGHUP"))
+        self._signals.enter_context(when_asked_to_stop(self._ask_to_stop, *STOPPING))
         return self
 
     def __exit__(self, *exception):
@@ -255,7 +266,7 @@ class Run:
         if self.signal is not None:
             if not self.best_loaded:  # else the weights are not those of last.pt any more, which is of the same moment
                 self.checkpoint()
-            raise Stopped(f"stopped and saved; go on with {self.resume_command()}", 128 + self.signal)
+            raise Stopped(f"stopped and saved{self.why}; go on with {self.resume_command()}", 128 + self.signal)
 
     # ── the loop ──
 
@@ -265,6 +276,7 @@ class Run:
         Between updates the bar moves, a state worth keeping is saved (what was reported, at most once a minute), and
         the run stops if it was asked to.
         """
+        self._check_place(getattr(progress, counter), until, counter)
         if self.bar is None:
             self._open_bar(until, getattr(progress, counter), counter)
         if self.options.dry_run:
@@ -279,12 +291,19 @@ class Run:
 
     def epochs(self, progress: Progress, until: int, updates: int, save_every: int = 1, unit: str = "batch"):
         """Yields the number of each epoch that is left, each of so many `updates`; saves every `save_every` epochs."""
+        self._check_place(progress.epoch, until, "epoch")
         self._open_bar(until * updates, progress.epoch * updates + progress.batch, unit)
         while (number := progress.epoch + 1) <= until:
             yield number
             progress.epoch, progress.batch = number, 0
             self.checkpoint(autosave=number % save_every != 0 and number < until)
             self.stop_if_asked()
+
+    def _check_place(self, place: int, until: int, counter: str) -> None:
+        """Raises UserError for a checkpoint that says more than this run could have reached."""
+        if place > until:
+            raise UserError(f"{self.folder / 'last.pt'} stands at {counter} {place}, after the last one, {until}; "
+                            "restore the one that belongs there or start a new run", 1)
 
     def _three_updates(self, done: int):
         """Yields four updates, the first of which sets things up; says how long a whole run takes, and stops."""
@@ -306,15 +325,18 @@ class Run:
 
     def say(self, line: str) -> None:
         """A line of output that does not tear the progress bar. An output that was closed asks the run to stop."""
+        line = printable(line, keep="\n")  # a foreign config.json sends nothing else to the terminal
         try:
             if self.bar is not None and not self.bar.disable:
                 self.bar.write(line)
             else:
                 print(line, flush=True)
-        except OSError:
-            self._nobody_reads()
+        except OSError as error:
+            self._nobody_reads(error)
 
-    def _nobody_reads(self) -> None:
+    def _nobody_reads(self, error: OSError) -> None:
+        if not isinstance(error, BrokenPipeError):
+            self.why = f", because the output cannot be written ({error.strerror})"
         close_output()
         self.signal = self.signal or getattr(signal, "SIGPIPE", signal.SIGTERM)
 
@@ -322,8 +344,8 @@ class Run:
         if self.bar is not None:
             try:
                 self.bar.update()
-            except OSError:  # the terminal is gone
-                self._nobody_reads()
+            except OSError as error:  # the terminal is gone
+                self._nobody_reads(error)
 
     def seconds(self) -> float:
         """Time spent on this run, sessions before this one included."""
@@ -346,17 +368,38 @@ class Run:
             self.say(f"{count_of(self.parts['model']):,} parameters, about {self.memory / 1e9:.2g} GB of memory; "
                      f"a run would be written to {self._place() / self._stem()}")
             return progress
+        if self.options.evaluate is not None:
+            self.load_best()
+            self.say(f"the best weights of {self.folder}")
+            return progress
         if not self.resumed and not self.auto:
             self.folder = self._new_folder()
         self._lock()
         if self.resumed:
             self._clear()
-            self._restore()
+            if self._result() is None:
+                self._restore()
+                self._begin_again()
             self._say_what_changed()
         elif not self.auto:
             write_json(self.folder / "config.json", config)
         self.say(f"{'going on with' if self.resumed else 'writing to'} {self.folder}")
         return progress
+
+    def scored(self, show, **scores) -> dict | None:
+        """With --evaluate: measure and print the scores of the best weights. None without.
+
+        show    (loss, accuracy) as text
+        scores  {name: a function without arguments → (loss, accuracy)}; `test` is that of a finished run only
+        """
+        if self.options.evaluate is None:
+            return None
+        if read_result(self.folder) is None and scores.pop("test", None):
+            self.say("the run is not finished: its test score is worked out once, at its end")
+        found = {name: measure() for name, measure in scores.items()}
+        for name, score in found.items():
+            self.say(f"{name}: {show(*score)}")
+        return found
 
     def _look_at(self, data) -> None:
         """Say what is to be said of the data. Raises UserError when the run was started on other data."""
@@ -383,7 +426,10 @@ class Run:
 
     def _restore(self) -> None:
         last = self.folder / "last.pt"
-        if not last.exists():  # killed before the first checkpoint: from the beginning, as the first time
+        if not os.path.lexists(last):  # killed before the first checkpoint: from the beginning, as the first time
+            if read_result(self.folder) is not None:
+                raise UserError(f"{last} is missing, from which a finished run goes on; restore it from a copy or "
+                                "start a new run", 1)
             if read_config(self.folder).get("revision", 1) != self.options.task.REVISION:
                 raise UserError(f"{self.folder} has no checkpoint, and the same options compute something else since "
                                 "it was started (CHANGES.md); start a new run")
@@ -391,35 +437,59 @@ class Run:
             return
         state = load_tensors(last, self.device)
         try:
+            check_like({"seconds": 0.0, "log_size": 0}, {name: state[name] for name in ("seconds", "log_size")})
             for name, part in self.parts.items():
+                if isinstance(part, torch.nn.Module):
+                    check_like(part.state_dict(), state["parts"][name])
+                elif isinstance(part, torch.optim.Optimizer):
+                    state["parts"][name] = checked_optimizer(part, state["parts"][name])
                 part.load_state_dict(state["parts"][name])
             torch.set_rng_state(state["rng"].cpu())
             if self.device.type == "cuda" and state["cuda_rng"] is not None:
                 torch.cuda.set_rng_state(state["cuda_rng"].cpu())
             self.seconds_before = float(state["seconds"])
-            self.columns = None if state["columns"] is None else list(state["columns"])
-            log_size = int(state["log_size"])
+            self._cut_log(state["log_size"], state["columns"])
         except WRONG_CONTENT as error:
             raise self._foreign(last, error) from None
-        self._cut_log(log_size)
+        self.saved_at = time.monotonic()
 
     def _foreign(self, path: Path, error: Exception) -> UserError:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
         return UserError(f"{path} is not a checkpoint of the model that {self.folder / 'config.json'} describes "
-                         f"({first_line[:80]}); restore the one that belongs there or start a new run", 1)
+                         f"({reason_of(error)}); restore the one that belongs there or start a new run", 1)
 
-    def _cut_log(self, size: int) -> None:
+    def _cut_log(self, size: int, columns: list[str] | None = None) -> None:
+        """Go on after the first `size` bytes of the log, a table of `columns`. Raises ValueError for another table."""
         log = self.folder / "log.csv"
+        shorter = UserError(f"{log} is shorter than when the checkpoint was saved; restore it from a copy or start a "
+                            "new run", 1)
         try:
-            found = log.stat().st_size if log.exists() else 0
-            if found > size:
-                os.truncate(log, size)
+            with open(log, "r+b", opener=plain_file) as file:
+                found = file.seek(0, os.SEEK_END)
+                if found < size:
+                    raise shorter
+                rows = log_rows(self.folder, size)
+                if columns != (list(rows[0]) if rows else None):
+                    raise ValueError(f"its log has the columns {str(columns)[:40]}")
+                if found > size:
+                    os.truncate(file.fileno(), size)
+        except FileNotFoundError:
+            if size:
+                raise shorter from None
         except OSError as error:
             raise self._unwritable(log, error) from None
-        if found < size:
-            raise UserError(f"{log} is shorter than when the checkpoint was saved; restore it from a copy "
-                            "or start a new run", 1)
-        self.log_size = size
+        self.log_size, self.columns = size, columns
+
+    def _begin_again(self) -> None:
+        """Where more updates or epochs were typed: config.json gets their number, and the result of fewer goes."""
+        config = read_config(self.folder)
+        for name in set(MAY_GROW_ON_RESUME) & self.options.origin.keys():
+            entry = {"value": getattr(self.options, name), "origin": self.options.origin[name]}
+            if config["options"][name]["value"] != entry["value"]:
+                config["options"][name] = entry
+                write_json(self.folder / "config.json", config)
+        for name in ("result.json", "curves.png"):
+            with contextlib.suppress(FileNotFoundError):
+                (self.folder / name).unlink()
 
     def _unwritable(self, path: Path, error: OSError) -> UserError:
         return UserError(f"{path} could not be written ({error.strerror}); free the disk or its permissions, "
@@ -433,16 +503,23 @@ class Run:
         """
         if self.options.dry_run:
             return
+        cell = getattr(self.parts["model"].network, "cell", None)
+        if cell is not None and (self.columns is None or "orthogonality_error" in self.columns) \
+                and (error := cell.orthogonality_error()) is not None:
+            row["orthogonality_error"] = error
         row["seconds"] = round(self.seconds(), 2)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         if self.columns is None:
             self.columns = list(row)
             writer.writerow(self.columns)
+        if missing := set(self.columns) - row.keys():
+            raise UserError(f"{self.folder / 'log.csv'} has a column {min(missing)}, which this version does not "
+                            "write; go on with the version that started this run", 1)
         writer.writerow(_cell(row[column]) for column in self.columns)
         content = text.getvalue().encode()
         try:
-            with open(self.folder / "log.csv", "ab") as file:
+            with open(self.folder / "log.csv", "ab", opener=plain_file) as file:
                 found = file.seek(0, os.SEEK_END)
                 if found == self.log_size:
                     file.write(content)
@@ -481,7 +558,7 @@ class Run:
         log = self.folder / "log.csv"
         try:
             if self.log_size:  # what the checkpoint counts on must be on the disk before it
-                with open(log, "rb") as file:
+                with open(log, "rb", opener=plain_file) as file:
                     os.fsync(file.fileno())
         except OSError as error:
             raise self._unwritable(log, error) from None
@@ -515,21 +592,30 @@ class Run:
             raise self._foreign(best, error) from None
 
     def finish(self, result: dict) -> dict:
-        """Draw the curves, then write result.json, the last file of a run. → the whole result."""
+        """Write result.json, with which a run is finished, and draw its curves. → the whole result."""
         result = {**result, "row": self.options.row, "parameters": count_of(self.parts["model"]),
                   "seconds": round(self.seconds(), 1), "device": device_name(self.device),
                   "versions": versions(), "commit": git_commit(),
                   "command": read_config(self.folder)["argv"]}
         if self.data is not None:
             result["data"] = self.data.identity()
-        try:
-            draw_run(self.folder)
-        except OSError as error:
-            raise self._unwritable(self.folder / "curves.png", error) from None
         self._write_stair()
         write_json(self.folder / "result.json", result)
-        self.say(f"result in {self.folder / 'result.json'}, curves in {self.folder / 'curves.png'}")
+        curves = f", curves in {self.folder / 'curves.png'}" if self._draw() else ""
+        self.say(f"result in {self.folder / 'result.json'}{curves}")
         return result
+
+    def _draw(self) -> bool:
+        """curves.png. One that cannot be drawn is a line: the result is there, and --resume draws it again."""
+        try:
+            draw_run(self.folder)
+            return True
+        except Stopped:
+            raise
+        except Exception as error:  # whatever fonts and formats raise
+            why = str(error) if isinstance(error, UserError) else reason_of(error)
+            self.say(f"curves.png could not be drawn: {why}")
+            return False
 
     def _write_stair(self) -> None:
         """What a learned stair has become: t and α_t."""
@@ -540,11 +626,21 @@ class Run:
 
     def finished(self) -> dict | None:
         """The result, if this run has already come to its end: there is nothing left to do then."""
-        if not self.resumed or (found := read_result(self.folder)) is None:
+        if not self.resumed or (found := self._result()) is None:
             if self.auto and self.resumed and is_diverged(self.folder):
                 raise UserError(f"{self.folder} ended in a loss that is not finite, and would again", DIVERGED)
             return None
         self.say(f"this run is finished; its result is in {self.folder / 'result.json'}")
+        if not (self.folder / "curves.png").exists():
+            self._draw()
+        return found
+
+    def _result(self) -> dict | None:
+        """result.json, if it is of as many updates or epochs as the run is to have by now."""
+        found = read_result(self.folder)
+        wanted = {name: getattr(self.options, name) for name in MAY_GROW_ON_RESUME if name in self.options.origin}
+        if found is None or any(found.get(name, number) < number for name, number in wanted.items()):
+            return None
         return found
 
 
@@ -556,6 +652,28 @@ def _cell(value) -> str:
 def count_of(model) -> int:
     """Numbers that a model learns."""
     return sum(p.numel() for p in model.parameters())
+
+
+def checked_optimizer(optimizer, state: dict) -> dict:
+    """`state` of a checkpoint, for `optimizer`: its own settings, and of `state` the rates and what was gathered.
+
+    Raises ValueError or LookupError where it is not the state of such an optimizer.
+    """
+    own, groups, kept = optimizer.state_dict(), [], set()
+    for mine, theirs in zip(own["param_groups"], state["param_groups"], strict=True):
+        check_like(mine, theirs, "its optimizer")
+        if not 0 <= theirs["lr"] <= mine["lr"] or theirs["params"] != mine["params"]:
+            raise ValueError(f"its lr is {theirs['lr']}")
+        groups.append({**mine, "lr": float(theirs["lr"])})
+    parameters = [(p, group["method"]) for group in optimizer.param_groups for p in group["params"]]
+    for index, gathered in state["state"].items():
+        parameter, method = parameters[index]
+        check_like({name: 0 if name == "step" else parameter.detach() for name in METHODS[method]}, gathered,
+                   "its optimizer")
+        kept.add(index)
+    if kept and len(kept) < len(parameters):
+        raise ValueError("its optimizer leaves a parameter out")
+    return {"state": state["state"], "param_groups": groups}
 
 
 def duration(seconds: float) -> str:
@@ -572,7 +690,7 @@ def load_weights(model, folder: Path):
         model.load_state_dict(load_tensors(best))
     except WRONG_CONTENT as error:
         raise UserError(f"{best} is not a checkpoint of the model that {Path(folder) / 'config.json'} describes "
-                        f"({str(error)[:80]})", 1) from None
+                        f"({reason_of(error)}); restore the one that belongs there", 1) from None
     return model.eval()
 
 

@@ -3,13 +3,20 @@
 import math
 
 import pytest
-from conftest import module_of, tiny
+import torch
+from conftest import ROOT, module_of, tiny
 from test_table import log_of, row_of, write_run
 
+from common.copytask import CopyModel
+from common.data import CopyingTask
 from common.errors import UserError
+from common.network import build_network, mean_cross_entropy
+from common.runs import curves
 from common.runs.curves import draw_run
+from common.stair import FixedStair, LearnedStair, stair_activation
 from evidence import pictures
 
+CURVE = "update,loss,loss_median,recall,seconds\n50,0.5,0.4,0.1,1\n100,{0},{0},0.7,2\n"
 ORTHOGONAL = [("expRNN", "none"), ("sRNN, henaff", "alpha")]
 
 
@@ -34,7 +41,7 @@ def records(tmp_path):
 @pytest.mark.parametrize("asked", [
     ["--stairs"],
     ["--task", "copytask", "--published"],
-    ["--task", "sMNIST", "--published"],
+    ["--task", "sMNIST", "--published", "--only", "expRNN none"],
     ["--task", "sMNIST", "--training", "--published"],
     ["--task", "language", "--training", "--only", "expRNN none"],
     ["--task", "copytask", "--vary", "T", "200", "500", "1000", "--only", "expRNN none", "LSTM none"],
@@ -73,6 +80,116 @@ def test_training_is_drawn_in_updates_and_bits(records, monkeypatch, tmp_path):
     assert [text.get_text() for text in drawn["axes"].texts] == ["expRNN, published"]
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """The axes of the last picture, in the place of its file."""
+    kept = {}
+    for module in (pictures, curves):
+        monkeypatch.setattr(module, "save", lambda picture, path: kept.update(axes=picture.axes))
+    return kept
+
+
+def test_seeds_of_one_configuration_are_one_line_with_their_span(tmp_path, drawn):
+    seeds = {400: 0.1, 401: 0.3, 402: 0.9}
+    folders = [str(write_run(tmp_path, row_of("copytask", model, "none"), seed, CURVE.format(loss)))
+               for model in ("expRNN", "nnRNN") for seed, loss in seeds.items()]
+    pictures.main(folders)
+    axes, = drawn["axes"]
+    labels = [line.get_label() for line in axes.lines[:2]]
+    assert labels == ["expRNN-none-s400-0 and 2 more", "nnRNN-none-s400-3 and 2 more"]
+    assert list(axes.lines[0].get_ydata()) == pytest.approx([0.4, 0.3])         # the median of each report
+    assert len(axes.collections) == 2                                           # the spans
+    low, high = axes.collections[0].get_paths()[0].vertices[:, 1].min(), \
+        axes.collections[0].get_paths()[0].vertices[:, 1].max()
+    assert (low, high) == pytest.approx((0.1, 0.9))
+
+
+def test_a_run_of_one_epoch_is_more_than_a_dot(tmp_path, drawn):
+    pictures.main([str(write_run(tmp_path, row_of("language", "expRNN", "none"), 400, log_of(1)))])
+    axes, = drawn["axes"]
+    training, validation = axes.lines
+    assert list(training.get_xdata()) == pytest.approx([0.2, 1, 1.2])
+    assert list(validation.get_xdata()) == [1]
+    assert axes.get_xlim()[0] == 0
+    assert axes.get_xlim()[1] > 1
+
+
+def test_rows_run_with_other_flags(records, drawn):
+    pictures.main(["--task", "copytask", "--only", "expRNN none", "--with=--T 500", "--save", str(records)])
+    assert drawn["axes"][0].lines[0].get_label() == "expRNN, none (n = 2)"
+    with pytest.raises(UserError, match="no run of copytask"):
+        pictures.main(["--task", "copytask", "--only", "expRNN none", "--with=--T 700", "--save", str(records)])
+
+
+def test_what_cannot_be_read_is_refused(tmp_path):
+    """With what to pick: too many lines, a line of one point, an axis of one value."""
+    runs = tmp_path / "runs"
+    for row in pictures.rows_of("copytask", [])[:9]:
+        write_run(runs, row, 400, CURVE.format(0.1), dict(loss=0.1, recall=0.7, memoryless_loss=0.1))
+    nine = [str(path.parent) for path in runs.glob("*/*/config.json")]
+    write_run(runs, row_of("language", "expRNN", "none"), 400, log_of(1))
+    for asked, sentence in ((["--task", "copytask"], "9 lines .* pick rows with --only, as in --only 'RNN none'"),
+                            (nine, "9 lines .* fewer configurations"),
+                            (["--alpha", *nine], "9 lines"), (["--spectrum", *nine], "9 lines"),
+                            (["--gradients", *nine], "9 lines"),
+                            (["--task", "language"], "has two epochs to join; --training draws"),
+                            (["--task", "copytask", "--vary", "T", "200", "500"], "a line needs two values")):
+        with pytest.raises(UserError, match=sentence):
+            pictures.main([*asked, "--save", str(runs), "-o", str(tmp_path / "x.png")])
+    assert not (tmp_path / "x.png").exists()
+
+
+# ── the gradient over time ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("onehot", [True, False])
+def test_the_gradient_of_every_step(onehot, float64):
+    """Against autograd through a loop that keeps every h_t: the whole derivative, through all later steps."""
+    torch.manual_seed(0)
+    task = CopyingTask(T=6, labels=3, c_length=2, seed=1)
+    network = build_network("expRNN", 5 if onehot else 1, 8, LearnedStair(10, 0.9), "modrelu", "cayley", "xavier")
+    model = CopyModel(network, 4, onehot)
+    found = pictures.gradient_norms(model, task, batch=3)
+
+    symbols, target = CopyingTask(T=6, labels=3, c_length=2, seed=1).batch(3)
+    x = network.cell.project(symbols if onehot else symbols.unsqueeze(-1).double())
+    states, h = [], network.start(3)
+    for t in range(10):
+        h = stair_activation(x[t] + h @ network.kernel(), network.stair.numbers[t], "scale", "modrelu",
+                             network.nonlinearity.bias)
+        h.retain_grad()
+        states.append(h)
+    mean_cross_entropy(model.readout(torch.stack(states))[-2:], target[-2:]).backward()
+    expected = [3 * state.grad.norm(dim=1).mean().item() for state in states[:-1]]
+    assert found.tolist() == pytest.approx(expected, rel=1e-9)
+
+
+def test_on_a_rotation_the_gradient_is_the_product_of_the_schedule(float64):
+    """Without a nonlinearity, and from the last step alone: what the picture's thin lines say."""
+    torch.manual_seed(0)
+    stair = FixedStair("n", 32)
+    model = CopyModel(build_network("expRNN", 10, 16, stair, "none", "cayley", "xavier"), 9)
+    norms = pictures.gradient_norms(model, CopyingTask(T=12, c_length=10, seed=1))[:22]
+    assert (norms / norms[-1]).tolist() == pytest.approx(pictures.product_after(stair(22)).tolist(), rel=1e-6)
+
+
+def test_gradients_are_drawn(tmp_path, monkeypatch, drawn):
+    monkeypatch.chdir(tmp_path)
+    module_of("copytask_nvar").main([*tiny("copytask_nvar"), "--nvar", "n"])
+    module_of("copytask_expalpha").main([*tiny("copytask_expalpha")])
+    folders = sorted(map(str, tmp_path.glob("saves/*/*")))
+    with pytest.raises(UserError, match=r"there is no copytask_expalpha\.py here"):
+        pictures.main(["--gradients", *folders])
+    monkeypatch.chdir(ROOT)
+    pictures.main(["--gradients", *folders])
+    assert [axes.get_title() for axes in drawn["axes"]] == ["at the start", "after training"]
+    for axes in drawn["axes"]:
+        assert len(axes.lines) == 3                                 # expalpha has no product
+        assert all(line.get_ydata()[-1] == pytest.approx(1) for line in axes.lines)
+    with pytest.raises(UserError, match="no run of the copying task with a stair"):
+        pictures.main(["--gradients", str(write_run(tmp_path, row_of("sMNIST", "expRNN", "none"), 400))])
+
+
 @pytest.mark.parametrize("loss", [1e-9, 0.1, 1e9])
 def test_the_memoryless_line_is_always_seen(loss, tmp_path, recwarn):
     """And the layout holds: a run of the copying task draws this at its end."""
@@ -100,6 +217,8 @@ def test_a_mistake_ends_in_a_sentence(asked, sentence, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("asked", [[], ["--task", "copytask", "--training"], ["--vary", "T", "5"],
+                                   ["--published", "--stairs"], ["--task", "language", "--published"],
+                                   ["--task", "copytask", "--spectrum"], ["--task", "copytask", "--with='"],
                                    ["--task", "copytask", "--vary", "T"]])
 def test_what_has_no_meaning_is_refused(asked, capsys):
     with pytest.raises(SystemExit):
@@ -116,4 +235,6 @@ def test_runs_of_two_tasks_share_no_axis(tmp_path):
 def test_weights_that_are_not_there(tmp_path):
     folder = write_run(tmp_path, row_of("copytask", "expRNN", "none"), 400)
     with pytest.raises(UserError, match=r"best\.pt is missing"):
+        pictures.main(["--spectrum", str(folder)])
+    with pytest.raises(UserError, match=r"no learned stair \(stair\.csv\)"):
         pictures.main(["--alpha", str(folder)])

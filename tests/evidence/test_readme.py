@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.runs import flags
 
 README = ROOT / "README.md"
-PAGES = [p for p in (README, ROOT / "data" / "README.md") if p.exists()]
+PAGES = [README, ROOT / "data" / "README.md", ROOT / "tests" / "README.md", *sorted((ROOT / "results").glob("*.md"))]
 TOOLS = {"pip", "pytest", "venv", "ruff"}                   # not ours to check
 
 
@@ -77,7 +77,6 @@ DOCSTRINGS = [(str(path.relative_to(ROOT)), line.strip().split("   ")[0]) for pa
               if re.match(r"\s+python ", line)]
 
 
-@pytest.mark.skipif(not README.exists(), reason="README.md is not there")
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
 def test_command_of_a_page(page, command):
     check(command)
@@ -88,7 +87,6 @@ def test_command_of_a_docstring(source, command):
     check(re.sub(r"\[[^\]]*\]", "", command))               # what is in [ ] may be left out
 
 
-@pytest.mark.skipif(not README.exists(), reason="README.md is not there")
 def test_the_published_commands_stand_in_the_readme():
     commands = {shlex.join(arguments_of(c)) for page, c in COMMANDS if page == "README.md"}
     for published in (
@@ -101,15 +99,17 @@ def test_the_published_commands_stand_in_the_readme():
         assert published in commands
 
 
-@pytest.mark.skipif(not README.exists(), reason="README.md is not there")
 @pytest.mark.parametrize("page", [str(p.relative_to(ROOT)) for p in PAGES])
 def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text(encoding="utf-8")
-    for link in re.findall(r"\]\(([^)#]+)\)", text):
-        assert link.startswith("http") or ((ROOT / page).parent / link).exists(), link
+    for link, anchor in re.findall(r"\]\(([^)#]+)(?:#([^)]*))?\)", text):
+        target = (ROOT / page).parent / link
+        assert link.startswith("http") or target.exists(), link
+        if anchor and not link.startswith("http"):
+            headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, anchor
 
 
-@pytest.mark.skipif(not README.exists(), reason="README.md is not there")
 def test_the_readme_names_every_script():
     text = README.read_text(encoding="utf-8")
     assert all(f"{script}.py" in text for script in SCRIPTS)

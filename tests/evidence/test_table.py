@@ -347,6 +347,34 @@ def test_grid_of_an_epoch(tmp_path, capsys):
             evidence_main(wrong)
 
 
+def test_the_best_stair_of_every_cell(tmp_path, capsys):
+    """The highest mean recall, or accuracy after the last epoch in common; the test only where all rows have ended."""
+    for model, stair, recalls in (("expRNN", "none", (0.9, 0.7)), ("sRNN (exponential)", "n", (0.99, 0.3)),
+                                  ("sRNN (exponential)", "n2", (0.8, 0.6)), ("sRNN (non-normal)", "n", (1.0,))):
+        for seed, recall in enumerate(recalls, 400):
+            write_run(tmp_path, row_of("copytask", model, stair), seed, result=dict(loss=0.5, recall=recall))
+    ended = dict(test_accuracy=0.9, validation_accuracy=0.8)
+    write_run(tmp_path, row_of("sMNIST", "expRNN", "none"), 400, log_of(3), ended)
+    write_run(tmp_path, row_of("sMNIST", "sRNN (exponential)", "n"), 400, log_of(2, 0.6))
+    write_run(tmp_path, row_of("sMNIST", "sRNN (exponential)", "n2"), 400, log_of(4, 0.1))
+    write_run(tmp_path, row_of("sMNIST", "nnRNN", "none"), 400, log_of(3), ended)
+    write_run(tmp_path, row_of("sMNIST", "sRNN (non-normal)", "n"), 400, log_of(3), {**ended, "test_accuracy": 0.95})
+    evidence_main(["--best", "--save", str(tmp_path)])
+    text = capsys.readouterr().out
+    line = cells(text, "copying memory, expRNN")
+    assert line["plain network"] == "0.5000 ± 0.0000; recall 0.800 ± 0.141; n = 2"
+    assert line["best stair"] == "n2: 0.5000 ± 0.0000; recall 0.700 ± 0.141; n = 2"
+    assert line["published, without a stair"] == "0.0003 (H 176)"
+    line = cells(text, "permuted MNIST, expRNN")
+    assert line["measured"] == "validation accuracy, %, after epoch 2 of 100"
+    assert (line["plain network"], line["best stair"]) == ("52.00", "n: 62.00")
+    assert line["published, without a stair"].startswith("86.78 ±")
+    line = cells(text, "permuted MNIST, nnRNN")
+    assert (line["measured"], line["best stair"]) == ("test accuracy, %", "n: 95.00; n = 1")
+    assert cells(text, "characters")["best stair"] == "not run"
+    assert "copying memory, nnRNN" not in text                                # no plain network to put beside it
+
+
 # ── starting runs ────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -472,7 +500,7 @@ def test_the_last_epoch_is_not_cut_off(tmp_path):
 def test_records_are_collected(tmp_path, capsys):
     source, target = tmp_path / "source", tmp_path / "target"
     row = row_of("copytask", "expRNN", "none")
-    folder = write_run(source, row, 400, "update,loss\n4,1\n")
+    folder = write_run(source, row, 400, "update,loss,seconds\n4,1,2\n")
     config = json.loads((folder / "config.json").read_text())
     config["argv"] = [str(tmp_path / "copytask_nvar.py"), "--data=/some/where/data", "--save", "results/runs"]
     (folder / "config.json").write_text(json.dumps(config))
@@ -483,7 +511,7 @@ def test_records_are_collected(tmp_path, capsys):
     assert {path.name for path in copy.iterdir()} == {"config.json", "log.csv"}
     assert json.loads((copy / "config.json").read_text())["argv"] == \
         ["copytask_nvar.py", "--data=data", "--save", "results/runs"]
-    (folder / "result.json").write_text('{"loss": 1}')
+    (folder / "result.json").write_text('{"loss": 1, "seconds": 2}')
     pages.collect(source, target)
     pages.collect(source, target)
     assert (copy / "result.json").exists()

@@ -172,7 +172,7 @@ def watch(act, at: int | None = None) -> None:
     builtins.open = io.open = opened
     hook("fsync", "flush to the disk", lambda descriptor: name_of(os.readlink(f"/proc/self/fd/{descriptor}")))
     hook("replace", "rename", lambda source, target: name_of(target))
-    hook("truncate", "cut", lambda path, size: name_of(path))
+    hook("truncate", "cut", lambda descriptor, size: name_of(os.readlink(f"/proc/self/fd/{descriptor}")))
     hook("mkdir", "make", lambda path, *mode: "folder")
 
 

@@ -1,0 +1,573 @@
+"""Files, shells and clusters that are not ours: a run folder that somebody else made, streams that are closed, signals
+of a scheduler, runs that an earlier version wrote. Each ends in one sentence, or as it would have ended here.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, command, environment, module_of, task_of, tiny
+
+from common.data import PixelSequences
+from common.errors import UserError
+from common.runs import records, run
+from common.runs.curves import draw_curves
+from evidence import pages, table
+from evidence.__main__ import main as evidence_main
+
+FIXTURES = Path(__file__).parent / "fixtures"
+COPY = (*tiny("copytask_nvar"), "--log-interval", "2")
+
+
+@pytest.fixture
+def main(tmp_path, monkeypatch):
+    """main(script, *typed) in this process, from an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def called(script, *typed):
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, typed)])
+        return module_of(script).main(list(map(str, typed)))
+    return called
+
+
+@pytest.fixture
+def finished(main):
+    """The folder of a finished run of four updates."""
+    main("copytask_nvar", *COPY)
+    folder, = Path("saves/copytask_nvar").iterdir()
+    return folder
+
+
+@pytest.fixture
+def stopped(main):
+    """The folder of a run that was asked to stop in its third update, and has a log."""
+    stop_after(3, main, "copytask_nvar", *COPY)
+    folder, = Path("saves/copytask_nvar").iterdir()
+    return folder
+
+
+def stop_after(updates, main, *arguments, number=signal.SIGTERM):
+    """A run that a signal reaches in its update of this number."""
+    left, advance = [updates], run.Run.advance
+
+    def counting(this):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), number)
+        advance(this)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(run.Run, "advance", counting)
+        with pytest.raises(run.Stopped) as stop:
+            main(*arguments)
+    assert stop.value.status == 128 + number
+
+
+def changed(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def state_changed(folder, change):
+    state = torch.load(folder / "last.pt", weights_only=True)
+    change(state)
+    torch.save(state, folder / "last.pt")
+
+
+# ── somebody else's files ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", [".lock", "log.csv", "last.pt", "config.json", "result.json"])
+def test_nothing_is_opened_through_a_link(main, stopped, tmp_path, name):
+    victim = tmp_path / "victim"
+    victim.write_bytes((stopped / name).read_bytes() + b"precious" if (stopped / name).exists() else b"precious")
+    before = victim.read_bytes()
+    (stopped / name).unlink(missing_ok=True)
+    (stopped / name).symlink_to(victim)
+    with pytest.raises(UserError, match="it is a link"):
+        main("copytask_nvar", "--resume", stopped)
+    assert victim.read_bytes() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+@pytest.mark.parametrize("name", ["log.csv", "config.json", "last.pt"])
+def test_a_pipe_is_not_waited_for(main, stopped, name):
+    (stopped / name).unlink()
+    os.mkfifo(stopped / name)
+    with pytest.raises(UserError, match="not a plain file"):
+        main("copytask_nvar", "--resume", stopped)
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("script", "../../escaped"), ("script", "/tmp/x"), ("script", 7), ("script", "a b"), ("task", "../x"),
+    ("task", [1]), ("versions", [1]), ("versions", {"torch": 1}), ("device", {}), ("row", 3),
+    ("argv", "x"), ("argv", [1]),
+    ("options", [1]), ("options", {}), ("revision", "2"), ("stair", 1), ("edited_files", "x"), ("data", "x"),
+    ("commit", 1)])
+def test_a_config_of_other_types(main, stopped, tmp_path, key, value):
+    changed(stopped / "config.json", lambda config: config.update({key: value}))
+    with pytest.raises(UserError, match=rf"config\.json is damaged \({key} is "):
+        records.read_config(stopped)
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        main("copytask_nvar", "--resume", stopped)
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        pages.collect(tmp_path / "saves", tmp_path / "a" / "b" / "t")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("entry", [{"origin": [1], "value": 1}, {"origin": "typed"}, {"origin": "x", "value": {}}, 1])
+def test_an_option_of_other_types(main, stopped, entry):
+    changed(stopped / "config.json", lambda config: config["options"].update(nhid=entry))
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        main("copytask_nvar", "--resume", stopped)
+
+
+BAD_LOGS = {
+    "Latin-1": b"update,loss\n1,\xe9\n", "UTF-16": "update,loss\n1,2\n".encode("utf-16"),
+    "a long field": b"update,loss\n1," + b"9" * 200_000 + b"\n", "a missing number": b"update,loss\n,2\n",
+    "a missing cell": b"update,loss\n1\n", "a cell too many": b"update,loss\n1,2,3\n", "text": b"update,loss\n1,x\n",
+    "no place": b"loss\n2\n", "a column twice": b"update,update\n1,2\n", "half of a place": b"epoch,loss\n1,2\n",
+    "a place that is none": b"update,loss\nnan,2\n", "a negative place": b"update,loss\n-1,2\n",
+    "zeros": bytes(9) + b"\n",
+}
+
+
+@pytest.mark.parametrize("content", BAD_LOGS.values(), ids=BAD_LOGS)
+def test_a_damaged_log(main, stopped, tmp_path, content):
+    """Found by whatever reads it, and before a resumed run trains."""
+    log = (stopped / "log.csv").read_bytes()
+    (stopped / "log.csv").write_bytes(content)
+    for read in (records.log_rows, lambda folder: draw_curves([folder], tmp_path / "x.png"),
+                 lambda folder: pages.collect(tmp_path / "saves", tmp_path / "t")):
+        with pytest.raises(UserError, match=r"log\.csv is damaged"):
+            read(stopped)
+    (stopped / "log.csv").write_bytes(content + log)
+    with pytest.raises(UserError, match=r"log\.csv is (damaged|shorter)|is not a checkpoint of the model"):
+        main("copytask_nvar", "--resume", stopped)
+    assert not (stopped / "result.json").exists()
+
+
+def test_a_line_that_is_being_written_is_no_row(stopped):
+    rows = records.log_rows(stopped)
+    with open(stopped / "log.csv", "ab") as file:
+        file.write(b"4,0.1,0.")
+    assert records.log_rows(stopped) == rows
+    assert [row["update"] for row in rows] == [2]
+
+
+BAD_RESULTS = {
+    "nested": b"[" * 100_000, "nested objects": b'{"a":' * 100_000, "a list": b"[]",
+    "a text for a number": b'{"loss": "x"}',
+    "a list for a number": b'{"loss": [1]}', "not a number": b'{"loss": NaN}', "infinite": b'{"loss": 1e999}',
+    "a huge number": b'{"loss": 1' + b"0" * 400 + b"}", "a device": b'{"loss": 1, "device": 2}',
+    "UTF-16": "{}".encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("content", BAD_RESULTS.values(), ids=BAD_RESULTS)
+def test_a_damaged_result(main, finished, tmp_path, content):
+    (finished / "result.json").write_bytes(content)
+    for read in (records.read_result, lambda folder: main("copytask_nvar", "--resume", folder),
+                 lambda folder: pages.collect(tmp_path / "saves", tmp_path / "t")):
+        with pytest.raises(UserError, match=r"result\.json is damaged"):
+            read(finished)
+    assert not (tmp_path / "t").exists()
+
+
+def group(state):
+    return state["parts"]["optimizer"]["param_groups"][0]
+
+
+def gathered(state):
+    return state["parts"]["optimizer"]["state"]
+
+
+BAD_STATES = {
+    "no eps": lambda s: group(s).pop("eps"), "lr is a list": lambda s: group(s).update(lr=[1]),
+    "lr is NaN": lambda s: group(s).update(lr=float("nan")), "a larger lr": lambda s: group(s).update(lr=1e3),
+    "a method": lambda s: group(s).update(method="SGD"),
+    "a group less": lambda s: s["parts"]["optimizer"].update(param_groups=[]),
+    "a number for a tensor": lambda s: gathered(s)[0].update(square_avg=1.0),
+    "nothing gathered": lambda s: gathered(s)[0].clear(),
+    "another size": lambda s: gathered(s)[0].update(square_avg=torch.zeros(3)),
+    "a parameter less": lambda s: gathered(s).pop(0),
+    "a parameter too many": lambda s: gathered(s).update({99: {}}),
+    "weights that are numbers": lambda s: s["parts"]["model"].update({"readout.bias": 1}),
+    "weights of another type": lambda s: s["parts"]["model"].update({"readout.bias": torch.zeros(9).long()}),
+    "weights that are NaN": lambda s: s["parts"]["model"]["readout.bias"].fill_(float("nan")),
+    "update = nan": lambda s: s["parts"]["progress"].update(update=float("nan")),
+    "update = -5": lambda s: s["parts"]["progress"].update(update=-5),
+    "update = 2.5": lambda s: s["parts"]["progress"].update(update=2.5),
+    "update = 10**400": lambda s: s["parts"]["progress"].update(update=10**400),
+    "update after the end": lambda s: s["parts"]["progress"].update(update=5),
+    "the best is NaN": lambda s: s["parts"]["progress"].update(best=float("nan")),
+    "a negative time": lambda s: s.update(seconds=float("nan")), "a log of -1 bytes": lambda s: s.update(log_size=-1),
+    "a log of half a row": lambda s: s.update(log_size=s["log_size"] - 1),
+    "other columns": lambda s: s.update(columns=["x"]),
+    "no columns": lambda s: s.update(columns=None), "no generator": lambda s: s.pop("rng"),
+    "a generator that is text": lambda s: s["parts"]["task"].update(generator="x"),
+    "a name that no checkpoint has": lambda s: s.update(extra=torch.Size([1])),
+}
+
+
+@pytest.mark.parametrize("change", BAD_STATES.values(), ids=BAD_STATES)
+def test_a_checkpoint_that_says_what_cannot_be(main, stopped, change):
+    state_changed(stopped, change)
+    log = (stopped / "log.csv").read_bytes()
+    with pytest.raises(UserError, match=r"last\.pt (is not a checkpoint of|stands at)") as error:
+        main("copytask_nvar", "--resume", stopped)
+    assert error.value.status == 1
+    assert "\n" not in str(error.value)
+    assert (stopped / "log.csv").read_bytes() == log
+    assert not (stopped / "result.json").exists()
+
+
+def packed_again(path, kind, content=None):
+    with zipfile.ZipFile(path) as archive:
+        members = {member.filename: archive.read(member) for member in archive.infolist()}
+    with zipfile.ZipFile(path, "w", kind) as archive:
+        for name, data in members.items():
+            archive.writestr(name, content if content is not None and name.endswith("data/0") else data)
+
+
+def test_a_compressed_checkpoint_is_refused_before_it_is_unpacked(main, stopped, monkeypatch):
+    packed_again(stopped / "last.pt", zipfile.ZIP_DEFLATED, bytes(30_000_000))
+    assert (stopped / "last.pt").stat().st_size < 100_000
+    monkeypatch.setattr(torch, "load", lambda *given, **named: pytest.fail("it was loaded"))
+    with pytest.raises(UserError, match="it is compressed"):
+        main("copytask_nvar", "--resume", stopped)
+
+
+def test_parts_larger_than_the_file(main, stopped, monkeypatch):
+    raw = bytearray((stopped / "last.pt").read_bytes())
+    entry = raw.rindex(b"PK\x01\x02")
+    raw[entry + 20:entry + 28] = b"\xff\xff\xff\x7f" * 2                       # both sizes of the last member
+    (stopped / "last.pt").write_bytes(raw)
+    monkeypatch.setattr(torch, "load", lambda *given, **named: pytest.fail("it was loaded"))
+    with pytest.raises(UserError, match="its parts are larger than the file"):
+        main("copytask_nvar", "--resume", stopped)
+
+
+def test_a_foreign_record_sends_nothing_to_the_terminal(main, stopped, capsys):
+    def spoil(config):
+        config.update(row="row\x1b[2J\x9b", device="gpu\x1b]0;x\x07")
+        config["options"]["nhid"]["origin"] = "typed\x1b[31m"
+    changed(stopped / "config.json", spoil)
+    main("copytask_nvar", "--resume", stopped)
+    said = capsys.readouterr()
+    assert all(c.isprintable() or c == "\n" for c in said.out + said.err)
+    assert "row\\x1b[2J\\x9b" in said.out
+    assert "gpu\\x1b]0;x\\x07" in said.out
+
+
+def test_a_foreign_record_ends_no_cell_of_a_table(main, finished, monkeypatch, capsys):
+    monkeypatch.setattr("evidence.rows.SEEDS", (400,))
+    changed(finished / "config.json", lambda config: config.update(edited_files=[]))
+    changed(finished / "result.json", lambda result: result.update(device="a|b\n<!-- end --><script>\x1b"))
+    evidence_main(["copytask", "--only", "sRNN (exponential) expn", "--with", " ".join(tiny("copytask_nvar")[:-2]),
+                   "--save", "saves", "--seeds", "400"])
+    out = capsys.readouterr().out
+    assert "a\\|b\\n&lt;!-- end -->&lt;script>\\x1b" in out
+    assert out.count("\n") == 3
+
+
+def test_a_linked_record_is_not_collected(stopped, tmp_path):
+    secret = tmp_path / "secret.csv"
+    (stopped / "log.csv").rename(secret)
+    (stopped / "log.csv").symlink_to(secret)
+    with pytest.raises(UserError, match="it is a link"):
+        pages.collect(tmp_path / "saves", tmp_path / "t")
+    assert not (tmp_path / "t").exists()
+
+
+# ── a result is not lost to what comes after it ──────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", ["$^$", "a$b", "_", "\N{GREEK SMALL LETTER ALPHA}\N{CJK UNIFIED IDEOGRAPH-4F8B}"])
+def test_a_name_is_no_formula(main, recwarn, name):
+    main("copytask_nvar", *COPY, "--name", name)
+    folder, = Path("saves/copytask_nvar").iterdir()
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert [w for w in recwarn if "matplotlib" in str(w.filename)] == []
+
+
+def test_a_picture_that_cannot_be_drawn_is_a_line(main, monkeypatch, capsys):
+    def broken(folder):
+        assert (folder / "result.json").exists()
+        raise RuntimeError("no fonts here\nat all")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "draw_run", broken)
+        assert main("copytask_nvar", *COPY)["updates"] == 4
+    out = capsys.readouterr().out
+    assert "curves.png could not be drawn: no fonts here\n" in out
+    assert ", curves in" not in out
+    folder, = Path("saves/copytask_nvar").iterdir()
+    assert not (folder / "curves.png").exists()
+    main("copytask_nvar", "--resume", folder)
+    assert (folder / "curves.png").exists()
+
+
+def test_seeds_of_a_table_are_those_of_runs(capsys):
+    for seed in (2**32 + 400, -1):
+        with pytest.raises(SystemExit):
+            table.make_parser().parse_args(["copytask", "--seeds", str(seed)])
+        assert "is not a whole number, at least 0 and at most 4294967295" in capsys.readouterr().err
+
+
+def test_a_seed_asked_for_twice_is_one_run(capsys, tmp_path):
+    evidence_main(["copytask", "--only", "expRNN none", "--seeds", "400", "400", "--list", "--save", str(tmp_path)])
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+# ── the shell and the cluster ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell of POSIX")
+@pytest.mark.parametrize("redirection", ["2>&-", ">&-", "<&- >&- 2>&-"])
+def test_closed_streams(tmp_path, redirection):
+    """The run goes on, and no file of it is opened in the place of a stream."""
+    done = subprocess.run(["sh", "-c", f'"$@" {redirection}', "sh", *command("copytask_nvar", *COPY)], cwd=tmp_path,
+                          env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    folder, = (tmp_path / "saves" / "copytask_nvar").iterdir()
+    assert len(records.log_rows(folder)) == 2
+    assert records.read_result(folder)["updates"] == 4
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux")
+def test_a_full_output_names_the_reason(tmp_path):
+    def written_to(*arguments, cwd=tmp_path):
+        with open("/dev/full", "w") as full:
+            return subprocess.run(arguments, cwd=cwd, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True,
+                                  timeout=120, check=False)
+    done = written_to(*command("copytask_nvar", *COPY))
+    assert done.returncode == 128 + signal.SIGPIPE
+    sentence, = done.stderr.splitlines()
+    assert "stopped and saved, because the output cannot be written (No space left on device); go on with" in sentence
+    done = written_to(sys.executable, "-m", "evidence", "copytask", "--only", "expRNN none", cwd=ROOT)
+    sentence, = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert "No space left on device" in sentence
+
+
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGTERM"])
+def test_what_a_scheduler_sends_saves(main, name):
+    stop_after(1, main, "copytask_nvar", *tiny("copytask_nvar"), number=getattr(signal, name))
+    folder, = Path("saves/copytask_nvar").iterdir()
+    assert torch.load(folder / "last.pt", weights_only=True)["parts"]["progress"]["update"] == 1
+
+
+def test_the_first_report_makes_a_checkpoint(main, monkeypatch):
+    """A run that is killed within its first minute goes on from there."""
+    monkeypatch.setattr(run.Run, "finish", lambda *given: None)
+    monkeypatch.setattr(run.Run, "stop_if_asked", lambda this: None)
+    saved, save = [], records.save_tensors
+    monkeypatch.setattr(run, "save_tensors", lambda path, content: saved.append((
+        path.name, content.get("parts", {}).get("progress", {}).get("update"))) or save(path, content))
+    main("copytask_nvar", *COPY, "--updates", "8")
+    assert [update for name, update in saved if name == "last.pt"] == [2, 8]
+
+
+def test_a_large_perplexity_is_short(main):
+    from common.language import scores
+    assert "perplexity 2.718," in scores(1.0, "character")
+    assert len(scores(700.0, "character")) < 70
+
+
+def test_ctrl_c_during_the_imports(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", (
+        "import importlib.abc, os, signal, sys\n"
+        "class Interrupt(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, *more):\n"
+        "        if name == 'torch': os.kill(os.getpid(), signal.SIGINT)\n"
+        f"sys.meta_path.insert(0, Interrupt()); sys.path.insert(0, {str(ROOT)!r})\n"
+        "import runpy; sys.argv = ['copytask_nvar.py']\n"
+        f"runpy.run_path({str(ROOT / 'copytask_nvar.py')!r}, run_name='__main__')")],
+        cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+    assert process.communicate(timeout=60)[1] == "copytask_nvar.py: stopped\n"
+    assert process.returncode in (130, -signal.SIGINT)
+
+
+# ── more of a run ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def assert_same(folder, other):
+    one, two = (torch.load(f / "last.pt", weights_only=True)["parts"] for f in (folder, other))
+    for name, weight in one["model"].items():
+        assert torch.equal(weight, two["model"][name]), name
+    results = [{k: v for k, v in records.read_result(f).items() if isinstance(v, (int, float)) and k != "seconds"}
+               for f in (folder, other)]
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("more", [60, 130])
+def test_more_updates_of_a_finished_run(main, more):
+    """It ends bit for bit as the run that was to be so long from its start; more values are kept than before."""
+    typed = (*tiny("copytask_nvar"), "--log-interval", "70")
+    main("copytask_nvar", *typed)
+    folder, = Path("saves/copytask_nvar").iterdir()
+    result = main("copytask_nvar", "--resume", folder, "--updates", more)
+    assert result["updates"] == more
+    main("copytask_nvar", *typed, "--updates", more, "--name", "whole")
+    whole, = Path("saves/copytask_nvar").glob("*-whole")
+    assert_same(folder, whole)
+    entry = records.read_config(folder)["options"]["updates"]
+    assert entry == {"value": more, "origin": "typed on resume"}
+    again = main("copytask_nvar", "--resume", folder)                         # it knows by now how long it is
+    assert again == json.loads((folder / "result.json").read_text())
+
+
+def test_more_epochs_of_a_finished_run(main, few_images):
+    typed = ("--nhid", "6", "--batch", "5", "--threads", "1", "--net-type", "expRNN")
+    main("sMNIST_nvar", *typed, "--epochs", "2")
+    folder, = Path("saves/sMNIST_nvar").iterdir()
+    main("sMNIST_nvar", "--resume", folder, "--epochs", "5")
+    main("sMNIST_nvar", *typed, "--epochs", "5", "--name", "whole")
+    whole, = Path("saves/sMNIST_nvar").glob("*-whole")
+    assert_same(folder, whole)
+    rows = [[{k: v for k, v in row.items() if k != "seconds"} for row in records.log_rows(f)] for f in (folder, whole)]
+    assert rows[0] == rows[1]
+
+
+def test_a_run_that_was_killed_on_its_way_to_more(main, finished):
+    """config.json has the new number and the result is of the old one."""
+    entry = {"value": 6, "origin": "typed on resume"}
+    changed(finished / "config.json", lambda config: config["options"].update(updates=entry))
+    assert main("copytask_nvar", "--resume", finished)["updates"] == 6
+
+
+def test_fewer_than_reached(main, finished):
+    before = (finished / "result.json").read_bytes()
+    with pytest.raises(UserError, match="--updates was 4 when"):
+        main("copytask_nvar", "--resume", finished, "--updates", "3")
+    assert (finished / "result.json").read_bytes() == before
+
+
+def test_records_without_checkpoints_are_left_alone(main, finished):
+    """A finished run whose checkpoints were not copied along: its log is not begun again."""
+    (finished / "last.pt").unlink()
+    log = (finished / "log.csv").read_bytes()
+    main("copytask_nvar", "--resume", finished)
+    with pytest.raises(UserError, match=r"last\.pt is missing"):
+        main("copytask_nvar", "--resume", finished, "--updates", "6")
+    assert (finished / "log.csv").read_bytes() == log
+    assert records.read_result(finished)["updates"] == 4
+
+
+@pytest.mark.parametrize(("net", "promises"), [("expRNN", True), ("nnRNN", True), ("RNN", False), ("LSTM", False)])
+def test_orthogonality_stands_in_the_log(main, net, promises):
+    main("copytask_nvar", *COPY, "--net-type", net, *(["--nvar", "none"] if net == "LSTM" else []))
+    folder, = Path("saves/copytask_nvar").iterdir()
+    rows = records.log_rows(folder)
+    assert all(("orthogonality_error" in row) == promises for row in rows)
+    if promises:
+        model, _ = module_of("copytask_nvar").load(folder)
+        p = model.network.cell.rotation().double()
+        assert model.network.cell.orthogonality_error() == pytest.approx(
+            (p @ p.t() - torch.eye(len(p))).abs().max().item(), abs=3e-7)
+        assert all(row["orthogonality_error"] < 1e-5 for row in rows)
+
+
+# ── a checkpoint without training ────────────────────────────────────────────────────────────────────────
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("script", ["copytask_nvar", "sMNIST_alpha", "language_expalpha", "language_nvar"])
+def test_evaluate(main, few_images, penn_folder, capsys, script):
+    """The scores of the log and of the result, and no file that changes."""
+    typed = [*tiny(script), *(("--batch", "5") if task_of(script) == "sMNIST" else ())]
+    typed += [*(("--data", penn_folder) if task_of(script) == "language" else ())]
+    stop_after(2, main, script, *typed)
+    folder, = Path("saves", script).iterdir()
+    if task_of(script) != "copytask":                                          # no epoch has ended
+        with pytest.raises(UserError, match=r"best\.pt is missing"):
+            main(script, "--evaluate", folder)
+    result = main(script, "--resume", folder)
+    before = contents(folder)
+    scores = main(script, "--evaluate", folder)
+    assert contents(folder) == before
+    if task_of(script) == "copytask":
+        assert scores.keys() == {"validation"}
+        assert 0 < scores["validation"][0] < 5
+    else:
+        assert scores["validation"][1] == pytest.approx(result["validation_accuracy"])
+        assert scores["test"] == pytest.approx((result["test_loss"], result["test_accuracy"]))
+        (folder / "result.json").unlink()
+        assert main(script, "--evaluate", folder).keys() == {"validation"}     # the test is for the end
+        assert "its test score is worked out once" in capsys.readouterr().out
+
+
+def test_sample(main, penn_folder, capsys):
+    typed = ("--data", penn_folder, *tiny("language_nvar"), "--bptt", "7")
+    main("language_nvar", *typed)
+    folder, = Path("saves/language_nvar").iterdir()
+    capsys.readouterr()
+    main("language_nvar", "--evaluate", folder, "--sample", "30")
+    text = capsys.readouterr().out.splitlines()[-1]
+    symbols = sorted(run.saved_vocabulary(folder), key=len, reverse=True)
+    count = 0
+    while text:
+        text = text.removeprefix(next(symbol for symbol in symbols if text.startswith(symbol)))
+        count += 1
+    assert count == 30
+
+
+@pytest.mark.parametrize(("script", "typed", "sentence"), [
+    ("copytask_nvar", ("--evaluate", "x", "--nhid", "3"), "takes everything from the folder"),
+    ("copytask_nvar", ("--evaluate", "x", "--sample", "3"), "this task has none"),
+    ("language_nvar", ("--sample", "3"), "--evaluate FOLDER"),
+    ("sMNIST_nvar", ("--evaluate", "nowhere"), "is not a run's folder")])
+def test_evaluate_is_refused(main, script, typed, sentence):
+    with pytest.raises(UserError, match=sentence):
+        main(script, *typed)
+
+
+# ── runs of an earlier version ───────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def few_images(monkeypatch):
+    """24 training, 7 validation and 9 test images of 15 random pixels, in the place of MNIST."""
+    generator = torch.Generator().manual_seed(0)
+    images = tuple(PixelSequences(torch.randint(0, 256, (count, 15), generator=generator, dtype=torch.uint8),
+                                  torch.randint(0, 10, (count,), generator=generator)) for count in (24, 7, 9))
+    for stair in ("nvar", "alpha", "expalpha"):
+        monkeypatch.setattr(module_of(f"sMNIST_{stair}"), "load_mnist", lambda *given: images)
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in FIXTURES.iterdir()))
+def test_a_run_of_an_earlier_version_goes_on(main, few_images, penn_folder, tmp_path, script):
+    """Written by commit d936e9f24cda and stopped half-way; expected.json is what that commit made of it."""
+    folder = tmp_path / script
+    shutil.copytree(FIXTURES / script, folder)
+    expected = json.loads((folder / "expected.json").read_text())
+    result = main(script, "--resume", folder, *(("--data", penn_folder) if task_of(script) == "language" else ()))
+    assert {name: result[name] for name in expected["result"]} == pytest.approx(expected["result"], abs=1e-5, rel=1e-5)
+    rows = records.log_rows(folder)
+    assert len(rows) == len(expected["log"])
+    for row, wanted in zip(rows, expected["log"], strict=True):
+        assert row.keys() - {"seconds"} == wanted.keys()
+        for name, value in wanted.items():
+            assert row[name] == (value if value is None else pytest.approx(value, abs=1e-5, rel=1e-5))
+
+
+def test_the_earlier_runs_are_small_and_of_every_cell():
+    nets = set()
+    for folder in FIXTURES.iterdir():
+        assert sum(path.stat().st_size for path in folder.iterdir()) <= 25_000
+        nets.add(records.read_config(folder)["options"]["net_type"]["value"])
+    assert nets == {"RNN", "RNN-Orth", "expRNN", "nnRNN", "LSTM"}
+    assert {task_of(folder.name) for folder in FIXTURES.iterdir()} == {"copytask", "sMNIST", "language"}
