@@ -277,7 +277,8 @@ def where_the_time_goes(task: str, rounds: int, engine: str, device, say) -> Non
                         "step": our_step(task, our_network(task, "expRNN", engine), device)},
                        rounds, device, STEPS_IN_A_TURN[task])
     t = {name: milliseconds(values, device) for name, values in turns.items()}
-    say(f"\nAn expRNN step of {t['step']:.1f} ms{'' if device.type == 'cuda' else ' of CPU time'}: recurrence forward {t['forward']:.1f}, backward with dW "
+    clock = "" if device.type == "cuda" else " of CPU time"
+    say(f"\nAn expRNN step of {t['step']:.1f} ms{clock}: recurrence forward {t['forward']:.1f}, backward with dW "
         f"{t['both'] - t['forward']:.1f} (together {peak.part(3 * alone.operations, 'both', turns)} % of the peak), "
         f"matrix exponential and adjoint {t['exp']:.1f} (torch.matrix_exp {t['torch exp']:.1f}), "
         f"input, read-out, loss, optimizer {t['step'] - t['both'] - t['exp']:.1f}.")
