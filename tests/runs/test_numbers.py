@@ -13,7 +13,6 @@ from common.network import build_network
 from common.optim import OrthogonalRMSprop, parameter_groups, step
 from common.runs import records, run
 from common.stair import FixedStair
-from evidence import rows
 
 
 @pytest.fixture
@@ -79,7 +78,7 @@ def test_the_last_good_checkpoint_stays(main, monkeypatch, tmp_path, script, net
     spoiled = [any(records.is_not_finite(*cell) for cell in row.items()) for row in records.log_rows(folder)]
     assert len(spoiled) > 1
     assert not any(spoiled[:-1])
-    assert spoiled[-1] == rows.diverged(folder) == ("loss is nan" in sentence)
+    assert spoiled[-1] == records.is_diverged(folder) == ("loss is nan" in sentence)
     assert -left[0] <= interval                             # so many updates went wrong before it stopped
     assert not (folder / "result.json").exists()
 

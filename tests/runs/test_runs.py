@@ -22,7 +22,6 @@ from common import language, smnist
 from common.data import Characters, PixelSequences
 from common.errors import UserError
 from common.runs import flags, records, run
-from evidence import rows
 
 FILES = {"config.json", "log.csv", "last.pt", "best.pt", "curves.png", "result.json"}
 
@@ -628,7 +627,7 @@ def test_a_loss_that_is_not_finite(run_script, tmp_path):
     one_sentence(done, 1, "stopped", "--lr", "copytask_nvar.py: the loss is ")
     folder = only_run(tmp_path / "saves", "copytask_nvar")
     assert not (folder / "result.json").exists()
-    assert rows.diverged(folder)                            # the log says so, until the run is resumed
+    assert records.is_diverged(folder)                            # the log says so, until the run is resumed
     log = (folder / "log.csv").read_bytes()
     done = run_script("copytask_nvar", "--resume", folder)
     one_sentence(done, 1, "stopped", "--lr", "copytask_nvar.py: the loss is ")
