@@ -181,8 +181,9 @@ def ratio(slow: list[Turn], fast: list[Turn]) -> float:
     return statistics.median(a.wall / b.wall for a, b in zip(slow, fast, strict=True))
 
 
-def milliseconds(turns: list[Turn]) -> float:
-    return 1e3 * statistics.median(turn.wall for turn in turns)
+def milliseconds(turns: list[Turn], device) -> float:
+    """Median: of the CPU time on a CPU, which other programs do not lengthen much, else by the clock."""
+    return 1e3 * statistics.median(turn.wall if device.type == "cuda" else turn.cpu for turn in turns)
 
 
 class Peak:
@@ -275,8 +276,9 @@ def where_the_time_goes(task: str, rounds: int, engine: str, device, say) -> Non
                         "torch exp": torch_exponential,
                         "step": our_step(task, our_network(task, "expRNN", engine), device)},
                        rounds, device, STEPS_IN_A_TURN[task])
-    t = {name: milliseconds(values) for name, values in turns.items()}
-    say(f"\nAn expRNN step of {t['step']:.1f} ms: recurrence forward {t['forward']:.1f}, backward with dW "
+    t = {name: milliseconds(values, device) for name, values in turns.items()}
+    clock = "" if device.type == "cuda" else " of CPU time"
+    say(f"\nAn expRNN step of {t['step']:.1f} ms{clock}: recurrence forward {t['forward']:.1f}, backward with dW "
         f"{t['both'] - t['forward']:.1f} (together {peak.part(3 * alone.operations, 'both', turns)} % of the peak), "
         f"matrix exponential and adjoint {t['exp']:.1f} (torch.matrix_exp {t['torch exp']:.1f}), "
         f"input, read-out, loss, optimizer {t['step'] - t['both'] - t['exp']:.1f}.")
@@ -311,14 +313,26 @@ def processor() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-ELSEWHERE = """
-Measured elsewhere, and cited here once: oneDNN 3.2 has a primitive for a vanilla RNN with tanh, which torch never
-calls. One thread of it reached 60–67 % of the peak of a Zen 4 core at T, B, H = 220, 10, 128; 73–76 % at 200, 32, 256;
-83 % at 200, 100, 512; 87 % at 150, 128, 1024, the product with the input included. The time loop inside the compiled
-kernel over blocked weights is the idea of Banerjee et al., "Optimizing deep learning RNN topologies on Intel
-architecture", 2019 (libxsmm). Several seeds stacked into one recurrence were tried and gain 1.19 to 1.40 times at most,
-so the code has no such thing.
-"""
+PLACE = "<!-- python -m benchmarks -->\n"
+
+
+def around_the_tables(path: Path) -> tuple[str, str]:
+    """What stands before and after the tables of a page, the two comments that hold their place included.
+
+    Raises UserError for a file that cannot be read or has no such place; a new or empty file is nothing but tables.
+    """
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent}; make it or choose another place with -o")
+    try:
+        page = path.read_text(encoding="utf-8") if path.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as text ({error}); choose another place with -o") from None
+    before, place, rest = page.partition(PLACE)
+    _, end, after = rest.partition("<!-- end -->")
+    if page and not end:
+        raise UserError(f"{path} has no place for the tables, the two lines {PLACE.strip()} and <!-- end -->; add them "
+                        "or choose a new file with -o")
+    return f"{before}{place}\n" * bool(page), f"\n{end}{after}" * bool(page)
 
 
 def main(argv=None) -> None:
@@ -334,7 +348,7 @@ def main(argv=None) -> None:
     parser.add_argument("--threads", type=number(int, 1), help="CPU threads (default: all cores)")
     parser.add_argument("--cuda", action="store_true", help="run on the GPU")
     parser.add_argument("--tf32", action="store_true", help="float32 products by the GPU's tensor cores")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the page to FILE as well")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="put the tables into their place in FILE too")
     args = parser.parse_args(argv)
     if args.tf32 and not args.cuda:
         raise UserError("--tf32 has no meaning on the CPU, whose products are exact; add --cuda or leave it out")
@@ -353,25 +367,24 @@ def main(argv=None) -> None:
         page.append(text)
         print(text, flush=True)
 
-    if args.output is not None and not args.output.parent.is_dir():
-        raise UserError(f"there is no folder {args.output.parent}; make it or choose another place with -o")
+    if args.output is not None:
+        around_the_tables(args.output)
     name = device_name(device) if args.cuda else f"{processor()}, {device_name(device)}"
-    say(f"# Speed\n\nWritten by `python -m benchmarks`; its docstring says what takes turns with what. {name}; torch "
-        f"{torch.__version__}, {'tf32' if args.tf32 else 'float32'}; {time.strftime('%Y-%m-%d')}, commit "
+    say(f"{name}; torch {torch.__version__}, {'tf32' if args.tf32 else 'float32'}; {time.strftime('%Y-%m-%d')}, commit "
         f"{git_commit() or 'unknown'}.\nMedians of {rounds} turns, quartiles in brackets.")
     whole = len(args.tasks) == len(SHAPES)
     if not args.growth:
         if whole:
-            say("\n## The recurrence alone")
+            say("\n## The recurrence alone: z_t = x_t + h_{t-1} W, modReLU, a fixed stair")
             recurrence_alone(ALONE, rounds, args.engine, device, say)
-            say(ELSEWHERE.rstrip())
         for task in args.tasks:
             compare(task, rounds, args.engine, device, say)
     if args.growth or whole:
         say("\n## How the recurrence grows with T, B and H")
         recurrence_alone(growing(), rounds, args.engine, device, say)
     if args.output is not None:
-        write_atomically(args.output, ("\n".join(page) + "\n").encode())
+        before, after = around_the_tables(args.output)
+        write_atomically(args.output, (before + "\n".join(page) + "\n" + after).encode())
 
 
 if __name__ == "__main__":

@@ -19,14 +19,13 @@
 // Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008; the time loop inside the kernel
 // over blocked weights: Banerjee et al., "Optimizing deep learning RNN topologies on Intel architecture", 2019.)
 //
-// How near to the peak of multiply-adds that comes (AVX-512, Zen 4, 32 KB and 1 MB of cache; forward, backward, dW; the
-// rest of an update is not in it): 80, 78, 77 % at T, B, H = 220, 10, 128; 91, 86, 84 % at 200, 32, 256; 96, 93, 86 % at
-// 200, 100, 512; 92, 92, 90 % at 60, 128, 1024. What is left at the smallest shape is not the product: a tile of
-// 5 × 64 sums takes 5 · 4 · 128 = 2560 cycles of multiply-adds. Finishing its 20 vectors takes about 20 cycles each, which
-// no multiplication hides, since the next tile waits for the call in between; the first multiply-adds of a tile wait for
-// each other and its last ones for nobody, some 40 cycles; and 64 KB of W do not stay in 32 KB of cache, so each of the
-// 512 vectors of a tile's panel takes 2 of the cycles at 32 bytes a cycle, hidden while they are foreseen. dW reads
-// 1.1 MB of h and of δz for H/16 = 8 multiply-adds a number, 5 times fewer than at H = 512.
+// How near to the peak. A tile of R rows takes 4 R H cycles of multiply-adds (AVX-512, one a cycle) and, whatever H is,
+// about 560 cycles more on a Zen 4 core: its 4 R vectors are loaded again, finished and stored; the requests of what
+// comes next take their turns; the chains of multiply-adds start and drain. That gives 82, 91 and 96 % of the peak for
+// H = 128, 256 and 512 with 5, 5⅓ and 6 rows; measured forward: 80, 91 and 96 %. So at H = 128 the last fifth is not
+// the product but those 560 cycles, which could only hide behind the product of another tile. At H = 1024, 92 %: W
+// (4 MB) comes from the third-level cache. The backward pass touches twice the arrays: 77, 86, 93 and 92 %. dW reads
+// h and δz from the third-level cache once, H/8 multiply-adds a number: 77, 84, 86 and 90 %.
 //
 // Every number of the result is summed in an order that depends on neither the tiling of the rows nor the
 // number of threads: the result has the same bits for any number of threads. dW is shared by its rows.

@@ -37,6 +37,7 @@ SAME_ROUNDING = "--param=avoid-fma-max-bits=0"
 # the first that the compiler accepts
 PROCESSOR_FLAGS = (("-march=native", SAME_ROUNDING), ("-march=native",), ("-mcpu=native",), ())
 COMPILE_SECONDS = 300
+UNMAPPED = 65534  # the owner of what belongs to nobody in a container
 PASSES = ("forward", "backward", "states", "kernel_gradient")
 
 
@@ -178,15 +179,16 @@ def _cache_folder() -> Path:
 def _writable_by_others(folder: Path) -> Path | None:
     """The first of `folder` and the folders above it whose entries another user can replace; None if there is none.
 
-    Root can everywhere. In a folder with the sticky bit, as /tmp, everybody can add but nobody can replace. Where
-    every user has a group of the same number, that group is the user.
+    Root can everywhere; in a container, whose users are not those of the machine, root may show as UNMAPPED. In a
+    folder with the sticky bit, as /tmp, everybody can add but nobody can replace. Where every user has a group of the
+    same number, that group is the user.
     """
     for place in (folder, *folder.parents):
         status = place.stat()
         others = stat.S_IWOTH if status.st_gid == status.st_uid else stat.S_IWOTH | stat.S_IWGRP
         if place != folder and status.st_mode & stat.S_ISVTX:
             others = 0
-        owners = (os.getuid(),) if place == folder else (os.getuid(), 0)
+        owners = (os.getuid(),) if place == folder else (os.getuid(), 0, UNMAPPED)
         if status.st_uid not in owners or status.st_mode & others:
             return place
     return None

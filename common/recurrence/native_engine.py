@@ -2,7 +2,7 @@
 
     forward     z_t = x_t + h_{t-1} W,  h_t = g_t(z_t) φ(z_t)                         all t in one call
     backward    δh_t = ∂L/∂h_t + δz_{t+1} Wᵀ,  δz_t = δh_t · ∂h_t/∂z_t                 all t in one call
-    gradients   dW = Σ_t h_{t-1}ᵀ δz_t as one matrix product; numbers and bias summed on the way
+    gradients   dW = Σ_t h_{t-1}ᵀ δz_t in one more; numbers and bias summed on the way
 
 Shapes as in `common.recurrence.stair_recurrence`. How the call itself is fast is told in native.cpp.
 

@@ -21,15 +21,33 @@ def sizes(monkeypatch):
 
 def test_the_page(sizes, tmp_path, capsys):
     page = tmp_path / "speed.md"
+    page.write_text("before\n<!-- python -m benchmarks -->\nold\n<!-- end -->\nafter <!-- end -->\n")
     benchmarks.main(["--small", "--quick", "--tasks", "characters", "--threads", "1", "-o", str(page)])
     text = page.read_text()
-    assert text == capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert text == f"before\n<!-- python -m benchmarks -->\n\n{printed}\n<!-- end -->\nafter <!-- end -->\n"
     for told in (r"torch \d", r"1 thread;", r"\d{4}-\d\d-\d\d, commit \w+", r"Medians of 3 turns"):
         assert re.search(told, text), told
     rows = [line for line in text.splitlines() if line.startswith(("| RNN", "| expRNN", "| nnRNN"))]
     assert len(rows) == 4
     time = r"[\d.]+ \([\d.]+–[\d.]+\), CPU [\d.]+ \([\d.]+–[\d.]+\)"
     assert all(re.fullmatch(rf"\| \S+ \| {time} \| {time} \| [\d.]+× \| {time} \| [\d.]+× \|", row) for row in rows)
+
+
+def test_a_new_page_is_nothing_but_tables(tmp_path):
+    assert benchmarks.around_the_tables(tmp_path / "speed.md") == ("", "")
+
+
+@pytest.mark.parametrize(("content", "told"), [
+    (b"another page\n", "has no place for the tables"), (b"<!-- python -m benchmarks -->\n", "has no place"),
+    (b"\xff\xfe", "cannot be read as text")])
+def test_another_page_is_one_sentence_and_stays(tmp_path, content, told):
+    page = tmp_path / "speed.md"
+    page.write_bytes(content)
+    with pytest.raises(UserError, match=told) as error:
+        benchmarks.main(["--small", "-o", str(page)])
+    assert len(str(error.value).splitlines()) == 1
+    assert page.read_bytes() == content
 
 
 def test_a_page_that_has_no_folder_is_one_sentence(tmp_path):

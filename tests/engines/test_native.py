@@ -497,6 +497,16 @@ def test_an_open_folder_above_with_the_sticky_bit(tmp_path, built):
     assert finish(start(tmp_path))[::2] == ("native", [])
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make folders of other users")
+@pytest.mark.parametrize(("owner", "group", "mode", "is_safe"), [
+    (0, 0, 0o755, True), (native_build.UNMAPPED, 0, 0o755, True), (12345, 0, 0o755, False), (0, 0, 0o757, False),
+    (0, 7, 0o775, False), (0, 0, 0o775, True), (0, 0, 0o1777, True)])
+def test_who_can_replace_a_folder(tmp_path, cache_folder, owner, group, mode, is_safe):
+    tmp_path.chmod(mode)
+    os.chown(tmp_path, owner, group)
+    assert native_build._writable_by_others(cache_folder) == (None if is_safe else tmp_path)
+
+
 @needs_compiler
 def test_a_cache_that_cannot_be_written(tmp_path, expected):
     (tmp_path / "file").write_text("")
