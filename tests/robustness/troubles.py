@@ -180,10 +180,8 @@ def at_random(task: Task, number: int) -> None:
 def stopped(task: Task, *numbers: int, before=lambda: None) -> None:
     """A signal in the first update: the run saves, and says how to go on."""
     for number in numbers:
-        def inside(number=number):
-            before()
-            at_updates({1}, lambda _: os.kill(os.getpid(), number))
-        task.disturb(signal.strsignal(number), {128 + number: "stopped and saved; go on with python"}, inside)
+        task.disturb(signal.strsignal(number), {128 + number: "stopped and saved; go on with python"},
+                     lambda number=number: (before(), at_updates({1}, lambda _: os.kill(os.getpid(), number))))
 
 
 def nobody_reads(task: Task) -> None:
@@ -234,7 +232,8 @@ TROUBLES = {
     "SIGKILL at every moment of a session that starts": lambda task: at_moments(task, kill, KILLED),
     "SIGKILL at every moment of a session that resumes": lambda task: at_moments(task, kill, KILLED, resumes=True),
     "SIGTERM at a random moment": lambda task: at_random(task, signal.SIGTERM),
-    "SIGINT at a random moment": lambda task: at_random(task, signal.SIGINT),
+    "SIGINT at every fifth moment": lambda task: at_moments(
+        task, lambda name: os.kill(os.getpid(), signal.SIGINT), {0: "", 130: "stopped"}, 5),
     "a signal in the first update": lambda task: stopped(
         task, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU),
     "the reader of the output goes away (as with a pipe into head)": nobody_reads,
