@@ -497,7 +497,7 @@ def test_an_open_folder_above_with_the_sticky_bit(tmp_path, built):
     assert finish(start(tmp_path))[::2] == ("native", [])
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can make folders of other users")
+@pytest.mark.skipif(getattr(os, "getuid", int)() != 0 or os.name == "nt", reason="only root can make folders of others")
 @pytest.mark.parametrize(("owner", "group", "mode", "is_safe"), [
     (0, 0, 0o755, True), (native_build.UNMAPPED, 0, 0o755, True), (12345, 0, 0o755, False), (0, 0, 0o757, False),
     (0, 7, 0o775, False), (0, 0, 0o775, True), (0, 0, 0o1777, True)])
