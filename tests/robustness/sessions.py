@@ -39,7 +39,7 @@ SCRIPTS = {
                          "--data ../data" + TINY,
 }
 # What the clock and the machine decide. The length of the log holds the digits of the seconds.
-CLOCK = {"seconds", "log_size", "started", "argv", "command", "commit", "device", "versions"}
+CLOCK = {"seconds", "log_size", "started", "argv", "command", "commit", "device", "versions", "path"}
 
 
 def tiny_images(*_) -> tuple:

@@ -108,9 +108,10 @@ class Task:
                 problem = f"status {outcome.status}: {outcome.err[-300:]}"
             else:
                 self.tally.texts |= {text.group()} - {""}
+                done = outcome.status == 0 and "could not be drawn" not in outcome.out  # else the next one draws it
                 problem = "the folder changed" if refused and changed else \
-                    not refused and fault(run_folder(place), self.state, finished=outcome.status == 0)
-            if problem or refused or outcome.status == 0:
+                    not refused and fault(run_folder(place), self.state, finished=done)
+            if problem or refused or done:
                 break
             typed = self._go_on(place)
         self.tally.judge(where, problem and f"{self.script}: {problem}")
@@ -234,7 +235,8 @@ TROUBLES = {
     "SIGKILL at every moment of a session that resumes": lambda task: at_moments(task, kill, KILLED, resumes=True),
     "SIGTERM at a random moment": lambda task: at_random(task, signal.SIGTERM),
     "SIGINT at a random moment": lambda task: at_random(task, signal.SIGINT),
-    "a signal in the first update": lambda task: stopped(task, signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
+    "a signal in the first update": lambda task: stopped(
+        task, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU),
     "the reader of the output goes away (as with a pipe into head)": nobody_reads,
     "a full disk at every third moment": lambda task: at_moments(task, full_disk, {0: "", 1: FULL, 2: FULL}, 3),
     "a real limit on the size of files, from 40 bytes to just below the largest one": small_files,
