@@ -19,8 +19,8 @@
 // Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008; the time loop inside the kernel
 // over blocked weights: Banerjee et al., "Optimizing deep learning RNN topologies on Intel architecture", 2019.)
 //
-// How near to the peak these calls come, the wrapper around them left out (Zen 4, AVX-512, one thread). A tile of R rows
-// takes 4 R H cycles of multiply-adds, one a cycle. With one constant beside it, about 560 cycles a tile whatever H is,
+// How near to the peak these calls come, the wrapper around them left out (Zen 4, AVX-512, one thread). A tile of R
+// rows takes 4 R H cycles of multiply-adds, one a cycle. With one constant beside it, about 560 cycles a tile whatever H is,
 // that gives 82, 91 and 96 % of the peak for H = 128, 256 and 512 with 5, 5⅓ and 6 rows; measured forward: 80, 91 and
 // 96 %. The constant is fitted, its parts were not measured one by one; in it lie the finishing of 4 R vectors, the
 // requests of what comes next and the start and end of the chains of multiply-adds. At H = 128 it is a fifth, and the
