@@ -46,10 +46,7 @@ def train(model: CopyModel, optimizer, task: CopyingTask, run: Run, *, updates: 
     recent = Recent("loss", "recall", keep=max(LAST, min(log_interval, updates)), device=run.device)
     progress = run.track(Progress(update=0, best=math.inf, recent=recent),
                          model=model, optimizer=optimizer, task=task)
-    if (found := run.scored("loss {:.4f}, recall {:.4f}".format,
-                            validation=lambda: evaluate(model, task, batch, run))) is not None:
-        return found
-    if (result := run.finished()) is not None:
+    if (result := without_training(run, model, task, batch)) is not None:
         return result
     run.say(f"a memoryless model scores {task.memoryless_loss():.4f}")
 
@@ -67,6 +64,12 @@ def train(model: CopyModel, optimizer, task: CopyingTask, run: Run, *, updates: 
                 run.save_best()
 
     return finish(run, task, updates, recent)
+
+
+def without_training(run: Run, model: CopyModel, task: CopyingTask, batch: int) -> dict | None:
+    """What needs no training, or None: the scores that --evaluate asks for, the result of a run that is finished."""
+    found = run.scored("loss {:.4f}, recall {:.4f}".format, validation=lambda: evaluate(model, task, batch, run))
+    return run.finished() if found is None else found
 
 
 def recall_of(logits: torch.Tensor, target: torch.Tensor, c: int) -> torch.Tensor:

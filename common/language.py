@@ -98,13 +98,7 @@ def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epo
     start = Progress(epoch=0, batch=0, state=model.network.start(batch), sums=meter.sums, best_epoch=0,
                      best_loss=math.inf, best_accuracy=0.0)
     progress = run.track(start, data=corpus.source, model=model, optimizer=optimizer)
-    if (found := run.scored(lambda loss, accuracy: f"{scores(loss, corpus.unit)}, accuracy {accuracy:.4f}",
-                            validation=lambda: evaluate(model, valid_set, bptt, run),
-                            test=lambda: evaluate(model, test_set, bptt, run))) is not None:
-        if run.options.sample:
-            run.say("".join(corpus.vocabulary[k] for k in sample(model, run.options.sample, bptt, run.device)))
-        return found
-    if (result := run.finished()) is not None:
+    if (result := without_training(run, model, corpus, valid_set, test_set, bptt)) is not None:
         return result
 
     for epoch in run.epochs(progress, until=epochs, updates=batches, unit="segment"):
@@ -124,6 +118,18 @@ def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epo
         progress.state = model.network.start(batch)
         keep_or_slow_down(run, progress, optimizer, epoch, valid_loss, valid_accuracy)
     return finish(run, progress, epochs, model, test_set, bptt, corpus.unit)
+
+
+def without_training(run: Run, model: CharacterModel, corpus: Characters, valid_set: torch.Tensor,
+                     test_set: torch.Tensor, bptt: int) -> dict | None:
+    """What needs no training, or None: the scores that --evaluate asks for and a sample of the text, the result of a
+    run that is finished."""
+    found = run.scored(lambda loss, accuracy: f"{scores(loss, corpus.unit)}, accuracy {accuracy:.4f}",
+                       validation=lambda: evaluate(model, valid_set, bptt, run),
+                       test=lambda: evaluate(model, test_set, bptt, run))
+    if found is not None and run.options.sample:
+        run.say("".join(corpus.vocabulary[k] for k in sample(model, run.options.sample, bptt, run.device)))
+    return run.finished() if found is None else found
 
 
 @torch.no_grad()

@@ -63,11 +63,7 @@ def train(model: PixelModel, optimizer, train_set: PixelSequences, valid_set: Pi
     meter = Meter("train_loss", "train_accuracy", device=run.device)
     start = Progress(epoch=0, batch=0, sums=meter.sums, best_epoch=0, best_accuracy=-1.0)
     progress = run.track(start, data=train_set.source, model=model, optimizer=optimizer)
-    if (found := run.scored("loss {:.4f}, accuracy {:.4f}".format,
-                            validation=lambda: evaluate(model, valid_set, batch, run),
-                            test=lambda: evaluate(model, test_set, batch, run))) is not None:
-        return found
-    if (result := run.finished()) is not None:
+    if (result := without_training(run, model, valid_set, test_set, batch)) is not None:
         return result
 
     for epoch in run.epochs(progress, until=epochs, updates=batches, save_every=save_freq):
@@ -87,6 +83,14 @@ def train(model: PixelModel, optimizer, train_set: PixelSequences, valid_set: Pi
             progress.best_epoch, progress.best_accuracy = epoch, valid_accuracy
             run.save_best()
     return finish(run, progress, epochs, model, test_set, batch)
+
+
+def without_training(run: Run, model: PixelModel, valid_set: PixelSequences, test_set: PixelSequences,
+                     batch: int) -> dict | None:
+    """What needs no training, or None: the scores that --evaluate asks for, the result of a run that is finished."""
+    found = run.scored("loss {:.4f}, accuracy {:.4f}".format, validation=lambda: evaluate(model, valid_set, batch, run),
+                       test=lambda: evaluate(model, test_set, batch, run))
+    return run.finished() if found is None else found
 
 
 def report(run: Run, epoch: int, index: int, batches: int, meter: Meter, valid_loss=None, valid_accuracy=None) -> None:

@@ -69,3 +69,12 @@ def test_every_module_has_its_place():
     modules = {".".join(path.relative_to(ROOT).with_suffix("").parts) for room in ("common", "evidence", "benchmarks")
                for path in (ROOT / room).rglob("*.py") if path.name != "__init__.py"}
     assert modules <= {*PLACES, *ENGINES}
+
+
+@pytest.mark.parametrize("task", ["copytask", "smnist", "language"])
+def test_a_training_loop_fits_a_screen(task):
+    """30 lines from def to end, docstring not counted: what is no part of the algorithm stands beside it."""
+    tree = ast.parse(path_of(f"common.{task}").read_text(encoding="utf-8"))
+    train, = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "train")
+    docstring = train.body[0]
+    assert train.end_lineno - train.lineno - (docstring.end_lineno - docstring.lineno) <= 30

@@ -19,13 +19,14 @@
 // Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008; the time loop inside the kernel
 // over blocked weights: Banerjee et al., "Optimizing deep learning RNN topologies on Intel architecture", 2019.)
 //
-// How near to the peak. A tile of R rows takes 4 R H cycles of multiply-adds (AVX-512, one a cycle) and, whatever H is,
-// about 560 cycles more on a Zen 4 core: its 4 R vectors are loaded again, finished and stored; the requests of what
-// comes next take their turns; the chains of multiply-adds start and drain. That gives 82, 91 and 96 % of the peak for
-// H = 128, 256 and 512 with 5, 5⅓ and 6 rows; measured forward: 80, 91 and 96 %. So at H = 128 the last fifth is not
-// the product but those 560 cycles, which could only hide behind the product of another tile. At H = 1024, 92 %: W
-// (4 MB) comes from the third-level cache. The backward pass touches twice the arrays: 77, 86, 93 and 92 %. dW reads
-// h and δz from the third-level cache once, H/8 multiply-adds a number: 77, 84, 86 and 90 %.
+// How near to the peak these calls come, the wrapper around them left out (Zen 4, AVX-512, one thread). A tile of R
+// rows takes 4 R H cycles of multiply-adds, one a cycle. With one constant beside it, about 560 cycles a tile whatever H is,
+// that gives 82, 91 and 96 % of the peak for H = 128, 256 and 512 with 5, 5⅓ and 6 rows; measured forward: 80, 91 and
+// 96 %. The constant is fitted, its parts were not measured one by one; in it lie the finishing of 4 R vectors, the
+// requests of what comes next and the start and end of the chains of multiply-adds. At H = 128 it is a fifth, and the
+// shape of the tile does not change it. At H = 1024, 92 %: W (4 MB) is larger than the second-level cache. The backward
+// pass touches twice the arrays: 77, 86, 93 and 92 %. dW takes H/8 multiply-adds a number that it reads from the
+// third-level cache: 77, 84, 86 and 90 %.
 //
 // Every number of the result is summed in an order that depends on neither the tiling of the rows nor the
 // number of threads: the result has the same bits for any number of threads. dW is shared by its rows.
