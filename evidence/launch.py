@@ -54,7 +54,7 @@ class Job:
         return Path(named[1]) if named else None
 
     def stop(self) -> None:
-        """Ask the run to save and stop: once, for at a second signal it saves nothing.
+        """Ask the run to save and stop.
 
         SIGTERM, because what a shell started in the background ignores SIGINT.
         """

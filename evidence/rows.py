@@ -75,7 +75,7 @@ class Row:
         task, _ = self.script.split("_")
         resolved = flags.parse(self.command(seed)[1:], self.script, "", *script_of(*self.place), TASKS[task])
         return flags.science({name: {"value": plain(getattr(resolved, name)), "origin": origin}
-                        for name, origin in resolved.origin.items()})
+                              for name, origin in resolved.origin.items()})
 
 
 def rows_of(task: str, extra: list[str]) -> list[Row]:

@@ -154,10 +154,15 @@ def _processor() -> str:
     return "\n".join(words)
 
 
+def user_cache() -> Path:
+    """Where this project keeps what it made for this user's machine. Raises RuntimeError without a home folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stair-rnn"
+
+
 def _cache_folder() -> Path:
     """The user's cache folder for compiled code. Raises Unavailable where none can be used, and says why."""
     try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stair-rnn"
+        folder = user_cache()
     except RuntimeError:
         raise Unavailable("there is no home folder, and XDG_CACHE_HOME names no other") from None
     try:

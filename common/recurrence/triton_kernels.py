@@ -214,7 +214,7 @@ VARYING = ["first", "last", "steps", "batch", "blocks", "groups"]  # numbers tha
 def _tile(matrix, start, row, block, n, batch, hidden, wanted, BM: tl.constexpr):
     """Rows of a block and columns n of the matrix at matrix + start, zeros unless `wanted`."""
     m = (block * BM + tl.arange(0, BM))[:, None]
-    return tl.load(matrix + start + m * row + n, mask=(m < batch) & (n < hidden) & wanted, other=0.0)
+    return tl.load(matrix + start + m * row + n, mask=(m < batch) & (n < tl.where(wanted, hidden, 0)), other=0.0)
 
 
 @triton.jit

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from common.recurrence import triton_engine
+from common.recurrence.native_build import user_cache
 
 SOURCES = [Path(__file__).parent / name
            for name in ("triton_engine.py", "triton_kernels.py", "verify.py", "../stair.py")]
@@ -97,7 +98,7 @@ def _about(case, device) -> dict:
 
 def _path(about) -> Path:
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stair-rnn" / f"triton-{digest}.json"
+    return user_cache() / f"triton-{digest}.json"
 
 
 @functools.cache

@@ -167,21 +167,27 @@ class Run:
         options = self.options
         return f"{self.label}-s{options.random_seed}" + (f"-{options.name}" if options.name else "")
 
-    def _new_folder(self) -> Path:
+    def _names(self):
+        """The folder that this run is called, then that with -2, -3, … Raises UserError after the last."""
         parent, stem = self._place(), self._stem()
+        yield parent / stem
+        for number in range(2, 10_000):
+            yield parent / f"{stem}-{number}"
+        raise UserError(f"{parent} already holds 9,999 runs called {stem}; choose a --name or another --save")
+
+    def _no_folder(self, error: OSError) -> UserError:
+        return UserError(f"no folder could be made in {self._place()} ({error.strerror}); "
+                         "choose another place with --save")
+
+    def _new_folder(self) -> Path:
         try:
-            parent.mkdir(parents=True, exist_ok=True)
-            for number in range(1, 10_000):
-                folder = parent / (stem if number == 1 else f"{stem}-{number}")
-                try:
+            self._place().mkdir(parents=True, exist_ok=True)
+            for folder in self._names():
+                with contextlib.suppress(FileExistsError):
                     folder.mkdir()
                     return folder
-                except FileExistsError:
-                    continue
         except OSError as error:
-            raise UserError(f"no folder could be made in {parent} ({error.strerror}); "
-                            "choose another place with --save") from None
-        raise UserError(f"{parent} already holds 9,999 runs called {stem}; choose a --name or another --save")
+            raise self._no_folder(error) from None
 
     def _found_or_made(self, config: dict) -> tuple[Path, bool]:
         """The folder of the run with these very options → (folder, whether it was there).
@@ -189,14 +195,12 @@ class Run:
         A new one is prepared aside and appears under its name with its config.json in it, so that of two processes
         with the same command one makes it and the other finds it.
         """
-        parent, stem = self._place(), self._stem()
-        made = parent.parent / f".{stem}.{os.getpid()}.{time.time_ns()}"
+        made = Path(self.options.save) / f".{self._stem()}.{os.getpid()}.{time.time_ns()}"
         try:
-            parent.mkdir(parents=True, exist_ok=True)
+            self._place().mkdir(parents=True, exist_ok=True)
             made.mkdir()
             write_json(made / "config.json", config)
-            for number in range(1, 10_000):
-                folder = parent / (stem if number == 1 else f"{stem}-{number}")
+            for folder in self._names():
                 try:
                     os.rename(made, folder)
                     return folder, False
@@ -206,11 +210,9 @@ class Run:
                 if is_same_run(read_config(folder), config):
                     return folder, True
         except OSError as error:
-            raise UserError(f"no folder could be made in {parent} ({error.strerror}); "
-                            "choose another place with --save") from None
+            raise self._no_folder(error) from None
         finally:
             shutil.rmtree(made, ignore_errors=True)
-        raise UserError(f"{parent} already holds 9,999 runs called {stem}; choose a --name or another --save")
 
     def _config(self) -> dict:
         options, stair = self.options, getattr(self.parts["model"].network, "stair", None)
@@ -450,12 +452,8 @@ class Run:
             self.seconds_before = float(state["seconds"])
             self._cut_log(state["log_size"], state["columns"])
         except WRONG_CONTENT as error:
-            raise self._foreign(last, error) from None
+            raise foreign(last, error) from None
         self.saved_at = time.monotonic()
-
-    def _foreign(self, path: Path, error: Exception) -> UserError:
-        return UserError(f"{path} is not a checkpoint of the model that {self.folder / 'config.json'} describes "
-                         f"({reason_of(error)}); restore the one that belongs there or start a new run", 1)
 
     def _cut_log(self, size: int, columns: list[str] | None = None) -> None:
         """Go on after the first `size` bytes of the log, a table of `columns`. Raises ValueError for another table."""
@@ -585,11 +583,7 @@ class Run:
     def load_best(self) -> None:
         """Put the weights of best.pt into the model, at the end of a run."""
         self.best_loaded = True
-        best = self.folder / "best.pt"
-        try:
-            self.parts["model"].load_state_dict(load_tensors(best, self.device))
-        except WRONG_CONTENT as error:
-            raise self._foreign(best, error) from None
+        put_best(self.parts["model"], self.folder, self.device)
 
     def finish(self, result: dict) -> dict:
         """Write result.json, with which a run is finished, and draw its curves. → the whole result."""
@@ -683,14 +677,24 @@ def duration(seconds: float) -> str:
             return f"{seconds / size:{form}} {unit}"
 
 
-def load_weights(model, folder: Path):
-    """The model with the weights of the best validation of the run in `folder`, on the CPU, ready to evaluate."""
+def foreign(path: Path, error: Exception) -> UserError:
+    """The sentence for a checkpoint in a run's folder that is of another model."""
+    return UserError(f"{path} is not a checkpoint of the model that {path.parent / 'config.json'} describes "
+                     f"({reason_of(error)}); restore the one that belongs there or start a new run", 1)
+
+
+def put_best(model, folder: Path, device="cpu") -> None:
+    """Put the weights of the best validation of the run in `folder` into the model."""
     best = Path(folder) / "best.pt"
     try:
-        model.load_state_dict(load_tensors(best))
+        model.load_state_dict(load_tensors(best, device))
     except WRONG_CONTENT as error:
-        raise UserError(f"{best} is not a checkpoint of the model that {Path(folder) / 'config.json'} describes "
-                        f"({reason_of(error)}); restore the one that belongs there", 1) from None
+        raise foreign(best, error) from None
+
+
+def load_weights(model, folder: Path):
+    """The model with the weights of the best validation of the run in `folder`, on the CPU, ready to evaluate."""
+    put_best(model, folder)
     return model.eval()
 
 
