@@ -178,9 +178,9 @@ def test_every_formula_compiles(compiled, rule, phi, last_only, wanted):
 
 
 def spilled_at_most() -> int:
-    """Bytes: none. Triton 3.6 leaves a few numbers of a step, none of its product, out of the registers at H 1024."""
+    """Bytes: none. Triton 3.6 and 3.9 leave a few numbers of a step at H 1024 out of the registers."""
     import triton
-    return 64 if triton.__version__.startswith("3.6.") else 0
+    return 0 if triton.__version__.startswith("3.7.") else 64
 
 
 def check_order(ptx: str, waits: bool) -> None:
