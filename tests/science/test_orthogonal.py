@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from numpy.polynomial import Polynomial as Poly
 
 from common.orthogonal import (
+    LARGEST_NORM,
     MOST_SQUARINGS,
+    POLYNOMIAL,
     ROTATION_STARTS,
     haar_rotation,
     rotation_logarithm,
@@ -116,12 +119,24 @@ def test_what_a_gpu_squares_is_enough_for_every_start(name, dtype):
 
 
 @pytest.mark.parametrize(("dtype", "norm", "squarings"), [
-    (torch.float32, 0.5, 0), (torch.float32, 0.6, 1), (torch.float32, 4.0, 3),
-    (torch.float64, 0.04, 0), (torch.float64, 0.06, 1), (torch.float64, 3.1, 6)])
+    (torch.float32, 1.0, 0), (torch.float32, 1.2, 1), (torch.float32, 4.0, 2),
+    (torch.float64, 0.08, 0), (torch.float64, 0.1, 1), (torch.float64, 3.1, 6)])
 def test_squarings_by_hand(dtype, norm, squarings):
     """A 2×2 block [[0, s], [−s, 0]] has S² = −s² 1, so its norm is s exactly."""
     skew = torch.tensor([[0, norm], [-norm, 0]], dtype=dtype)
     assert squarings_for(skew @ skew) == squarings
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 2**-21), (torch.float64, 2**-49)])
+def test_the_polynomial_on_the_imaginary_axis(dtype, error):
+    """The derivative's error stays within its bound up to the largest norm, and passes it soon after."""
+    p = POLYNOMIAL[dtype]
+    square, exact = Poly([0, 0, 1]), np.linspace(0, 1.3 * LARGEST_NORM[dtype], 200)
+    left = square * Poly([p.x1, p.x2, 1])
+    whole = Poly([1, p.y1, p.y2]) + p.y3 * left * (left + Poly([p.x3, p.x4, p.x5]))
+    wrong = np.abs(whole.deriv()(1j * exact) - np.exp(1j * exact))
+    assert wrong[exact <= LARGEST_NORM[dtype]].max() < error < wrong.max()
+    assert whole(0) == 1
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
