@@ -7,7 +7,7 @@
     LSTM       the gated baseline, without a stair                                     yes
 
 expRNN is arXiv 1901.08428, nnRNN arXiv 1905.12080. A cell knows its parameters, not time: `project` maps
-the input, `kernel` forms W (once per sequence), `penalty` is what it adds to the loss. `common.network` joins
+the input, `kernel` forms W (once per sequence; `engine` as in `common.recurrence`), `penalty` is what it adds to the loss. `common.network` joins
 a cell, a stair and a nonlinearity into a network.
 
 A triangle is stored as the vector of its size(size−1)/2 free numbers, so that every parameter that the
@@ -21,6 +21,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from common.orthogonal import ROTATION_STARTS, skew_exponential, skew_start, triangle, triangle_indices
+from common.recurrence import native_engine
 
 NET_TYPES = ("RNN", "RNN-Orth", "expRNN", "nnRNN", "LSTM")
 RECURRENT_STARTS = ("xavier", *ROTATION_STARTS)
@@ -109,7 +110,7 @@ class RNN(Cell):
             start = skew_exponential(skew_start(rinit, hidden_size))
         self.recurrent_weight = nn.Parameter(start)
 
-    def kernel(self):
+    def kernel(self, engine="auto"):
         return self.recurrent_weight
 
 
@@ -127,8 +128,10 @@ class Rotation(nn.Module):
         upper = triangle(self.logarithm, self.indices, self.size)
         return upper - upper.t()
 
-    def forward(self) -> torch.Tensor:
-        """exp(S) (H, H)."""
+    def forward(self, engine: str = "auto") -> torch.Tensor:
+        """exp(S) (H, H), in compiled code where `engine` runs the recurrence in it."""
+        if engine in ("auto", "native") and native_engine.serves(self.logarithm):
+            return native_engine.native_exponential(self.logarithm, self.size)
         return skew_exponential(self.skew())
 
     @torch.no_grad()
@@ -145,8 +148,8 @@ class ExpRNN(Cell):
         super().__init__(input_size, hidden_size, iinit, input_bias=False)
         self.rotation = Rotation(hidden_size, rinit)
 
-    def kernel(self):
-        return self.rotation()
+    def kernel(self, engine="auto"):
+        return self.rotation(engine)
 
     def orthogonality_error(self):
         return self.rotation.error()
@@ -171,8 +174,8 @@ class NNRNN(Cell):
         self.theta = nn.Parameter(torch.empty(hidden_size // 2).uniform_(0, 2 * math.pi))
         self.upper = nn.Parameter(torch.zeros(hidden_size * (hidden_size - 1) // 2))
 
-    def kernel(self):
-        return _SchurProduct.apply(self.rotation(), self.upper, self.gamma, self.theta, self.rotation.indices)
+    def kernel(self, engine="auto"):
+        return _SchurProduct.apply(self.rotation(engine), self.upper, self.gamma, self.theta, self.rotation.indices)
 
     def penalty(self):
         """Σ_k (γ_k − 1)², a scalar tensor."""

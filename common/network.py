@@ -26,7 +26,7 @@ class StairRNN(nn.Module):
 
     def kernel(self) -> torch.Tensor:
         """W (H, H). An evaluation over many sequences forms it once and hands it to `forward`."""
-        return self.cell.kernel()
+        return self.cell.kernel(self.engine)
 
     def penalty(self):
         """What the loss grows by, before the factor `alam`."""

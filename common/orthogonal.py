@@ -131,18 +131,20 @@ class _Exponential(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         a, a2, inner, left, right, *powers = ctx.saved_tensors
+        # On transposed gradients: the adjoint at S is the derivative at S in the direction of the transposed gradient.
+        grad = grad.t().contiguous()
         for power, wanted in zip(reversed(powers), reversed(ctx.squares), strict=True):           # Y = X X
-            grad = _where(wanted, torch.addmm(grad @ power.t(), power.t(), grad), grad)
+            grad = _where(wanted, torch.addmm(power @ grad, grad, power), grad)
         p = POLYNOMIAL[grad.dtype]
         scaled = grad * p.y3
-        d_right = left.t() @ scaled
-        d_left = torch.addmm(d_right, scaled, right.t())      # R = L + …
-        d_inner = a2 @ d_left                                 # L = A² · inner; A² is symmetric
-        d_a2 = torch.addmm(d_inner, d_left, inner.t()).add_(grad, alpha=p.y2).add_(d_right, alpha=p.x5)
+        d_right = scaled @ left
+        d_left = torch.addmm(d_right, right, scaled)          # R = L + …
+        d_inner = d_left @ a2                                 # L = A² · inner
+        d_a2 = torch.addmm(d_inner, inner, d_left).add_(grad, alpha=p.y2).add_(d_right, alpha=p.x5)
         d_a = torch.mul(grad, p.y1).add_(d_right, alpha=p.x4).add_(d_inner, alpha=p.x2)
-        # A² = A A gives D Aᵀ + Aᵀ D, whose skew part is that of −(D + Dᵀ) A: one product for two.
-        d_a.addmm_(d_a2 + d_a2.t(), a, alpha=-1)
-        return (d_a - d_a.t()).mul_(0.5 * ctx.scale), None
+        # A² = A A gives A D + D A, whose skew part is that of A (D + Dᵀ): one product for two.
+        d_a.addmm_(a, d_a2 + d_a2.t())
+        return (d_a.t() - d_a).mul_(0.5 * ctx.scale), None
 
 
 def _where(wanted, new, old):

@@ -41,6 +41,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -77,12 +78,21 @@ struct Call {
     // gradients: grad (T, B, H), or grad_last (B, H) of the last state alone; the results, null where not wanted
     const void *grad, *grad_last;
     void *dz, *d_h0, *d_numbers, *d_bias, *d_kernel;
+    // W = exp(S): the numbers above S's diagonal row by row, the polynomial of common/orthogonal.py and the largest norm
+    // that it serves; S and S² (2, H, H); what the backward pass needs (3 + squarings, H, H); W; scratch (6, H, H)
+    const void *logarithm, *grad_rotation;
+    const double *polynomial;
+    void *squares, *kept_products, *rotation, *room, *d_logarithm;
+    std::int64_t squarings;
 };
 
 int stair_forward(const Call *call);   // fills h or last, and z where kept
 int stair_backward(const Call *call);  // fills dz, and d_h0, d_numbers, d_bias where wanted
 int stair_states(const Call *call);    // fills h from z, both (T, B, H)
 int stair_kernel_gradient(const Call *call);  // adds Σ_t h_{t-1}ᵀ δz_t to d_kernel; without an h0, Σ_t h_tᵀ δz_t
+int stair_square(const Call *call);  // fills squares, unscaled
+int stair_exponential(const Call *call);           // scales squares, fills kept_products and rotation
+int stair_exponential_backward(const Call *call);  // fills d_logarithm
 
 double stair_smallest(const void *numbers, std::int64_t count);  // the least |number|; NaN counts for nothing
 double stair_multiply_adds(std::int64_t rounds);                 // the yardstick: multiply-adds → how many operations
@@ -329,6 +339,12 @@ std::vector<Panel> panels_of(Index hidden) {
     return panels;
 }
 
+// Calls body(column, count) for the vectors of columns column … that lie inside a row of `hidden` numbers.
+template <class S, class Body>
+inline void for_each_vector(Index column, Index vectors, Index hidden, Body body) {
+    for (Index v = 0; v < vectors; v++, column += LANES<S>) body(v * LANES<S>, column, std::min(LANES<S>, hidden - column));
+}
+
 // A square matrix in panels. Inside a panel a row follows the other; columns beyond H are 0. Element (k, j) is read
 // from matrix[k · in + j · out].
 template <class S>
@@ -345,12 +361,18 @@ public:
     const std::vector<Panel> panels;
 
 private:
-    // Blocks of the depth, so that a column-wise read of the matrix still uses the whole of each cache line.
+    // A row at a time, or else blocks of the depth, so that a column-wise read of the matrix still uses the whole of each
+    // cache line.
     void pack(const S *matrix, Index in, Index out, const Panel &panel) {
         constexpr Index block = 16;
         const Index width = panel.vectors * LANES<S>, columns = std::min(width, hidden - panel.column);
         S *to = numbers.data() + panel.column * hidden;
-        for (Index start = 0; start < hidden; start += block)
+        if (out == 1)
+            for (Index k = 0; k < hidden; k++)
+                for_each_vector<S>(panel.column, panel.vectors, hidden, [&](Index offset, Index c, Index n) {
+                    store(to + k * width + offset, load(matrix + k * in + c, n));
+                });
+        else for (Index start = 0; start < hidden; start += block)
             for (Index j = 0; j < columns; j++)
                 for (Index k = start; k < std::min(start + block, hidden); k++)
                     to[k * width + j] = matrix[k * in + (panel.column + j) * out];
@@ -476,12 +498,6 @@ struct Sequence {
     mutable std::vector<double> number_parts;
     mutable std::vector<S> bias_parts;
 };
-
-// Calls body(column, count) for the vectors of columns column … that lie inside a row of `hidden` numbers.
-template <class S, class Body>
-inline void for_each_vector(Index column, Index vectors, Index hidden, Body body) {
-    for (Index v = 0; v < vectors; v++, column += LANES<S>) body(v * LANES<S>, column, std::min(LANES<S>, hidden - column));
-}
 
 template <class S, Rule rule, Phi phi>
 void forward_rows(const Sequence<S> &s, const Packed<S> &kernel, Index first, Index end) {
@@ -783,6 +799,145 @@ void run_kernel_gradient(const Call &call) {
     share_rows(call, s.hidden, [&](Index first, Index end) { kernel_gradient_rows(s, first, end); });
 }
 
+// ---------------------------------------------------------------------------------------- the exponential
+
+// W = exp(S) and its adjoint, by the formulas of common/orthogonal.py: the same products in the same order, without a
+// pass over a matrix for each sum.
+template <class S>
+class Exponential {
+public:
+    explicit Exponential(const Call &call)
+        : call(call), hidden(call.hidden), size(hidden * hidden), a(static_cast<S *>(call.squares)), a2(a + size),
+          inner(static_cast<S *>(call.kept_products)), left(inner + size), right(left + size) {
+        const double *p = call.polynomial;
+        for (S *x : {&x1, &x2, &x3, &x4, &x5, &y1, &y2, &y3}) *x = S(*p++);
+    }
+
+    void square() const {
+        const S *above = static_cast<const S *>(call.logarithm);
+        for (Index i = 0; i < hidden; above += hidden - ++i) {
+            std::fill_n(a2 + i * hidden, i + 1, S(0));
+            std::copy_n(above, hidden - i - 1, a2 + i * (hidden + 1) + 1);
+        }
+        transpose(a, a2);
+        combine(a, {{{1, a2}, {-1, a}}});
+        multiply(a2, 1, a, a);
+    }
+
+    void forward() const {
+        const S half = scale();
+        combine(a, {{{half, a}}});
+        combine(a2, {{{half * half, a2}}});
+        combine(inner, {{{1, a2}, {x2, a}}});
+        add_to_diagonal(inner, x1);
+        multiply(left, 1, a2, inner);
+        combine(right, {{{1, left}, {x4, a}, {x5, a2}}});
+        add_to_diagonal(right, x3);
+        multiply(power(0), y3, left, right, {{{y1, a}, {y2, a2}}});
+        add_to_diagonal(power(0), 1);
+        for (Index k = 0; k < call.squarings; k++) multiply(power(k + 1), 1, power(k), power(k));
+    }
+
+    // On transposed gradients: the adjoint at S is the derivative at S in the direction of the transposed gradient.
+    void backward() const {
+        S *room = static_cast<S *>(call.room), *grad = room + call.squarings % 2 * size, *d_right = room + 2 * size;
+        S *d_left = room + 3 * size, *d_inner = room + 4 * size, *d_a2 = room + 5 * size, *both = d_left, *d_a = d_a2;
+        transpose(grad, static_cast<const S *>(call.grad_rotation));
+        for (Index k = call.squarings - 1; k >= 0; k--) {  // Y = X X
+            S *next = room + k % 2 * size;
+            multiply(next, 1, power(k), grad);
+            multiply(next, 1, grad, power(k), {{{1, next}}});
+            grad = next;
+        }
+        multiply(d_right, y3, grad, left);
+        multiply(d_left, y3, right, grad, {{{1, d_right}}});
+        multiply(d_inner, 1, d_left, a2);
+        multiply(d_a2, 1, inner, d_left, {{{1, d_inner}, {y2, grad}, {x5, d_right}}});
+        transpose(both, d_a2);
+        combine(both, {{{1, both}, {1, d_a2}}});
+        multiply(d_a, 1, a, both, {{{y1, grad}, {x4, d_right}, {x2, d_inner}}});
+        transpose(both, d_a);
+        combine(both, {{{scale(), both}, {-scale(), d_a}}});
+        S *above = static_cast<S *>(call.d_logarithm);
+        for (Index i = 0; i < hidden; i++) above = std::copy_n(both + i * (hidden + 1) + 1, hidden - i - 1, above);
+    }
+
+private:
+    struct Term {
+        S factor;
+        const S *matrix;  // null: there is no such term
+    };
+    using Terms = std::array<Term, 3>;
+
+    S scale() const { return std::ldexp(S(1), -int(call.squarings)); }
+
+    // Y after k squarings; the last one is W
+    S *power(Index k) const { return k == call.squarings ? static_cast<S *>(call.rotation) : right + (k + 1) * size; }
+
+    void add_to_diagonal(S *matrix, S number) const {
+        for (Index i = 0; i < size; i += hidden + 1) matrix[i] += number;
+    }
+
+    // to = fromᵀ, block by block: a column-wise access still uses the whole of each cache line.
+    void transpose(S *to, const S *from) const {
+        constexpr Index block = 16;
+        share_rows(call, (hidden + block - 1) / block, [&](Index first, Index end) {
+            for (Index top = first * block; top < std::min(end * block, hidden); top += block)
+                for (Index start = 0; start < hidden; start += block)
+                    for (Index i = top; i < std::min(top + block, hidden); i++)
+                        for (Index j = start; j < std::min(start + block, hidden); j++)
+                            to[j * hidden + i] = from[i * hidden + j];
+        });
+    }
+
+    static Vector<S> sum(const Terms &terms, Index place, Index count) {
+        Vector<S> sum = {};
+        for (const Term &term : terms)
+            if (term.matrix) sum += term.factor * load(term.matrix + place, count);
+        return sum;
+    }
+
+    // to = Σ terms
+    void combine(S *to, const Terms &terms) const {
+        share_rows(call, hidden, [&](Index first, Index end) {
+            for (Index place = first * hidden; place < end * hidden; place += LANES<S>) {
+                const Index count = std::min(LANES<S>, end * hidden - place);
+                store(to + place, sum(terms, place, count), count);
+            }
+        });
+    }
+
+    // to = factor · x · y + Σ terms
+    void multiply(S *to, S factor, const S *x, const S *y, const Terms &terms = {}) const {
+        const Packed<S> packed(y, hidden, 1, hidden);
+        share_rows(call, hidden, [&](Index first, Index end) {
+            const Index start = first * hidden;
+            Streams<S> streams = {{{to + start, hidden}}};
+            for (Index i = 0; i < Index(terms.size()); i++)
+                if (terms[i].matrix) streams[i + 1] = {terms[i].matrix + start, hidden};
+            product(packed, x + start, hidden, end - first, streams,
+                    [&](Index row, Index column, Index vectors, const S *products) {
+                        for_each_vector<S>(column, vectors, hidden, [&](Index offset, Index c, Index n) {
+                            const Index place = start + row * hidden + c;
+                            store(to + place, factor * load(products + offset) + sum(terms, place, n), n);
+                        });
+                    });
+        });
+    }
+
+    const Call &call;
+    const Index hidden, size;
+    S *const a, *const a2, *const inner, *const left, *const right;
+    S x1, x2, x3, x4, x5, y1, y2, y3;
+};
+
+template <class S>
+void run_square(const Call &call) { Exponential<S>(call).square(); }
+template <class S>
+void run_exponential(const Call &call) { Exponential<S>(call).forward(); }
+template <class S>
+void run_exponential_backward(const Call &call) { Exponential<S>(call).backward(); }
+
 // 0: done. 1: out of memory.
 int enter(void (*run)(const Call &), const Call &call) {
     try {
@@ -826,6 +981,9 @@ int stair_forward(const Call *call) { return enter(run<FORWARD, STAIR_SCALAR>, *
 int stair_backward(const Call *call) { return enter(run<BACKWARD, STAIR_SCALAR>, *call); }
 int stair_states(const Call *call) { return enter(run<STATES, STAIR_SCALAR>, *call); }
 int stair_kernel_gradient(const Call *call) { return enter(run_kernel_gradient<STAIR_SCALAR>, *call); }
+int stair_square(const Call *call) { return enter(run_square<STAIR_SCALAR>, *call); }
+int stair_exponential(const Call *call) { return enter(run_exponential<STAIR_SCALAR>, *call); }
+int stair_exponential_backward(const Call *call) { return enter(run_exponential_backward<STAIR_SCALAR>, *call); }
 double stair_smallest(const void *numbers, std::int64_t count) {
     return smallest(static_cast<const STAIR_SCALAR *>(numbers), count);
 }

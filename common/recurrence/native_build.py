@@ -38,7 +38,7 @@ SAME_ROUNDING = "--param=avoid-fma-max-bits=0"
 PROCESSOR_FLAGS = (("-march=native", SAME_ROUNDING), ("-march=native",), ("-mcpu=native",), ())
 COMPILE_SECONDS = 300
 UNMAPPED = 65534  # the owner of what belongs to nobody in a container
-PASSES = ("forward", "backward", "states", "kernel_gradient")
+PASSES = ("forward", "backward", "states", "kernel_gradient", "square", "exponential", "exponential_backward")
 
 
 class Unavailable(Exception):
@@ -53,7 +53,9 @@ class Call(ctypes.Structure):
         "kernel_in", "kernel_out", "x_step", "x_row", "h0_row", "grad_step", "grad_row")]
     _fields_ += [(name, ctypes.c_void_p) for name in (
         "openmp_parallel", "kernel", "x", "h0", "numbers", "bias", "kept", "h", "last", "z",
-        "grad", "grad_last", "dz", "d_h0", "d_numbers", "d_bias", "d_kernel")]
+        "grad", "grad_last", "dz", "d_h0", "d_numbers", "d_bias", "d_kernel",
+        "logarithm", "grad_rotation", "polynomial", "squares", "kept_products", "rotation", "room", "d_logarithm")]
+    _fields_ += [("squarings", ctypes.c_int64)]
 
 
 class Library:

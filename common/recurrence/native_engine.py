@@ -17,11 +17,13 @@ Memory, in arrays of T·B·H numbers, beside x and the gradient that comes in; x
 The code is compiled on first use, by native_build.py.
 """
 
+import ctypes
 import functools
 
 import torch
 from torch.autograd.function import once_differentiable
 
+from common.orthogonal import POLYNOMIAL, squarings_for
 from common.recurrence import native_build
 from common.recurrence.native_build import SCALARS, Call
 from common.recurrence.torch_engine import sequence_recurrence
@@ -29,6 +31,7 @@ from common.stair import NONLINEARITIES, RULES
 
 WORK_PER_THREAD = 2**20  # multiply-adds; with less of them a thread costs more than it brings
 CHUNK_ELEMENTS = 2**22   # numbers of h formed again at a time
+POLYNOMIALS = {dtype: (ctypes.c_double * len(p))(*p) for dtype, p in POLYNOMIAL.items()}
 # |ρ| below which φ = h / ρ could not be read from h
 VANISHING = {dtype: torch.finfo(dtype).tiny ** 0.5 for dtype in SCALARS}
 
@@ -199,6 +202,55 @@ class Problem:
             self.library.run("states", call)
             self.library.run("kernel_gradient", call)
         return d_kernel
+
+
+# ── the exponential ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def native_exponential(logarithm: torch.Tensor, size: int) -> torch.Tensor:
+    """`common.orthogonal.skew_exponential` of the S (size, size) whose numbers above the diagonal are `logarithm`.
+
+    The same formulas. Raises RuntimeError if the engine could not be built.
+    """
+    library, reason = _library(logarithm.dtype)
+    if library is None:
+        raise RuntimeError(_unavailable(reason))
+    return _Exponential.apply(logarithm, size, library)
+
+
+class _Exponential(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logarithm, size, library):
+        logarithm = logarithm.contiguous()
+        squares, rotation = logarithm.new_empty(2, size, size), logarithm.new_empty(size, size)
+        ctx.library, ctx.call = library, (call := _exponential_call(size, logarithm.dtype))
+        call.logarithm, call.squares, call.rotation = map(_address, (logarithm, squares, rotation))
+        library.run("square", call)
+        call.squarings = int(squarings_for(squares[1]))
+        kept = logarithm.new_empty(3 + call.squarings, size, size)
+        call.kept_products = _address(kept)
+        library.run("exponential", call)
+        ctx.save_for_backward(squares, kept)
+        return rotation
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        squares, kept = ctx.saved_tensors
+        size = len(grad)
+        grad, room = grad.contiguous(), grad.new_empty(6, size, size)
+        d_logarithm = grad.new_empty(size * (size - 1) // 2)
+        call = ctx.call
+        call.squares, call.kept_products, call.grad_rotation = map(_address, (squares, kept, grad))
+        call.room, call.d_logarithm = _address(room), _address(d_logarithm)
+        ctx.library.run("exponential_backward", call)
+        return d_logarithm, None, None
+
+
+def _exponential_call(size, dtype) -> Call:
+    threads = min(torch.get_num_threads(), size**3 // WORK_PER_THREAD)
+    return Call(hidden=size, threads=max(1, threads), openmp_parallel=native_build.openmp_parallel(),
+                polynomial=ctypes.addressof(POLYNOMIALS[dtype]))
 
 
 def multiply_adds(rounds: int) -> float:
