@@ -62,6 +62,8 @@ STEPS_IN_A_TURN = {"copying": 10, "psMNIST": 1, "characters": 1}
 class TanhRNN(nn.Module):
     """torch.nn.RNN in the shape of our networks."""
 
+    engine = "torch"
+
     def __init__(self, input_size, hidden_size):
         super().__init__()
         self.hidden_size, self.input_size = hidden_size, input_size

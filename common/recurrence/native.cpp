@@ -49,6 +49,7 @@
 #include <limits>
 #include <memory>
 #include <new>
+#include <stdexcept>
 #include <system_error>
 #include <thread>
 #include <type_traits>
@@ -79,20 +80,28 @@ struct Call {
     const void *grad, *grad_last;
     void *dz, *d_h0, *d_numbers, *d_bias, *d_kernel;
     // W = exp(S): the numbers above S's diagonal row by row, the polynomial of common/orthogonal.py and the largest norm
-    // that it serves; S and S² (2, H, H); what the backward pass needs (3 + squarings, H, H); W; scratch (6, H, H)
+    // that it serves; S and S² (2, H, H); what the backward pass needs (3 + squarings, H, H); W; scratch (6, H, H);
+    // how often S is halved
     const void *logarithm, *grad_rotation;
     const double *polynomial;
     void *squares, *kept_products, *rotation, *room, *d_logarithm;
-    std::int64_t squarings;
+    mutable std::int64_t squarings;
+    // a read-out of `batch` states h to so many classes: kernel (C, H), bias (C,), logits in `last`; grad of the logits, dz
+    // of the states, d_kernel, d_bias. Its loss: logits x, targets `kept`; the loss in `last`, its gradient in dz
+    std::int64_t classes;
 };
 
 int stair_forward(const Call *call);   // fills h or last, and z where kept
 int stair_backward(const Call *call);  // fills dz, and d_h0, d_numbers, d_bias where wanted
 int stair_states(const Call *call);    // fills h from z, both (T, B, H)
 int stair_kernel_gradient(const Call *call);  // adds Σ_t h_{t-1}ᵀ δz_t to d_kernel; without an h0, Σ_t h_tᵀ δz_t
-int stair_square(const Call *call);  // fills squares, unscaled
+int stair_square(const Call *call);                // fills squares, unscaled, and squarings
 int stair_exponential(const Call *call);           // scales squares, fills kept_products and rotation
 int stair_exponential_backward(const Call *call);  // fills d_logarithm
+
+int stair_read_out(const Call *call);           // fills last
+int stair_read_out_backward(const Call *call);  // fills dz and d_bias, adds to d_kernel
+int stair_cross_entropy(const Call *call);      // fills last and dz; 2 where a target is no class
 
 double stair_smallest(const void *numbers, std::int64_t count);  // the least |number|; NaN counts for nothing
 double stair_multiply_adds(std::int64_t rounds);                 // the yardstick: multiply-adds → how many operations
@@ -345,19 +354,19 @@ inline void for_each_vector(Index column, Index vectors, Index hidden, Body body
     for (Index v = 0; v < vectors; v++, column += LANES<S>) body(v * LANES<S>, column, std::min(LANES<S>, hidden - column));
 }
 
-// A square matrix in panels. Inside a panel a row follows the other; columns beyond H are 0. Element (k, j) is read
-// from matrix[k · in + j · out].
+// A matrix (depth, columns) in panels. Inside a panel a row follows the other; columns beyond the last are 0. Element
+// (k, j) is read from matrix[k · in + j · out].
 template <class S>
 class Packed {
 public:
-    Packed() : hidden(0), numbers(0) {}
-    Packed(const S *matrix, Index in, Index out, Index hidden)
-        : hidden(hidden), panels(panels_of<S>(hidden)), numbers((hidden + LANES<S>) * hidden) {
+    Packed() : depth(0), columns(0), numbers(0) {}
+    Packed(const S *matrix, Index in, Index out, Index depth, Index columns)
+        : depth(depth), columns(columns), panels(panels_of<S>(columns)), numbers((columns + LANES<S>) * depth) {
         for (const Panel &panel : panels) pack(matrix, in, out, panel);
     }
-    const S *data(const Panel &panel) const { return numbers.data() + panel.column * hidden; }
+    const S *data(const Panel &panel) const { return numbers.data() + panel.column * depth; }
 
-    const Index hidden;
+    const Index depth, columns;
     const std::vector<Panel> panels;
 
 private:
@@ -365,17 +374,18 @@ private:
     // cache line.
     void pack(const S *matrix, Index in, Index out, const Panel &panel) {
         constexpr Index block = 16;
-        const Index width = panel.vectors * LANES<S>, columns = std::min(width, hidden - panel.column);
-        S *to = numbers.data() + panel.column * hidden;
+        const Index width = panel.vectors * LANES<S>, count = std::min(width, columns - panel.column);
+        S *to = numbers.data() + panel.column * depth;
         if (out == 1)
-            for (Index k = 0; k < hidden; k++)
-                for_each_vector<S>(panel.column, panel.vectors, hidden, [&](Index offset, Index c, Index n) {
+            for (Index k = 0; k < depth; k++)
+                for_each_vector<S>(panel.column, panel.vectors, columns, [&](Index offset, Index c, Index n) {
                     store(to + k * width + offset, load(matrix + k * in + c, n));
                 });
-        else for (Index start = 0; start < hidden; start += block)
-            for (Index j = 0; j < columns; j++)
-                for (Index k = start; k < std::min(start + block, hidden); k++)
-                    to[k * width + j] = matrix[k * in + (panel.column + j) * out];
+        else
+            for (Index start = 0; start < depth; start += block)
+                for (Index j = 0; j < count; j++)
+                    for (Index k = start; k < std::min(start + block, depth); k++)
+                        to[k * width + j] = matrix[k * in + (panel.column + j) * out];
     }
 
     Aligned<S> numbers;
@@ -448,7 +458,7 @@ void product(const Packed<S> &kernel, const S *rows, Index stride, Index count, 
                 for (Stream<S> &stream : soon)
                     if (stream.first) stream.first += first * stream.stride + panel.column;
                 table[(height - 1) * TILE_VECTORS + panel.vectors - 1](rows + first * stride, stride, 1,
-                                                                       kernel.data(panel), kernel.hidden, tile, soon);
+                                                                       kernel.data(panel), kernel.depth, tile, soon);
             }
             for (Index r = 0; r < height; r++)
                 finish(first + r, panel.column, panel.vectors, tile + r * panel.vectors * LANES<S>);
@@ -786,8 +796,8 @@ void run(const Call &call) {
     const RowsPass<S> rows = choose<pass, S>(call.rule * PHIS + call.phi, std::make_integer_sequence<int, RULES * PHIS>());
     const Sequence<S> s(call);
     const S *matrix = static_cast<const S *>(call.kernel);
-    const Packed<S> kernel = pass == FORWARD    ? Packed<S>(matrix, call.kernel_in, call.kernel_out, s.hidden)
-                             : pass == BACKWARD ? Packed<S>(matrix, call.kernel_out, call.kernel_in, s.hidden)
+    const Packed<S> kernel = pass == FORWARD    ? Packed<S>(matrix, call.kernel_in, call.kernel_out, s.hidden, s.hidden)
+                             : pass == BACKWARD ? Packed<S>(matrix, call.kernel_out, call.kernel_in, s.hidden, s.hidden)
                                                 : Packed<S>();
     share_rows(call, s.batch, [&](Index first, Index end) { rows(s, kernel, first, end); });
     if (pass == BACKWARD) s.add_parts();
@@ -822,6 +832,18 @@ public:
         transpose(a, a2);
         combine(a, {{{1, a2}, {-1, a}}});
         multiply(a2, 1, a, a);
+        double largest = 0;  // √‖S²‖₁; S² is symmetric
+        for (Index i = 0; i < hidden; i++) {
+            Vector<S> sums = {};
+            for (Index j = 0; j < hidden; j += LANES<S>) {
+                const Index count = std::min(LANES<S>, hidden - j);
+                sums += absolute<S>(load(a2 + i * hidden + j, count));
+            }
+            const double sum = sum_of_lanes<S>(sums);
+            largest = sum <= largest ? largest : sum;
+        }
+        const double halvings = std::ceil(std::log2(std::sqrt(largest) / call.polynomial[8]));
+        call.squarings = std::isfinite(halvings) ? Index(std::max(0.0, halvings)) : 0;
     }
 
     void forward() const {
@@ -909,7 +931,7 @@ private:
 
     // to = factor · x · y + Σ terms
     void multiply(S *to, S factor, const S *x, const S *y, const Terms &terms = {}) const {
-        const Packed<S> packed(y, hidden, 1, hidden);
+        const Packed<S> packed(y, hidden, 1, hidden, hidden);
         share_rows(call, hidden, [&](Index first, Index end) {
             const Index start = first * hidden;
             Streams<S> streams = {{{to + start, hidden}}};
@@ -938,13 +960,103 @@ void run_exponential(const Call &call) { Exponential<S>(call).forward(); }
 template <class S>
 void run_exponential_backward(const Call &call) { Exponential<S>(call).backward(); }
 
-// 0: done. 1: out of memory.
+// ------------------------------------------------------------------------------- the read-out and its loss
+
+// to (rows, columns) = rows (rows, depth) · matrix + bias; a null bias is 0
+template <class S>
+void map_rows(const Call &call, const S *rows, const Packed<S> &matrix, const S *bias, S *to) {
+    Aligned<S> padded(matrix.columns + LANES<S>);
+    if (bias) std::copy_n(bias, matrix.columns, padded.data());
+    share_rows(call, call.batch, [&](Index first, Index end) {
+        product(matrix, rows + first * matrix.depth, matrix.depth, end - first,
+                {{{to + first * matrix.columns, matrix.columns}}},
+                [&](Index row, Index column, Index vectors, const S *sums) {
+                    for_each_vector<S>(column, vectors, matrix.columns, [&](Index offset, Index c, Index n) {
+                        store(to + (first + row) * matrix.columns + c, load(sums + offset) + load(padded.data() + c), n);
+                    });
+                });
+    });
+}
+
+template <class S>
+void run_read_out(const Call &call) {
+    const Packed<S> weight(static_cast<const S *>(call.kernel), 1, call.hidden, call.hidden, call.classes);
+    map_rows(call, static_cast<const S *>(call.h), weight, static_cast<const S *>(call.bias), static_cast<S *>(call.last));
+}
+
+template <class S>
+void run_read_out_backward(const Call &call) {
+    const S *grad = static_cast<const S *>(call.grad), *h = static_cast<const S *>(call.h);
+    const Packed<S> weight(static_cast<const S *>(call.kernel), call.hidden, 1, call.classes, call.hidden);
+    map_rows(call, grad, weight, static_cast<const S *>(nullptr), static_cast<S *>(call.dz));
+    std::vector<double> sums(std::size_t(call.classes));
+    for (Index row = 0; row < call.batch; row++)
+        for (Index c = 0; c < call.classes; c++) sums[c] += double(grad[row * call.classes + c]);
+    std::copy(sums.begin(), sums.end(), static_cast<S *>(call.d_bias));
+    Call without_bias = call;
+    without_bias.d_bias = nullptr;
+    const Sequence<S> s(without_bias);
+    share_rows(call, call.classes, [&](Index first, Index end) {
+        add_products(s, grad, call.classes, h, call.batch, first, end);
+    });
+}
+
+// The mean over the rows of ln Σ e^logit − the target's logit, and its gradient (softmax − 1 at the target) / rows. As many
+// rows at a time as a vector has lanes, each in a lane.
+template <class S>
+void run_cross_entropy(const Call &call) {
+    constexpr Index lanes = LANES<S>;
+    const Index classes = call.classes, blocks = (call.batch + lanes - 1) / lanes;
+    std::vector<double> losses(std::size_t(call.batch));
+    std::atomic<bool> outside{false};
+    share_rows(call, blocks, [&](Index first, Index end) {
+        Aligned<S> turned(classes * lanes);
+        S *const at = turned.data();
+        for (Index start = first * lanes; start < std::min(end * lanes, Index(call.batch)); start += lanes) {
+            const Index count = std::min(lanes, call.batch - start);
+            const S *logits = static_cast<const S *>(call.x) + start * classes;
+            S *gradient = static_cast<S *>(call.dz) + start * classes;
+            for (Index row = 0; row < count; row++)
+                for (Index c = 0; c < classes; c++) at[c * lanes + row] = logits[row * classes + c];
+            Vector<S> largest = load(at), sum = {};
+            for (Index c = 1; c < classes; c++) {
+                const Vector<S> v = load(at + c * lanes);
+                largest = v > largest ? v : largest;
+            }
+            for (Index c = 0; c < classes; c++) {
+                const Vector<S> e = exponentials<S>(load(at + c * lanes) - largest).exp;
+                store(at + c * lanes, e);
+                sum += e;
+            }
+            const Vector<S> factor = S(1) / (sum * S(call.batch));
+            for (Index c = 0; c < classes; c++) store(at + c * lanes, load(at + c * lanes) * factor);
+            for (Index row = 0; row < count; row++) {
+                const Index target = call.kept[start + row];
+                if (target < 0 || target >= classes) {
+                    outside = true;
+                    return;
+                }
+                losses[start + row] = std::log(double(sum[row])) + double(largest[row]) - double(logits[row * classes + target]);
+                for (Index c = 0; c < classes; c++) gradient[row * classes + c] = at[c * lanes + row];
+                gradient[row * classes + target] -= S(1) / S(call.batch);
+            }
+        }
+    });
+    if (outside) throw std::out_of_range("a target");
+    double sum = 0;
+    for (double loss : losses) sum += loss;
+    *static_cast<S *>(call.last) = S(sum / double(call.batch));
+}
+
+// 0: done. 1: out of memory. 2: a target is no class.
 int enter(void (*run)(const Call &), const Call &call) {
     try {
         run(call);
         return 0;
     } catch (const std::bad_alloc &) {
         return 1;
+    } catch (const std::out_of_range &) {
+        return 2;
     }
 }
 
@@ -984,6 +1096,9 @@ int stair_kernel_gradient(const Call *call) { return enter(run_kernel_gradient<S
 int stair_square(const Call *call) { return enter(run_square<STAIR_SCALAR>, *call); }
 int stair_exponential(const Call *call) { return enter(run_exponential<STAIR_SCALAR>, *call); }
 int stair_exponential_backward(const Call *call) { return enter(run_exponential_backward<STAIR_SCALAR>, *call); }
+int stair_read_out(const Call *call) { return enter(run_read_out<STAIR_SCALAR>, *call); }
+int stair_read_out_backward(const Call *call) { return enter(run_read_out_backward<STAIR_SCALAR>, *call); }
+int stair_cross_entropy(const Call *call) { return enter(run_cross_entropy<STAIR_SCALAR>, *call); }
 double stair_smallest(const void *numbers, std::int64_t count) {
     return smallest(static_cast<const STAIR_SCALAR *>(numbers), count);
 }

@@ -23,7 +23,7 @@ import functools
 import torch
 from torch.autograd.function import once_differentiable
 
-from common.orthogonal import POLYNOMIAL, squarings_for
+from common.orthogonal import LARGEST_NORM, POLYNOMIAL
 from common.recurrence import native_build
 from common.recurrence.native_build import SCALARS, Call
 from common.recurrence.torch_engine import sequence_recurrence
@@ -31,7 +31,7 @@ from common.stair import NONLINEARITIES, RULES
 
 WORK_PER_THREAD = 2**20  # multiply-adds; with less of them a thread costs more than it brings
 CHUNK_ELEMENTS = 2**22   # numbers of h formed again at a time
-POLYNOMIALS = {dtype: (ctypes.c_double * len(p))(*p) for dtype, p in POLYNOMIAL.items()}
+POLYNOMIALS = {dtype: (ctypes.c_double * 9)(*p, LARGEST_NORM[dtype]) for dtype, p in POLYNOMIAL.items()}
 # |ρ| below which φ = h / ρ could not be read from h
 VANISHING = {dtype: torch.finfo(dtype).tiny ** 0.5 for dtype in SCALARS}
 
@@ -223,10 +223,10 @@ class _Exponential(torch.autograd.Function):
     def forward(ctx, logarithm, size, library):
         logarithm = logarithm.contiguous()
         squares, rotation = logarithm.new_empty(2, size, size), logarithm.new_empty(size, size)
-        ctx.library, ctx.call = library, (call := _exponential_call(size, logarithm.dtype))
+        ctx.library, ctx.call = library, (call := _call(size**3, hidden=size))
+        call.polynomial = ctypes.addressof(POLYNOMIALS[logarithm.dtype])
         call.logarithm, call.squares, call.rotation = map(_address, (logarithm, squares, rotation))
         library.run("square", call)
-        call.squarings = int(squarings_for(squares[1]))
         kept = logarithm.new_empty(3 + call.squarings, size, size)
         call.kept_products = _address(kept)
         library.run("exponential", call)
@@ -247,10 +247,63 @@ class _Exponential(torch.autograd.Function):
         return d_logarithm, None, None
 
 
-def _exponential_call(size, dtype) -> Call:
-    threads = min(torch.get_num_threads(), size**3 // WORK_PER_THREAD)
-    return Call(hidden=size, threads=max(1, threads), openmp_parallel=native_build.openmp_parallel(),
-                polynomial=ctypes.addressof(POLYNOMIALS[dtype]))
+# ── the read-out and its loss ────────────────────────────────────────────────────────────────────────────
+
+
+def native_read_out(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """h (..., H), weight (C, H), bias (C,), alike in dtype → logits (..., C), row by row."""
+    return _ReadOut.apply(h, weight, bias, _library(h.dtype)[0])
+
+
+class _ReadOut(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h, weight, bias, library):
+        h, weight, bias = h.contiguous(), weight.contiguous(), bias.contiguous()
+        logits = h.new_empty(*h.shape[:-1], len(weight))
+        call = _call(h.numel() * len(weight), batch=h.numel() // h.shape[-1], hidden=h.shape[-1], classes=len(weight))
+        call.h, call.kernel, call.bias, call.last = map(_address, (h, weight, bias, logits))
+        library.run("read_out", call)
+        ctx.library, ctx.call = library, call
+        ctx.save_for_backward(h, weight)
+        return logits
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (h, weight), grad, call = ctx.saved_tensors, grad.contiguous(), ctx.call
+        d_h, d_weight, d_bias = torch.empty_like(h), torch.zeros_like(weight), grad.new_empty(len(weight))
+        call.h, call.kernel, call.bias, call.grad = _address(h), _address(weight), None, _address(grad)
+        call.dz, call.d_kernel, call.d_bias = map(_address, (d_h, d_weight, d_bias))
+        ctx.library.run("read_out_backward", call)
+        return d_h, d_weight, d_bias, None
+
+
+def native_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The mean over all positions of logits (..., C) and target (...) int64 → a scalar. Raises ValueError for no class."""
+    return _CrossEntropy.apply(logits, target, _library(logits.dtype)[0])
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits, target, library):
+        logits, target, classes = logits.contiguous(), target.contiguous(), logits.shape[-1]
+        loss, gradient = logits.new_empty(()), torch.empty_like(logits)
+        call = _call(logits.numel() * 32, batch=target.numel(), classes=classes)      # an exponential is some 32 operations
+        call.x, call.kept, call.last, call.dz = map(_address, (logits, target, loss, gradient))
+        library.run("cross_entropy", call)
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return ctx.saved_tensors[0] * grad, None, None
+
+
+def _call(work: int, **sizes) -> Call:
+    """A call of so many multiply-adds, which decide about its threads."""
+    threads = min(torch.get_num_threads(), work // WORK_PER_THREAD)
+    return Call(threads=max(1, threads), openmp_parallel=native_build.openmp_parallel(), **sizes)
 
 
 def multiply_adds(rounds: int) -> float:
