@@ -7,8 +7,8 @@
     LSTM       the gated baseline, without a stair                                     yes
 
 expRNN is arXiv 1901.08428, nnRNN arXiv 1905.12080. A cell knows its parameters, not time: `project` maps
-the input, `kernel` forms W (once per sequence; `engine` as in `common.recurrence`), `penalty` is what it adds to the loss. `common.network` joins
-a cell, a stair and a nonlinearity into a network.
+the input, `kernel` forms W (once per sequence; `engine` as in `common.recurrence`), `penalty` is what it adds to the
+loss. `common.network` joins a cell, a stair and a nonlinearity into a network.
 
 A triangle is stored as the vector of its size(size−1)/2 free numbers, so that every parameter that the
 optimizer sees is free and counting parameters is counting numbers.

@@ -110,7 +110,7 @@ class ReadOut(nn.Linear):
 
 
 def read_out(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, engine: str = "auto") -> torch.Tensor:
-    """h (..., H), weight (C, H), bias (C,) → logits (..., C), in compiled code where `engine` runs the recurrence in it."""
+    """h (..., H), weight (C, H), bias (C,) → logits (..., C), in compiled code where `engine` means that."""
     if engine in ("auto", "native") and h.dtype == weight.dtype == bias.dtype and native_engine.serves(h):
         return native_engine.native_read_out(h, weight, bias)
     return class_by_class(h, weight, bias)
@@ -127,6 +127,7 @@ def class_by_class(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) ->
 
 def mean_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Over all positions: logits (..., C), best as `read_out` lays them out, and target (...) → a scalar."""
+    # Logits that lie row by row come from compiled code, or from a read-out of a reader's own.
     if logits.is_contiguous() and target.dtype == torch.int64 and native_engine.serves(logits):
         return native_engine.native_cross_entropy(logits, target)
     log_probabilities = logits.flatten(0, -2).t().log_softmax(0)                         # (C, N)

@@ -25,8 +25,7 @@ class OrthogonalRMSprop(torch.optim.Optimizer):
         eps            ε of both
         weight_decay   λ: adds λ p to the gradient
         minimum        the parameters are kept at or above it (None: no bound)
-    What a group leaves out is taken from the arguments. `parameter_groups` makes the groups of a model. Hooks that
-    torch calls before and after a step are not called.
+    What a group leaves out is taken from the arguments. `parameter_groups` makes the groups of a model.
     """
 
     def __init__(self, params, lr=1e-3, method="RMSprop", alpha=0.99, betas=(0.9, 0.999), eps=1e-8,
@@ -55,9 +54,6 @@ class OrthogonalRMSprop(torch.optim.Optimizer):
                 for p in params:
                     p.clamp_(min=group["minimum"])
         return loss
-
-    # Or torch would wrap `step` in calls for its profiler and for hooks, which take as long as the step of a small model.
-    step.hooked = True
 
     def zero_grad(self, set_to_none: bool = True):
         """Drop all gradients; without the hooks of torch's own, which take longer than this."""

@@ -79,15 +79,15 @@ struct Call {
     // gradients: grad (T, B, H), or grad_last (B, H) of the last state alone; the results, null where not wanted
     const void *grad, *grad_last;
     void *dz, *d_h0, *d_numbers, *d_bias, *d_kernel;
-    // W = exp(S): the numbers above S's diagonal row by row, the polynomial of common/orthogonal.py and the largest norm
-    // that it serves; S and S² (2, H, H); what the backward pass needs (3 + squarings, H, H); W; scratch (6, H, H);
+    // W = exp(S): the numbers above S's diagonal row by row; the polynomial of common/orthogonal.py and the largest
+    // norm that it serves; S and S² (2, H, H); what the backward pass needs (3 + squarings, H, H); W; scratch (6, H, H);
     // how often S is halved
     const void *logarithm, *grad_rotation;
     const double *polynomial;
     void *squares, *kept_products, *rotation, *room, *d_logarithm;
     mutable std::int64_t squarings;
-    // a read-out of `batch` states h to so many classes: kernel (C, H), bias (C,), logits in `last`; grad of the logits, dz
-    // of the states, d_kernel, d_bias. Its loss: logits x, targets `kept`; the loss in `last`, its gradient in dz
+    // a read-out of `batch` states h to so many classes: kernel (C, H), bias (C,), logits in `last`; grad of the logits,
+    // dz of the states, d_kernel, d_bias. Its loss: logits x, targets `kept`; the loss in `last`, its gradient in dz
     std::int64_t classes;
 };
 
@@ -370,8 +370,8 @@ public:
     const std::vector<Panel> panels;
 
 private:
-    // A row at a time, or else blocks of the depth, so that a column-wise read of the matrix still uses the whole of each
-    // cache line.
+    // A row at a time, or else blocks of the depth, so that a column-wise read of the matrix still uses the whole of
+    // each cache line.
     void pack(const S *matrix, Index in, Index out, const Panel &panel) {
         constexpr Index block = 16;
         const Index width = panel.vectors * LANES<S>, count = std::min(width, columns - panel.column);
@@ -972,7 +972,8 @@ void map_rows(const Call &call, const S *rows, const Packed<S> &matrix, const S 
                 {{{to + first * matrix.columns, matrix.columns}}},
                 [&](Index row, Index column, Index vectors, const S *sums) {
                     for_each_vector<S>(column, vectors, matrix.columns, [&](Index offset, Index c, Index n) {
-                        store(to + (first + row) * matrix.columns + c, load(sums + offset) + load(padded.data() + c), n);
+                        const Vector<S> sum = load(sums + offset) + load(padded.data() + c);
+                        store(to + (first + row) * matrix.columns + c, sum, n);
                     });
                 });
     });
@@ -981,7 +982,8 @@ void map_rows(const Call &call, const S *rows, const Packed<S> &matrix, const S 
 template <class S>
 void run_read_out(const Call &call) {
     const Packed<S> weight(static_cast<const S *>(call.kernel), 1, call.hidden, call.hidden, call.classes);
-    map_rows(call, static_cast<const S *>(call.h), weight, static_cast<const S *>(call.bias), static_cast<S *>(call.last));
+    const S *h = static_cast<const S *>(call.h), *bias = static_cast<const S *>(call.bias);
+    map_rows(call, h, weight, bias, static_cast<S *>(call.last));
 }
 
 template <class S>
@@ -1001,8 +1003,8 @@ void run_read_out_backward(const Call &call) {
     });
 }
 
-// The mean over the rows of ln Σ e^logit − the target's logit, and its gradient (softmax − 1 at the target) / rows. As many
-// rows at a time as a vector has lanes, each in a lane.
+// The mean over the rows of ln Σ e^logit − the target's logit, and its gradient (softmax − 1 at the target) / rows. As
+// many rows at a time as a vector has lanes, each in a lane.
 template <class S>
 void run_cross_entropy(const Call &call) {
     constexpr Index lanes = LANES<S>;
@@ -1036,7 +1038,8 @@ void run_cross_entropy(const Call &call) {
                     outside = true;
                     return;
                 }
-                losses[start + row] = std::log(double(sum[row])) + double(largest[row]) - double(logits[row * classes + target]);
+                const double wanted = double(logits[row * classes + target]);
+                losses[start + row] = std::log(double(sum[row])) + double(largest[row]) - wanted;
                 for (Index c = 0; c < classes; c++) gradient[row * classes + c] = at[c * lanes + row];
                 gradient[row * classes + target] -= S(1) / S(call.batch);
             }

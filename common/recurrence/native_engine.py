@@ -1,5 +1,7 @@
 """The native CPU engine: the whole sequence, forward or backward, in one call of compiled code (native.cpp).
 
+Beside the recurrence, what else a step spends its time with: exp(S), a read-out at every step and its cross entropy.
+
     forward     z_t = x_t + h_{t-1} W,  h_t = g_t(z_t) φ(z_t)                         all t in one call
     backward    δh_t = ∂L/∂h_t + δz_{t+1} Wᵀ,  δz_t = δh_t · ∂h_t/∂z_t                 all t in one call
     gradients   dW = Σ_t h_{t-1}ᵀ δz_t in one more; numbers and bias summed on the way
@@ -22,8 +24,9 @@ import functools
 
 import torch
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import cross_entropy
 
-from common.orthogonal import LARGEST_NORM, POLYNOMIAL
+from common.orthogonal import LARGEST_NORM, POLYNOMIAL, skew_exponential, triangle, triangle_indices
 from common.recurrence import native_build
 from common.recurrence.native_build import SCALARS, Call
 from common.recurrence.torch_engine import sequence_recurrence
@@ -84,7 +87,7 @@ def serves(x: torch.Tensor) -> bool:
 def _recurrence(library, x, kernel, h0, numbers, rule, phi, bias, last_only):
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, kernel, h0, numbers, bias)):
         return _Sequence.apply(x, kernel, h0, numbers, bias, rule, phi, last_only, library)
-    problem = Problem(library, kernel, h0, numbers, rule, phi, bias, steps=len(x))
+    problem = Problem(library, kernel, h0, numbers, rule, phi, bias, steps=x.shape[0])
     h, last = problem.forward(x, z=None, keep_h=not last_only, keep_last=last_only)
     return last if last_only else h
 
@@ -92,11 +95,12 @@ def _recurrence(library, x, kernel, h0, numbers, rule, phi, bias, last_only):
 class _Sequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, kernel, h0, numbers, bias, rule, phi, last_only, library):
-        problem = Problem(library, kernel, h0, numbers, rule, phi, bias, steps=len(x))
+        problem = Problem(library, kernel, h0, numbers, rule, phi, bias, steps=x.shape[0])
         kept = problem.steps_that_need_z()
         z = None if kept is None else x.new_empty(int(kept.max()) + 1, *h0.shape)            # (T or fewer, B, H)
         h, last = problem.forward(x, z, keep_h=rule == "scale" or not last_only, keep_last=last_only)
-        ctx.rule, ctx.phi, ctx.last_only, ctx.library, ctx.steps, ctx.kept = rule, phi, last_only, library, len(x), kept
+        ctx.rule, ctx.phi, ctx.last_only, ctx.library = rule, phi, last_only, library
+        ctx.steps, ctx.kept = x.shape[0], kept
         ctx.save_for_backward(kernel, h0, numbers, bias, h if rule == "scale" else None, z)
         return last if last_only else h
 
@@ -237,7 +241,7 @@ class _Exponential(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         squares, kept = ctx.saved_tensors
-        size = len(grad)
+        size = grad.shape[0]
         grad, room = grad.contiguous(), grad.new_empty(6, size, size)
         d_logarithm = grad.new_empty(size * (size - 1) // 2)
         call = ctx.call
@@ -251,7 +255,13 @@ class _Exponential(torch.autograd.Function):
 
 
 def native_read_out(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """h (..., H), weight (C, H), bias (C,), alike in dtype → logits (..., C), row by row."""
+    """h (..., H), weight (C, H), bias (C,), alike in dtype → logits (..., C), row by row.
+
+    Raises ValueError for shapes that do not fit.
+    """
+    if weight.shape != (*bias.shape, h.shape[-1]):
+        raise ValueError(f"states {tuple(h.shape)} do not fit a weight {tuple(weight.shape)} and a bias "
+                         f"{tuple(bias.shape)}")
     return _ReadOut.apply(h, weight, bias, _library(h.dtype)[0])
 
 
@@ -259,8 +269,9 @@ class _ReadOut(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h, weight, bias, library):
         h, weight, bias = h.contiguous(), weight.contiguous(), bias.contiguous()
-        logits = h.new_empty(*h.shape[:-1], len(weight))
-        call = _call(h.numel() * len(weight), batch=h.numel() // h.shape[-1], hidden=h.shape[-1], classes=len(weight))
+        (classes, hidden), rows = weight.shape, h.numel() // h.shape[-1]
+        logits = h.new_empty(*h.shape[:-1], classes)
+        call = _call(rows * hidden * classes, batch=rows, hidden=hidden, classes=classes)
         call.h, call.kernel, call.bias, call.last = map(_address, (h, weight, bias, logits))
         library.run("read_out", call)
         ctx.library, ctx.call = library, call
@@ -271,7 +282,7 @@ class _ReadOut(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         (h, weight), grad, call = ctx.saved_tensors, grad.contiguous(), ctx.call
-        d_h, d_weight, d_bias = torch.empty_like(h), torch.zeros_like(weight), grad.new_empty(len(weight))
+        d_h, d_weight, d_bias = torch.empty_like(h), torch.zeros_like(weight), grad.new_empty(weight.shape[0])
         call.h, call.kernel, call.bias, call.grad = _address(h), _address(weight), None, _address(grad)
         call.dz, call.d_kernel, call.d_bias = map(_address, (d_h, d_weight, d_bias))
         ctx.library.run("read_out_backward", call)
@@ -279,7 +290,13 @@ class _ReadOut(torch.autograd.Function):
 
 
 def native_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The mean over all positions of logits (..., C) and target (...) int64 → a scalar. Raises ValueError for no class."""
+    """The mean over all positions of logits (..., C) and target (...) int64 → a scalar.
+
+    Raises ValueError for a target that is no class, and for shapes that do not fit.
+    """
+    if target.numel() * logits.shape[-1] != logits.numel():
+        raise ValueError(f"logits {tuple(logits.shape)} need as many targets as they have rows, not "
+                         f"{tuple(target.shape)}")
     return _CrossEntropy.apply(logits, target, _library(logits.dtype)[0])
 
 
@@ -288,7 +305,7 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx, logits, target, library):
         logits, target, classes = logits.contiguous(), target.contiguous(), logits.shape[-1]
         loss, gradient = logits.new_empty(()), torch.empty_like(logits)
-        call = _call(logits.numel() * 32, batch=target.numel(), classes=classes)      # an exponential is some 32 operations
+        call = _call(logits.numel() * 32, batch=target.numel(), classes=classes)   # 32: of an exponential, about
         call.x, call.kept, call.last, call.dz = map(_address, (logits, target, loss, gradient))
         library.run("cross_entropy", call)
         ctx.save_for_backward(gradient)
@@ -332,8 +349,8 @@ def _library(dtype):
 
 
 def _agrees(library, dtype) -> bool:
-    """Whether forward and backward give the PyTorch engine's numbers on two small problems of odd sizes."""
-    steps, batch, hidden = 3, 7, 21
+    """Whether forward and backward give PyTorch's numbers on small problems of odd sizes."""
+    steps, batch, hidden, classes = 3, 7, 21, 5
     tolerance = 1e-4 if dtype is torch.float32 else 1e-10
     with torch.inference_mode(False), torch.enable_grad():
         def waves(*shape, start):
@@ -354,4 +371,16 @@ def _agrees(library, dtype) -> bool:
             for ours, theirs in zip(*results, strict=True):
                 if not torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance):
                     return False
-    return True
+
+        indices, target = triangle_indices(hidden, "cpu"), torch.arange(batch, device="cpu") % classes
+        inputs = [waves(len(indices), start=6), waves(classes, hidden, start=7), waves(classes, start=8)]
+        results = []
+        for ours in (True, False):
+            logarithm, weight, bias = leaves = [t.clone().requires_grad_() for t in inputs]
+            upper = triangle(logarithm, indices, hidden)
+            w = _Exponential.apply(logarithm, hidden, library) if ours else skew_exponential(upper - upper.t())
+            logits = _ReadOut.apply(w[:batch], weight, bias, library) if ours else w[:batch] @ weight.t() + bias
+            loss = _CrossEntropy.apply(logits, target, library) if ours else cross_entropy(logits, target)
+            results.append([w.detach(), loss.detach(), *torch.autograd.grad(loss, leaves)])
+    return all(torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance)
+               for ours, theirs in zip(*results, strict=True))

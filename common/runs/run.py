@@ -109,7 +109,7 @@ class Recent:
     @torch.no_grad()
     def add(self, update: int, *values: torch.Tensor) -> None:
         """The values of update 1, 2, …; they take the place of those `keep` updates before."""
-        self.values[(update - 1) % len(self.values)] = torch.stack(values)
+        self.values[(update - 1) % self.values.shape[0]] = torch.stack(values)
 
     def rows(self, update: int, last: int) -> torch.Tensor:
         """The values of the `last` updates up to `update` → (last, names)."""
