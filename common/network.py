@@ -82,17 +82,19 @@ class LSTM(nn.Module):
         return (h[-1] if last_only else h), torch.cat((h_last, c_last))
 
 
-def build_network(net_type: str, input_size: int, hidden_size: int, stair, nonlin: str, rinit: str, iinit: str,
+def build_network(net_type: str, input_size: int, hidden_size: int, stair, nonlin, rinit: str, iinit: str,
                   engine: str = "auto") -> nn.Module:
     """The network that the options name: a `StairRNN`, or an `LSTM` (which leaves stair and `nonlin` out).
 
+    nonlin   φ: one of `NONLINEARITIES`, or a function of z
     Raises ValueError for a combination that has no meaning.
     """
     check_start(net_type, rinit)
     if net_type == "LSTM":
         return LSTM(input_size, hidden_size, rinit, iinit)
     cell = {"RNN": RNN, "RNN-Orth": RNN, "expRNN": ExpRNN, "nnRNN": NNRNN}[net_type]
-    return StairRNN(cell(input_size, hidden_size, rinit, iinit), stair, Nonlinearity(nonlin, hidden_size), engine)
+    phi = nonlin if callable(nonlin) else Nonlinearity(nonlin, hidden_size)
+    return StairRNN(cell(input_size, hidden_size, rinit, iinit), stair, phi, engine)
 
 
 class ReadOut(nn.Linear):

@@ -322,7 +322,7 @@ def draw_gradients(folders: list[Path], path: Path) -> None:
         for axes, model in ((left, script.build(options).double()), (right, trained.double())):
             norms, stair = gradient_norms(model, task)[:recall], model.network.stair
             axes.semilogy((norms / norms[-1]).tolist(), **line(number, name_of(folder)))
-            if stair.rule == "scale":
+            if stair.rule == "scale" and stair(1).ndim == 1:
                 axes.semilogy(product_after(stair(recall).detach()).tolist(), color="0", linewidth=0.6)
     for axes, title in ((left, "at the start"), (right, "after training")):
         axes.set(xlabel="step t", title=title, ylim=(FAINT, 30))

@@ -31,7 +31,7 @@ from common.data import vocabulary_in
 from common.errors import UserError, close_output, printable, when_asked_to_stop
 from common.optim import METHODS
 from common.orthogonal import largest_norm
-from common.recurrence import unavailable_reason
+from common.recurrence import unavailable_reason, unfit_reason
 from common.runs.curves import draw_run
 from common.runs.flags import AUTO, MAY_GROW_ON_RESUME, Options, describe, science
 from common.runs.machine import check_memory, device_name, edited_files, git_commit, prepare_machine, versions
@@ -361,6 +361,9 @@ class Run:
         A new run's folder is made only here, when its data and its model are there; a resumed run is restored.
         `data` is the `common.data.Source` of what the run reads.
         """
+        net, engine = parts["model"].network, self.options.engine
+        if hasattr(net, "stair") and (reason := unfit_reason(engine, net.hidden_size, net.stair, net.nonlinearity)):
+            raise UserError(reason)
         self.parts = {"progress": progress, **parts}
         config = None if self.resumed else {**self._config(), **({} if data is None else {"data": data.record()})}
         if self.auto and not self.options.dry_run:
@@ -614,7 +617,7 @@ class Run:
     def _write_stair(self) -> None:
         """What a learned stair has become: t and α_t."""
         numbers = getattr(getattr(self.parts["model"].network, "stair", None), "numbers", None)
-        if isinstance(numbers, torch.nn.Parameter):
+        if isinstance(numbers, torch.nn.Parameter) and numbers.ndim == 1:
             lines = ["t,alpha", *(f"{t},{value:.7g}" for t, value in enumerate(numbers.flatten().tolist()))]
             write_atomically(self.folder / "stair.csv", ("\n".join(lines) + "\n").encode())
 

@@ -195,6 +195,31 @@ def build(''', 1)
     assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["stair"] == "Half"
 
 
+def test_numbers_per_unit_name_the_engine_before_a_folder_is_made(copied):
+    script = copied / "copytask_nvar.py"
+    text = script.read_text(encoding="utf-8").replace("from common.stair import FixedStair", """import torch
+from common.stair import Stair
+
+class PerUnit(Stair):
+    def __init__(self, steps, hidden):
+        super().__init__()
+        self.numbers = torch.nn.Parameter(torch.full((steps, hidden), 0.9))
+""")
+    text = text.replace("stair = FixedStair(args.nvar, task.steps)", "stair = PerUnit(task.steps, args.nhid)")
+    script.write_text(text, encoding="utf-8")
+    command = ["copytask_nvar.py", "--threads", "1", *tiny("copytask_nvar")]
+    done = run(copied, *command, "--engine", "native")
+    assert (done.returncode, list(copied.glob("saves*"))) == (2, [])
+    assert done.stderr == ("copytask_nvar.py: the native engine takes one number a step, and PerUnit has one for every "
+                           "unit; choose the engine auto or reference\n")
+    done = run(copied, *command)
+    assert done.returncode == 0, done.stderr
+    line, = done.stderr.splitlines()
+    assert line.startswith("stair: running the torch engine; the native engine takes one number a step")
+    assert not list(copied.glob("saves/*/*/stair.csv"))                        # which has a number a step
+    assert list(copied.glob("saves/*/*/result.json"))
+
+
 def test_update_loses_no_value(tmp_path, monkeypatch):
     """A page whose records are gone stays as it is, unless --drop says that the values may go."""
     (tmp_path / "results").mkdir()
