@@ -29,7 +29,7 @@ class StairRNN(nn.Module):
         return self.cell.kernel()
 
     def penalty(self):
-        """What the loss grows by, before the factor `alam`."""
+        """What is added to the loss, before the factor `alam`."""
         return self.cell.penalty()
 
     def forward(self, x, state=None, kernel=None, embedding=None, last_only=False):

@@ -20,7 +20,7 @@ from evidence import pictures, table
 
 TABLE = re.compile(r"(<!-- python -m evidence (.+?) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 PICTURE = re.compile(r"<!-- python -m evidence\.pictures (.+?) -->")
-ABSOLUTE = re.compile(r'(?<=["=])(?:[A-Za-z]:)?[/\\]+[^"/\\][^"]*[/\\]')  # of a path in JSON, all but its last part
+ABSOLUTE = re.compile(r'(?<=["=])(?:[A-Za-z]:)?[/\\]+[^"/\\][^"]*[/\\]')  # in JSON: a path without its last part
 
 
 def pages(root: Path) -> list[Path]:
@@ -37,7 +37,7 @@ def fill(text: str) -> str:
 
 
 def update(root: Path, drop: bool = False) -> None:
-    """Write the tables and the pictures of all pages anew: everything is worked out first, and written last.
+    """Write the tables and the pictures of all pages anew, after all tables have been made.
 
     Raises UserError where a value that a page shows would become "not run", unless `drop` says that it may.
     """
@@ -87,7 +87,7 @@ def named_lines(table_: str) -> dict[str, list[str]]:
 
 
 def without_machine(text: str) -> str:
-    """JSON whose absolute paths are cut to their last part: where something lay on a machine is no result."""
+    """JSON whose absolute paths are cut to their last part, because folders of a machine are no result."""
     return ABSOLUTE.sub("", text)
 
 

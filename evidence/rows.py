@@ -1,11 +1,11 @@
 """The rows of the published tables, and the runs that belong to them.
 
-A task's rows are the published ones (results/published/hyperparameters.json), whatever the scripts say by now:
-baselines without a stair, sRNN rows with every schedule, with a learned and with an exponential stair; rows of a free
-matrix that starts orthogonal twice, as published and from henaff; rows whose published curve has another number of
-hidden units twice. A run belongs to a row when its config.json holds the values that the row's command resolves to,
-wherever its folder lies and whatever it is called. A run of a script of one's own, of a stair of one's own or of
-edited files has a row of its own.
+A task's rows are the published ones (results/published/hyperparameters.json), even where a script was edited:
+baselines without a stair, and sRNN rows with every schedule, with a learned and with an exponential stair. Rows of a
+free matrix with an orthogonal start come twice, as published and from henaff. Rows whose published curve has another
+number of hidden units come twice too. A run belongs to a row when its config.json holds the values that the row's
+command resolves to, whatever its folder. A run of another script, of another stair or of edited files has a row of its
+own.
 """
 
 import itertools
@@ -43,7 +43,7 @@ class Row:
 
     @property
     def baseline(self) -> str:
-        """The published model with the same cell, its own name where the row is one."""
+        """The published model with the same cell; for a row of a published model its own name."""
         model = self.model.removesuffix(", henaff")
         for stair, plain_name in (("sRNN (exponential)", "expRNN"), ("sRNN (non-normal)", "nnRNN"),
                                   ("sRNN", "RNN-Orth")):
@@ -53,7 +53,7 @@ class Row:
 
     @property
     def cell(self) -> str:
-        """What it shares with the same network without a stair: the published model's name and the start."""
+        """The cell, with or without a stair: the published model's name and the start."""
         return self.baseline + (", henaff" if self.model.endswith(", henaff") else "")
 
     def command(self, seed: int | None = None) -> list[str]:
@@ -105,9 +105,10 @@ def rows_of(task: str, extra: list[str]) -> list[Row]:
 
 
 def select(rows: list[Row], only: list[str] | None) -> list[Row]:
-    """The rows called one of the texts `only`, or that hold one which is no row's whole name; all without texts.
+    """The rows that the texts `only` pick, all rows without texts. A text picks the row of this name, or else all rows
+    whose names hold it.
 
-    Raises UserError for a text that no row holds: a row left out for a slip of the keyboard would not be missed.
+    Raises UserError for a text that no row holds, which is most likely misspelled.
     """
     if not only:
         return rows
@@ -178,12 +179,12 @@ def records_below(folder: Path) -> list[tuple[Path, dict]]:
 
 
 def task_of(config: dict) -> str:
-    """The task's name; a record of before names it in its script only."""
+    """The task's name; an older record names the task in its script only."""
     return config.get("task") or config["script"].split("_")[0].lower()
 
 
 def difference_of(config: dict) -> str | None:
-    """What tells a run from a published row beside its options: its script, its stair, edited files. None: nothing."""
+    """The script, stair, data or edited files of a run that is no published row, whatever its options; else None."""
     task, _, kind = config["script"].partition("_")
     if task not in TASKS or kind not in STAIRS:
         return f"{config['script']}.py"

@@ -39,7 +39,7 @@ WITHOUT = ("command", "device")  # the columns that --short leaves out
 
 
 def mean_and_deviation(values: list[float], scale: float, form: str) -> str:
-    """As in 0.0012 ± 0.0003; nothing of no value. A run that blew up is not worth a line of digits."""
+    """As in 0.0012 ± 0.0003; empty without values. Values from 10,000 on are shown as in 1.2e+04."""
     values = [scale * value for value in values]
     form = form if all(abs(value) < 1e4 for value in values) else ".1e"
     deviation = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
@@ -67,7 +67,7 @@ def split(row: Row) -> tuple[list[dict], list[Path]]:
 
 
 def states(folders: list[Path]) -> str:
-    """Of runs without a result: which ended in a loss that is not finite, and how far the others are."""
+    """How far runs without a result have come: those that diverged, then those that are unfinished."""
     places = {"diverged": set(), "unfinished": set()}
     for folder in folders:
         places["diverged" if is_diverged(folder) else "unfinished"].add(how_far(folder))
@@ -134,7 +134,7 @@ def vary_cell(task: str, row: Row) -> str:
 
 
 def count_of(row: Row, shown: int) -> str:
-    """How many runs a number is made of, and of how many; those that diverged have none to give."""
+    """As in n = 3 of 5, 1 diverged: how many runs a number is made of, how many there are, how many have no number."""
     gone = sum(map(is_diverged, split(row)[1]))
     return f"n = {shown}" + (f" of {len(row.runs)}" if shown < len(row.runs) else "") + \
         (f", {gone} diverged" if gone else "")
@@ -147,7 +147,7 @@ def vary_table(task: str, name: str, columns: dict[str, list[Row]], short: bool 
              for rows in zip(*columns.values(), strict=True) if not short or any(row.runs for row in rows)]
     memoryless = {f"{name} {value}": f"{r['memoryless_loss']:.4f}" for value, rows in columns.items()
                   for row in rows for r in split(row)[0] if "memoryless_loss" in r}
-    if memoryless:  # it depends on T, and so does what a loss is worth
+    if memoryless:  # it depends on T, and shows how good a loss is
         lines.append(dict.fromkeys(lines[0], "") | {"model": "a memoryless model"} | memoryless)
     return markdown(lines)
 
@@ -186,8 +186,8 @@ def grid_table(task: str, rows: list[Row], epoch: int | None, short: bool = Fals
 def best_table(seeds, folder: Path) -> str:
     """A line a task and cell: the plain network beside the stair that did best on this cell, and what was published.
 
-    Best is the highest mean: recall in the copying task; in the others the accuracy that all runs of the cell have in
-    common, of the test where they have ended, else of the validation after the last epoch that each has completed.
+    Best is the highest mean: of the recall in the copying task; in the others of the test accuracy where all runs of
+    the cell have ended, else of the validation accuracy after the last epoch that all of them have completed.
     """
     lines = []
     for task, title in TASK_TITLES.items():
@@ -235,7 +235,7 @@ def make_parser() -> argparse.ArgumentParser:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=list(TASKS), nargs="?")
     parser.add_argument("--update", action="store_true", help="write the tables and pictures of the pages anew")
-    parser.add_argument("--drop", action="store_true", help="with --update: values whose records are gone may go too")
+    parser.add_argument("--drop", action="store_true", help="with --update: drop values whose records are gone")
     parser.add_argument("--collect", type=Path, metavar="FOLDER", help="copy the records of runs to --save")
     parser.add_argument("--run", action="store_true", help="run what is missing, then print the table")
     parser.add_argument("--list", action="store_true", help="print the missing commands, one a line, and stop")

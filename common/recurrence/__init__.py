@@ -26,7 +26,7 @@ COMPILED_NONLINEARITIES = ("none", "tanh", "relu", "modrelu", "sigmoid")
 
 
 def unavailable_reason(engine: str, device) -> str | None:
-    """Why `engine` cannot run on `device`, in a sentence; None if it can. The native engine is built to know it."""
+    """Why `engine` cannot run on `device`, in a sentence; None if it can. May build the native engine."""
     module = {"native": native_engine, "triton": triton_engine}.get(engine)
     return None if module is None else module.unavailable_reason(device)
 
@@ -63,8 +63,8 @@ def automatic(x: torch.Tensor, stair, nonlinearity) -> str:
     if (reason := unfit_reason("triton" if on_gpu else "native", hidden, stair, nonlinearity)) is None:
         if native_engine.serves(x):
             return "native"
-        case = verdicts.Case.of(x, stair.rule, nonlinearity.name)
-        trusted = on_gpu and x.dtype in triton_engine.DTYPES and verdicts.is_trusted(case, x.device)
+        trusted = on_gpu and x.dtype in triton_engine.DTYPES \
+            and verdicts.is_trusted(verdicts.Case.of(x, stair.rule, nonlinearity.name), x.device)
         return "triton" if trusted else "torch"
     slower = unfit_reason("torch", hidden, stair, nonlinearity)
     engine, reason = ("torch", reason) if slower is None else ("reference", slower)

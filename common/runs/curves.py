@@ -17,12 +17,12 @@ from common.runs.records import log_rows, read_config, write_atomically
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 2)), (0, (3, 1, 1, 1)))
 MARKERS = "osD^vPX*"
 MOST_LINES = 8  # that can be told apart in one picture, in greyscale too
-# By what a log counts: the columns of log.csv that a curve shows, and the axes' names.
+# What a log counts: the columns of log.csv that a curve shows, and the names of the axes.
 CURVES = {
     "update": ("update", "loss_median", "update", "training cross entropy (median of a report)"),
     "epoch": ("epoch", "validation_accuracy", "epoch", "accuracy"),
 }
-BLOWN_UP = 30.0  # a loss above it leaves the picture: what is worth seeing lies below, the memoryless line with it
+BLOWN_UP = 30.0  # the picture ends here: a larger loss would press all others together
 
 
 def figure(width: float = 7.0, height: float = 4.2):
@@ -53,13 +53,13 @@ def check_lines(count: int, advice: str) -> None:
 
 def read_log(folder: Path) -> dict[str, list]:
     """log.csv of a run → {column: numbers}, None where a row leaves a column out."""
-    read_config(folder)  # or a sentence: this is no run
+    read_config(folder)  # raises UserError for a folder that is no run
     rows = log_rows(folder)
     return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
 
 def points(x: list, y: list) -> tuple[list, list]:
-    """The pairs in which both are there, and finite: a run that diverged ends in one that is not."""
+    """The pairs in which both values exist and y is finite; the last loss of a diverged run is not."""
     both = [(a, b) for a, b in zip(x, y, strict=True) if None not in (a, b) and math.isfinite(b)]
     return [a for a, _ in both], [b for _, b in both]
 

@@ -99,7 +99,7 @@ def file(text):
     return Path(text)
 
 
-LARGEST = 1e30  # a float32 ends at 3.4e38, and a rate is multiplied on its way
+LARGEST = 1e30  # a float32 ends at 3.4e38, and a rate is multiplied by other numbers
 COUNT = number(int, 1, 2**31 - 1)
 RATE = number(float, 0, LARGEST, open_low=True)
 WEIGHT = number(float, 0, LARGEST)
@@ -246,7 +246,7 @@ def spelled(dest: str) -> str:
 
 
 def checked(value, dest: str, accepts, where: str):
-    """A value that stands in a script, as strict as if it were typed. Raises UserError with `where` it stands."""
+    """A value that stands in a script, checked as strictly as a typed one. Raises UserError with `where` it stands."""
     where = f"{where}: {dest}={value!r}"
     if value is None and dest in MAY_BE_NONE:
         return None

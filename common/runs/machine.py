@@ -86,7 +86,7 @@ def device_name(device: torch.device) -> str:
 ARRAYS = {"native": (4, 2), "torch": (4, 3), "reference": (18, 18), "LSTM": (16, 16)}
 SQUARES = {"RNN": 5, "RNN-Orth": 5, "expRNN": 38, "nnRNN": 38, "LSTM": 30}
 ANY_UPDATE = 60e6                                                           # bytes, of the smallest one
-LARGE = 2e9                                                                 # bytes, where memory goes before speed
+LARGE = 2e9                                                                 # bytes; above, memory counts more
 
 
 def memory_needed(options: Options, steps: int, outputs: int, every_step: bool, data: int) -> int:
@@ -124,7 +124,7 @@ def memory_available(device: torch.device) -> int | None:
 def check_memory(options: Options, device: torch.device, *sizes) -> int:
     """→ the bytes that an update of these options and `sizes` needs. Raises UserError where it cannot fit.
 
-    The system would kill it without a word. Where it fits easily, freed memory is kept for the next update.
+    The system would kill such a run without a message. Where it fits easily, freed memory is kept for the next update.
     """
     needed, available = memory_needed(options, *sizes), memory_available(device)
     if available is not None and needed > available:

@@ -407,7 +407,7 @@ class Run:
         return found
 
     def _look_at(self, data) -> None:
-        """Say what is to be said of the data. Raises UserError when the run was started on other data."""
+        """Print what is noteworthy about the data. Raises UserError when the run was started on other data."""
         self.data = data
         if data is not None:
             before = data.compare(read_config(self.folder).get("data")) if self.resumed else ""
@@ -571,7 +571,7 @@ class Run:
         self.saved_at = time.monotonic()
 
     def _check_weights(self) -> None:
-        """What is not finite never takes the place of something good."""
+        """Weights that are not finite never replace saved ones."""
         finite = [p.detach().isfinite().all() for p in self.parts["model"].parameters()]
         if not torch.stack(finite).all():
             raise self._diverged("a weight is not finite")
@@ -615,7 +615,7 @@ class Run:
             return False
 
     def _write_stair(self) -> None:
-        """What a learned stair has become: t and α_t."""
+        """stair.csv: t and α_t of a learned stair with one number a step."""
         numbers = getattr(getattr(self.parts["model"].network, "stair", None), "numbers", None)
         if isinstance(numbers, torch.nn.Parameter) and numbers.ndim == 1:
             lines = ["t,alpha", *(f"{t},{value:.7g}" for t, value in enumerate(numbers.flatten().tolist()))]
