@@ -54,13 +54,14 @@ from evidence.rows import RUNS, SEEDS, TASKS, find_runs, rows_of, select, task_o
 FAINT = 1e-5  # of a gradient that is 1 at the recall
 
 
-def rows_with_runs(task: str, only: list[str] | None, runs: Path, seeds, extra: list[str]) -> list:
+def rows_with_runs(task: str, only: list[str] | None, runs: list[Path], seeds, extra: list[str]) -> list:
     """The rows of a task's table that have runs; at most as many as a picture can show."""
     rows = select(rows_of(task, extra), only)
-    find_runs(rows, seeds, runs)
+    find_runs(rows, seeds, *runs)
     rows = [row for row in rows if row.runs]
     if not rows:
-        raise UserError(f"no run of {task} in {runs} matches; run some with python -m evidence {task} --run")
+        raise UserError(f"no run of {task} in {' or '.join(map(str, runs))} matches; run some with python -m evidence "
+                        f"{task} --run")
     check_lines(len(rows), f"pick rows with --only, as in --only '{rows[0].name}' '{rows[-1].name}'")
     return rows
 
@@ -342,7 +343,7 @@ def make_parser() -> argparse.ArgumentParser:
                         help="with --task: of the rows run with these flags, as in --with='--T 500'")
     parser.add_argument("--seeds", type=FLAGS["random_seed"][1], nargs="+", default=SEEDS,
                         help="with --task; default: 400 to 404")
-    parser.add_argument("--save", type=Path, default=RUNS, help="with --task: the folder of runs, %(default)s")
+    parser.add_argument("--save", type=Path, nargs="+", default=[RUNS], help="with --task: the folders of runs")
     parser.add_argument("--training", action="store_true",
                         help="with --task sMNIST or language: the score within the epochs")
     parser.add_argument("--vary", nargs="+", metavar=("FLAG", "VALUE"),
@@ -378,7 +379,7 @@ def main(argv=None) -> None:
         name, *values = args.vary[0].lstrip("-"), *args.vary[1:]
         columns = vary(args.task, name, values, extra, args.only)
         for rows in columns.values():
-            find_runs(rows, args.seeds, args.save)
+            find_runs(rows, args.seeds, *args.save)
         draw_vary(columns, args.task, name, args.output)
     elif args.task:
         rows = rows_with_runs(args.task, args.only, args.save, args.seeds, extra)

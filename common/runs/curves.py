@@ -7,11 +7,9 @@ import statistics
 import warnings
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from common.data import CopyingTask
 from common.errors import UserError, printable
+from common.runs.flags import THIS_TIME
 from common.runs.records import log_rows, read_config, write_atomically
 
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 2)), (0, (3, 1, 1, 1)))
@@ -27,6 +25,9 @@ BLOWN_UP = 30.0  # a loss above it leaves the picture: what is worth seeing lies
 
 def figure(width: float = 7.0, height: float = 4.2):
     """A figure and its axes, drawn without a screen."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: its import takes as long as 20 updates
+    from matplotlib.figure import Figure
+
     picture = Figure(figsize=(width, height), layout="constrained", dpi=100)
     FigureCanvasAgg(picture)
     axes = picture.add_subplot()
@@ -116,7 +117,7 @@ def by_configuration(folders: list[Path]) -> list[list[Path]]:
     for folder in map(Path, folders):
         config = read_config(folder)
         same = {name: entry["value"] for name, entry in config["options"].items()
-                if name not in ("random_seed", "name", "save", "resume", "threads", "data", "dry_run")}
+                if name not in ("random_seed", "name", "save", "threads", "data", "curves", *THIS_TIME)}
         groups.setdefault((config["script"], json.dumps(same, sort_keys=True)), []).append(folder)
     return list(groups.values())
 
