@@ -69,6 +69,10 @@ def start(main) -> None:
         sentence, status = "this does not fit into memory; choose a smaller --nhid, --batch or sequence length", 1
     else:
         return
+    if status > 128:  # a scheduler that repeats its signal changes nothing of how this process ends
+        for name in ("SIGTERM", "SIGHUP"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), signal.SIG_IGN)
     with contextlib.suppress(OSError):  # a terminal that was closed
         print(f"{Path(sys.argv[0]).name}: {printable(sentence)}", file=sys.stderr)  # one line, whatever was typed
     sys.exit(status)

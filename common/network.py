@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from common.cells import NNRNN, RNN, Cell, ExpRNN, check_start, glorot_normal, input_start
-from common.recurrence import stair_recurrence
+from common.recurrence import automatic, stair_recurrence
 from common.stair import Nonlinearity
 
 
@@ -36,8 +36,10 @@ class StairRNN(nn.Module):
         """x as in `Cell.project` → h (T, B, H), or (B, H) with `last_only`; and the last state (B, H)."""
         state = self.start(x.shape[1]) if state is None else state
         kernel = self.kernel() if kernel is None else kernel
-        h = stair_recurrence(self.cell.project(x, embedding), kernel, state, self.stair, self.nonlinearity,
-                             engine=self.engine, last_only=last_only)
+        x = self.cell.project(x, embedding)
+        self.engine_that_ran = automatic(x, self.stair, self.nonlinearity) if self.engine == "auto" else self.engine
+        h = stair_recurrence(x, kernel, state, self.stair, self.nonlinearity, engine=self.engine_that_ran,
+                             last_only=last_only)
         return h, (h if last_only else h[-1])
 
 

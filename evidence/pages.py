@@ -115,11 +115,14 @@ def place_for(folder: Path, config: dict, target: Path) -> Path:
     raise UserError(f"{parent} already holds 9,999 runs called {folder.name}")
 
 
-def collect(source: Path, target: Path) -> None:
-    """Copy the records (not the checkpoints) of the runs below `source`, but for those still at work."""
+def collect(sources: list[Path], target: Path) -> None:
+    """Copy the records (not the checkpoints) of the runs below `sources`, but for those still at work."""
     counts = {"new": 0, "newer": 0, "the same": 0, "still running, left out": 0}
-    for path in sorted(source.glob("*/*/config.json")):
-        folder = path.parent
+    runs = {source: sorted(source.glob("*/*/config.json")) for source in sources}
+    for source, found in runs.items():
+        if not found:
+            raise UserError(f"{source} holds no runs; name a folder with SCRIPT/RUN/config.json below it")
+    for folder in (path.parent for found in runs.values() for path in found):
         if at_work(folder):
             counts["still running, left out"] += 1
             continue
@@ -132,6 +135,4 @@ def collect(source: Path, target: Path) -> None:
             place.mkdir(parents=True, exist_ok=True)
             for name, text in records.items():
                 write_atomically(place / name, text.encode(), "then collect again")
-    if not any(counts.values()):
-        raise UserError(f"{source} holds no runs; name a folder with SCRIPT/RUN/config.json below it")
     print(", ".join(f"{count} {what}" for what, count in counts.items() if count))

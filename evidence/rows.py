@@ -131,14 +131,14 @@ def vary(task: str, flag: str, values: list[str], extra: list[str], only: list[s
     return columns
 
 
-def find_runs(rows: list[Row], seeds, folder: Path, data: str | None = None) -> None:
-    """Give every row the folders of its runs below `folder`; of several with the same values, a finished one.
+def find_runs(rows: list[Row], seeds, *folders: Path, data: str | None = None) -> None:
+    """Give every row the folders of its runs below `folders`; of several with the same values, a finished one.
 
-    A run whose task has another REVISION by now computed something else. A record without the number is of the first.
-    Runs on other than the published data count where they are those of the folder `data`.
+    A run of another REVISION of its task does not count; a record without the number is of revision 1. A run on other
+    data than the published counts only where `data` names their folder.
     """
     found = {}
-    for run, config in records_below(folder):
+    for run, config in records_below(*folders):
         difference = difference_of(config)
         if difference == "other data" and data and config["data"].get("path") == str(Path(data).absolute()):
             difference = None
@@ -155,10 +155,10 @@ def find_runs(rows: list[Row], seeds, folder: Path, data: str | None = None) -> 
                 row.runs[seed] = found[key]
 
 
-def own_rows(task: str, seeds, folder: Path) -> list[Row]:
-    """A row for the runs of each script, stair or edit of one's own below `folder`, under its own name."""
+def own_rows(task: str, seeds, *folders: Path) -> list[Row]:
+    """A row for the runs of each script, stair or edit of one's own below `folders`, under its own name."""
     rows = {}
-    for run, config in records_below(folder):
+    for run, config in records_below(*folders):
         difference = difference_of(config)
         if difference is None or task_of(config) != TASKS[task].NAME \
                 or config.get("revision", 1) != TASKS[task].REVISION:
@@ -173,9 +173,10 @@ def own_rows(task: str, seeds, folder: Path) -> list[Row]:
     return [row for row in rows.values() if row.runs]
 
 
-def records_below(folder: Path) -> list[tuple[Path, dict]]:
-    """(folder, config.json) of every run below `folder`."""
-    return [(path.parent, read_config(path.parent)) for path in sorted(Path(folder).glob("*/*/config.json"))]
+def records_below(*folders: Path) -> list[tuple[Path, dict]]:
+    """(folder, config.json) of every run below each of `folders`."""
+    return [(path.parent, read_config(path.parent))
+            for folder in folders for path in sorted(Path(folder).glob("*/*/config.json"))]
 
 
 def task_of(config: dict) -> str:

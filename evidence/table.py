@@ -4,6 +4,7 @@ import argparse
 import math
 import shlex
 import statistics
+from collections import Counter
 from pathlib import Path
 
 from common.errors import UserError, printable
@@ -183,16 +184,15 @@ def grid_table(task: str, rows: list[Row], epoch: int | None, short: bool = Fals
     return markdown([line for line in lines.values() if any(line[row.cell] for row in rows)])
 
 
-def best_table(seeds, folder: Path) -> str:
+def best_table(tables: dict[str, list[Row]]) -> str:
     """A line a task and cell: the plain network beside the stair that did best on this cell, and what was published.
 
     Best is the highest mean: of the recall in the copying task; in the others of the test accuracy where all runs of
     the cell have ended, else of the validation accuracy after the last epoch that all of them have completed.
     """
     lines = []
-    for task, title in TASK_TITLES.items():
-        rows = rows_of(task, [])
-        find_runs(rows, seeds, folder)
+    for task, rows in tables.items():
+        title = TASK_TITLES[task]
         with_stair = [row for row in rows if row.stair != "none" and row.runs]
         cells = [row for row in rows if row.runs and row.cell in {r.cell for r in with_stair} and row.stair == "none"]
         for plain in cells:
@@ -236,11 +236,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("task", choices=list(TASKS), nargs="?")
     parser.add_argument("--update", action="store_true", help="write the tables and pictures of the pages anew")
     parser.add_argument("--drop", action="store_true", help="with --update: drop values whose records are gone")
-    parser.add_argument("--collect", type=Path, metavar="FOLDER", help="copy the records of runs to --save")
+    parser.add_argument("--collect", type=Path, nargs="+", metavar="FOLDER", help="copy the records of runs to --save")
     parser.add_argument("--run", action="store_true", help="run what is missing, then print the table")
-    parser.add_argument("--list", action="store_true", help="print the missing commands, one a line, and stop")
+    parser.add_argument("--list", action="store_true", help="print the commands of all runs, one a line, and stop")
+    parser.add_argument("--missing", action="store_true", help="print the commands of the runs that are missing")
     parser.add_argument("--until-epoch", type=flags.number(int, 1), metavar="K",
-                        help="with --run, stop each run, saved, when its log holds this epoch")
+                        help="with --run, --list and --missing: every run stops after this epoch, saved")
     parser.add_argument("--short", action="store_true", help="without commands, devices and what was not run")
     parser.add_argument("--only", nargs="+", metavar="TEXT",
                         help="the rows with this model and stair, as in 'expRNN none'; or all that hold the text")
@@ -258,37 +259,46 @@ def make_parser() -> argparse.ArgumentParser:
                         help="flags added to every command, as in --with='--T 500'")
     parser.add_argument("--data", help="data folder of the runs")
     parser.add_argument("--cuda", action="store_true", help="run on the GPU")
-    parser.add_argument("--save", type=Path, default=RUNS, help="where runs are (default: %(default)s)")
+    parser.add_argument("--save", type=Path, nargs="+", default=[RUNS], metavar="FOLDER",
+                        help=f"where runs are; new ones go to the first (default: {RUNS})")
     parser.add_argument("-o", "--output", type=Path, help="write the table to this file too")
     return parser
 
 
 def columns_of(args) -> dict[str, list[Row]]:
-    """The rows that were asked for: a list for each value of --vary, or one. With their runs."""
+    """The rows that were asked for, with their runs: a list for each value of --vary, each task of --best, or one."""
     try:
         extra = shlex.split(args.extra)
     except ValueError as error:
         raise UserError(f"--with {args.extra} cannot be read ({error}); quote it as in --with='--T 500'") from None
-    if args.vary:
+    if args.best:
+        columns = {task: rows_of(task, extra) for task in TASK_TITLES}
+    elif args.vary:
         columns = vary(args.task, args.vary[0].lstrip("-"), args.vary[1:], extra, args.only)
     else:
         columns = {"": select(rows_of(args.task, extra), args.only)}
     for rows in columns.values():
-        find_runs(rows, args.seeds, args.save, args.data)
-    if not (args.vary or args.only or args.grid):
-        columns[""] += own_rows(args.task, args.seeds, args.save)
+        find_runs(rows, args.seeds, *args.save, data=args.data)
+    if not (args.best or args.vary or args.only or args.grid):
+        columns[""] += own_rows(args.task, args.seeds, *args.save)
     return columns
 
 
 def text_of(args) -> str:
-    """The table that was asked for."""
-    if args.best:
-        return best_table(args.seeds, args.save)
+    """The table that was asked for, and a line where its runs are of different engines."""
     columns = columns_of(args)
-    if args.vary:
-        return vary_table(args.task, args.vary[0].lstrip("-"), columns, args.short)
-    if args.grid:
-        return grid_table(args.task, columns[""], args.at_epoch, args.short)
-    return table(args.task, *columns.values(), args.short)
+    if args.best:
+        text = best_table(columns)
+    elif args.vary:
+        text = vary_table(args.task, args.vary[0].lstrip("-"), columns, args.short)
+    elif args.grid:
+        text = grid_table(args.task, columns[""], args.at_epoch, args.short)
+    else:
+        text = table(args.task, *columns.values(), args.short)
+    engines = Counter(result["engine"] for rows in columns.values() for row in rows for result in split(row)[0]
+                      if result.get("engine"))
+    counts = ", ".join(f"{engine} {count}" for engine, count in sorted(engines.items()))
+    note = f"\nRuns of different engines, whose last digits differ: {literal(counts)}.\n"
+    return text + note * (len(engines) > 1)
 
 

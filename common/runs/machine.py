@@ -2,6 +2,8 @@
 
 import contextlib
 import ctypes
+import functools
+import math
 import os
 import platform
 import subprocess
@@ -20,6 +22,8 @@ def prepare_machine(cuda: bool, threads: int | None, tf32: bool = False) -> torc
     """
     if cuda and not torch.cuda.is_available():
         raise UserError("--cuda was given but torch sees no GPU; leave it out to run on the CPU")
+    if threads is None and "OMP_NUM_THREADS" not in os.environ:
+        threads = min(torch.get_num_threads(), cores_of_quota())
     if threads is not None:
         torch.set_num_threads(threads)
     if cuda:  # before the first call of cuBLAS: with workspaces of one size cuDNN's LSTM gives the same bits every time
@@ -29,6 +33,22 @@ def prepare_machine(cuda: bool, threads: int | None, tf32: bool = False) -> torc
     # Gradients that underflow through hundreds of steps are 10 times slower as denormals than as zeros.
     torch.set_flush_denormal(True)
     return torch.device("cuda" if cuda else "cpu")
+
+
+def cores_of_quota(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int | float:
+    """Whole cores that the control groups around this process grant it, at least 1; infinity without a limit."""
+    granted = [math.inf]
+    with contextlib.suppress(OSError, ValueError):                                       # another system than Linux
+        for _, kinds, place in (line.split(":", 2) for line in groups.read_text().splitlines()):
+            top = root / "cpu" if "cpu" in kinds.split(",") else root
+            for folder in (top / place.strip("/"), *(top / place.strip("/")).parents):
+                with contextlib.suppress(OSError, ValueError):                           # no such file, or "max"
+                    quota, period = map(int, (folder / "cpu.max").read_text().split())
+                    granted.append(max(1, quota // period))
+                with contextlib.suppress(OSError, ValueError):
+                    quota, period = (int((folder / f"cpu.cfs_{part}_us").read_text()) for part in ("quota", "period"))
+                    granted += [max(1, quota // period)] if quota > 0 else []
+    return min(granted)
 
 
 def keep_freed_memory() -> None:
@@ -45,6 +65,7 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_trim_threshold, -1)
 
 
+@functools.cache
 def git_commit() -> str | None:
     """The commit of this checkout, with -dirty where files differ from it; None outside git."""
     try:
@@ -67,6 +88,7 @@ def edited_files(script: str) -> list[str]:
     return sorted(line[3:] for line in listed.splitlines())
 
 
+@functools.cache
 def versions() -> dict:
     import numpy
     return {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}

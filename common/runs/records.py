@@ -25,7 +25,7 @@ from common.errors import UserError
 # All names in the pickle of a checkpoint of this project.
 CHECKPOINT_NAMES = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage")
 RECORDS = ("log.csv", "stair.csv", "result.json", "config.json")  # config.json last: a folder without it is not a run
-TEXTS = ("row", "device", "commit")                              # of a result; its other single values are numbers
+TEXTS = ("row", "device", "engine", "commit")                    # of a result; its other single values are numbers
 NESTED = ("versions", "command", "data")
 
 

@@ -15,6 +15,7 @@ run killed at any moment goes on from its last checkpoint as if nothing had happ
 
 import contextlib
 import csv
+import errno
 import io
 import math
 import os
@@ -52,6 +53,7 @@ from common.runs.records import (
 )
 
 AUTOSAVE_SECONDS = 60
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)  # of a network's file system
 DIVERGED = 3  # exit status of a run whose loss or weights are not finite: it would end so again
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # the last three: warnings of a scheduler
 WRONG_CONTENT = (LookupError, TypeError, ValueError, RuntimeError, AttributeError,  # of a checkpoint of something else
@@ -236,6 +238,9 @@ class Run:
         except BlockingIOError:
             raise UserError(f"another process is working on {self.folder}; wait for it or stop it first", 1) from None
         except OSError as error:
+            if error.errno in NO_LOCKS:
+                return self.say(f"the file system of {self.folder} has no locks ({error.strerror}): see to it that no "
+                                "second process works on this run")
             raise UserError(f"{self.folder} cannot be written to ({error.strerror})", 1) from None
 
     def __enter__(self):
@@ -244,11 +249,11 @@ class Run:
         return self
 
     def __exit__(self, *exception):
-        self._signals.close()
         if self.bar is not None:
             self.bar.close()
         if self.lock is not None:
             self.lock.close()
+        self._signals.close()
         return False
 
     def _ask_to_stop(self, number, frame):
@@ -295,10 +300,13 @@ class Run:
         """Yields the number of each epoch that is left, each of so many `updates`; saves every `save_every` epochs."""
         self._check_place(progress.epoch, until, "epoch")
         self._open_bar(until * updates, progress.epoch * updates + progress.batch, unit)
+        stop = self.options.until_epoch
         while (number := progress.epoch + 1) <= until:
+            if stop is not None and progress.epoch >= stop:
+                raise Stopped(f"stopped after epoch {progress.epoch}, saved; go on with {self.resume_command()}", 0)
             yield number
             progress.epoch, progress.batch = number, 0
-            self.checkpoint(autosave=number % save_every != 0 and number < until)
+            self.checkpoint(autosave=number % save_every != 0 and number not in (stop, until))
             self.stop_if_asked()
 
     def _check_place(self, place: int, until: int, counter: str) -> None:
@@ -383,6 +391,8 @@ class Run:
         if self.resumed:
             self._clear()
             if self._result() is None:
+                if self.auto and is_diverged(self.folder):
+                    raise UserError(f"{self.folder} ended in a loss that is not finite, and would again", DIVERGED)
                 self._restore()
                 self._begin_again()
             self._say_what_changed()
@@ -592,13 +602,15 @@ class Run:
         """Write result.json, with which a run is finished, and draw its curves. → the whole result."""
         result = {**result, "row": self.options.row, "parameters": count_of(self.parts["model"]),
                   "seconds": round(self.seconds(), 1), "device": device_name(self.device),
+                  "engine": getattr(self.parts["model"].network, "engine_that_ran", None),
+                  "threads": torch.get_num_threads(),
                   "versions": versions(), "commit": git_commit(),
                   "command": read_config(self.folder)["argv"]}
         if self.data is not None:
             result["data"] = self.data.identity()
         self._write_stair()
         write_json(self.folder / "result.json", result)
-        curves = f", curves in {self.folder / 'curves.png'}" if self._draw() else ""
+        curves = f", curves in {self.folder / 'curves.png'}" if self.options.curves and self._draw() else ""
         self.say(f"result in {self.folder / 'result.json'}{curves}")
         return result
 
@@ -624,11 +636,9 @@ class Run:
     def finished(self) -> dict | None:
         """The result, if this run has already come to its end: there is nothing left to do then."""
         if not self.resumed or (found := self._result()) is None:
-            if self.auto and self.resumed and is_diverged(self.folder):
-                raise UserError(f"{self.folder} ended in a loss that is not finite, and would again", DIVERGED)
             return None
         self.say(f"this run is finished; its result is in {self.folder / 'result.json'}")
-        if not (self.folder / "curves.png").exists():
+        if self.options.curves and not (self.folder / "curves.png").exists():
             self._draw()
         return found
 
