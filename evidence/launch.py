@@ -12,7 +12,7 @@ from common.errors import UserError, when_asked_to_stop
 from common.runs.records import is_diverged, read_config, read_result
 from evidence.rows import Row, epochs_of
 
-SAVED = (-signal.SIGTERM, 128 + signal.SIGTERM)  # exit status of a run that was stopped before its first update, or later
+SAVED = (-signal.SIGTERM, 128 + signal.SIGTERM)  # status of a run stopped before its first update, or later
 
 
 def commands_of(rows: list[Row], seeds, folder: Path, more: list[str], left: bool = False, until: int | None = None

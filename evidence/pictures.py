@@ -46,7 +46,7 @@ from common.runs.curves import (
     save,
 )
 from common.runs.flags import FLAGS
-from common.runs.records import load_tensors, read_config, read_record, read_result, read_stair
+from common.runs.records import load_tensors, read_config, read_result, read_stair
 from common.stair import SCHEDULES, FixedStair, schedule
 from evidence.published import curve_points
 from evidence.rows import RUNS, SEEDS, TASKS, find_runs, rows_of, select, task_of, vary
@@ -206,7 +206,7 @@ def name_of(folder: Path) -> str:
 
 def learned_numbers(folder: Path) -> list[float]:
     """The numbers α_t of a run's learned stair, from stair.csv."""
-    if read_record(folder, "stair.csv") is None:
+    if not (Path(folder) / "stair.csv").exists():
         raise UserError(f"{folder} has no learned stair (stair.csv); name runs of the alpha or expalpha scripts that "
                         "have ended")
     return read_stair(folder)
