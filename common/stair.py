@@ -96,22 +96,22 @@ class Stair(nn.Module):
     rule      how a number scales φ: one of `RULES`, or a method `rule(step, z)` → g_t(z)
     minimum   the optimizer keeps the numbers at or above this (None: no bound)
 
-    A stair of one's own with a rule of its own, g_t(z) = exp(−α_t z²):
+    Numbers that are an nn.Parameter are learned. A new stair may have a rule of its own, here g_t(z) = exp(−α_t z²):
 
         class Gaussian(LearnedStair):
             def rule(self, step, z):
                 return torch.exp(-step * z**2)
 
-    A rule works elementwise: `step`, the numbers of one or more steps, broadcasts against z. The same holds for a φ of
-    one's own, a function of z in the place of a name: `build_network(..., nonlin=torch.sin, ...)`.
-    The engine `auto` takes the fastest engine that can compute the stair, and says which where that is not native.
+    A rule is elementwise: `step`, the numbers of one step or of several, broadcasts against z. An elementwise function
+    of z can also take the place of the name of φ, as in build_network(..., nonlin=torch.sin, ...). `--engine auto`
+    takes the fastest engine that can compute stair and φ.
     """
 
     rule = "scale"
     minimum: float | None = None
 
     def forward(self, steps: int) -> torch.Tensor:
-        """The first `steps` numbers → (steps,). Raises ValueError when the stair is shorter than that."""
+        """The first `steps` numbers → (steps,) or (steps, H). Raises ValueError when the stair is shorter than that."""
         if steps > len(self.numbers):
             raise ValueError(f"the stair has {len(self.numbers)} steps, the sequence {steps}; build a longer stair")
         return self.numbers[:steps]

@@ -315,7 +315,7 @@ def check_rows(script: str, paper: dict, known: dict) -> dict:
 
 
 def picked_row(script: str, paper: dict, choice: dict) -> tuple[str | None, dict]:
-    """The row whose keys all agree with `choice`, the one with the most of them → (its name, its values).
+    """The row whose keys all agree with `choice`, of several the row with the most keys → (its name, its values).
 
     A key of a row may be a tuple, of which one must agree. Where no row has the --bptt or --nhid asked for, the first
     row of the same model decides. A name "A / B" is A without a stair, B with one. Raises UserError for a tie.
@@ -347,7 +347,7 @@ def published() -> dict:
 
 
 def is_edited(task: str, row: str | None, dest: str, value, defaults: dict) -> bool:
-    """Whether a value of DEFAULTS or PAPER is another than the published one."""
+    """Whether a value of DEFAULTS or PAPER differs from the published value."""
     if task not in published() or dest in SHARED or dest in ("net_type", "nvar"):
         return False
     known = published()[task]

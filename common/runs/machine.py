@@ -55,7 +55,7 @@ def keep_freed_memory() -> None:
     """Let malloc keep what is freed for the next step, where the C library is glibc.
 
     Its default hands a large tensor back to the system and faults every page in again at the next
-    step: ~90 ms for the 160 MB of a psMNIST sequence. What is kept has holes: it takes up to twice the memory.
+    step: ~90 ms for the 160 MB of a psMNIST sequence. The memory that is kept has holes: up to twice as much is taken.
     Elsewhere this changes nothing.
     """
     if platform.libc_ver()[0] == "glibc":

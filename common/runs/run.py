@@ -118,7 +118,7 @@ class Recent:
         return self.values[torch.arange(update - last, update) % len(self.values)]
 
     def fill_up(self, values: torch.Tensor) -> torch.Tensor:
-        """`values` of a run that was to be shorter: it kept fewer, and wrote over none of them → (keep, names)."""
+        """`values` of a run of fewer updates, which kept fewer values and overwrote none → (keep, names)."""
         if torch.is_tensor(values) and values.shape[1:] == self.values.shape[1:] and len(values) < len(self.values):
             return torch.cat((values, self.values[len(values):]))
         return values
@@ -146,7 +146,7 @@ class Run:
             raise UserError(reason)
         self.auto = options.resume == AUTO
         self.resumed = options.resume is not None and not self.auto
-        self.signal, self.why = None, ""  # what asked the run to stop; why, where that is not plain
+        self.signal, self.why = None, ""  # the signal that asked to stop; its cause, where a line should name it
         self.bar = None
         self.reported = False  # since the last update
         self.best_loaded = False
@@ -271,7 +271,7 @@ class Run:
     def stop_if_asked(self) -> None:
         """After an update: if a signal came, save and stop."""
         if self.signal is not None:
-            if not self.best_loaded:  # else the weights are not those of last.pt any more, which is of the same moment
+            if not self.best_loaded:  # else last.pt is of this moment already, and the weights are those of best.pt
                 self.checkpoint()
             raise Stopped(f"stopped and saved{self.why}; go on with {self.resume_command()}", 128 + self.signal)
 
@@ -491,7 +491,7 @@ class Run:
         self.log_size, self.columns = size, columns
 
     def _begin_again(self) -> None:
-        """Where more updates or epochs were typed: config.json gets their number, and the result of fewer goes."""
+        """Write the number of updates or epochs, where more were typed, to config.json, and delete the old result."""
         config = read_config(self.folder)
         for name in set(MAY_GROW_ON_RESUME) & self.options.origin.keys():
             entry = {"value": getattr(self.options, name), "origin": self.options.origin[name]}
@@ -634,7 +634,7 @@ class Run:
             write_atomically(self.folder / "stair.csv", ("\n".join(lines) + "\n").encode())
 
     def finished(self) -> dict | None:
-        """The result, if this run has already come to its end: there is nothing left to do then."""
+        """The result of a run that is already finished, else None."""
         if not self.resumed or (found := self._result()) is None:
             return None
         self.say(f"this run is finished; its result is in {self.folder / 'result.json'}")
@@ -643,7 +643,7 @@ class Run:
         return found
 
     def _result(self) -> dict | None:
-        """result.json, if it is of as many updates or epochs as the run is to have by now."""
+        """result.json, if it has all the updates or epochs that this run is to have."""
         found = read_result(self.folder)
         wanted = {name: getattr(self.options, name) for name in MAY_GROW_ON_RESUME if name in self.options.origin}
         if found is None or any(found.get(name, number) < number for name, number in wanted.items()):
@@ -662,7 +662,7 @@ def count_of(model) -> int:
 
 
 def checked_optimizer(optimizer, state: dict) -> dict:
-    """`state` of a checkpoint, for `optimizer`: its own settings, and of `state` the rates and what was gathered.
+    """The `state` of a checkpoint as `optimizer` loads it: its own settings, with the rates and averages of `state`.
 
     Raises ValueError or LookupError where it is not the state of such an optimizer.
     """
