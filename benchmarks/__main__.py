@@ -330,8 +330,8 @@ def around_the_tables(path: Path, comment: str = PLACE) -> tuple[str, str]:
     before, place, rest = page.partition(comment)
     _, end, after = rest.partition("<!-- end -->")
     if page and not end:
-        raise UserError(f"{path} has no place for the tables, the two lines {comment.strip()} and <!-- end -->; add them "
-                        "or choose a new file with -o")
+        raise UserError(f"{path} has no place for the tables, the two lines {comment.strip()} and <!-- end -->; "
+                        "add them or choose a new file with -o")
     return f"{before}{place}\n" * bool(page), f"\n{end}{after}" * bool(page)
 
 

@@ -17,8 +17,8 @@ from common.runs.records import write_atomically
 from evidence.rows import TASKS, rows_of
 
 PLACE = "<!-- python -m benchmarks.rows -->\n"
-SAID = re.compile(r"([\d,]+) parameters, about (\S+ GB) of memory.*an update takes (\S+ s), the (\d+) updates of the run "
-                  r"about ([^\n]+)", re.DOTALL)
+SAID = re.compile(r"([\d,]+) parameters, about (\S+ GB) of memory.*an update takes (\S+ s), the (\d+) updates of the "
+                  r"run about ([^\n]+)", re.DOTALL)
 
 
 def line_of(row, more: list[str]) -> str:
