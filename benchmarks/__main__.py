@@ -316,7 +316,7 @@ def processor() -> str:
 PLACE = "<!-- python -m benchmarks -->\n"
 
 
-def around_the_tables(path: Path) -> tuple[str, str]:
+def around_the_tables(path: Path, comment: str = PLACE) -> tuple[str, str]:
     """What stands before and after the tables of a page, the two comments that hold their place included.
 
     Raises UserError for a file that cannot be read or has no such place; a new or empty file is nothing but tables.
@@ -327,11 +327,11 @@ def around_the_tables(path: Path) -> tuple[str, str]:
         page = path.read_text(encoding="utf-8") if path.exists() else ""
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as text ({error}); choose another place with -o") from None
-    before, place, rest = page.partition(PLACE)
+    before, place, rest = page.partition(comment)
     _, end, after = rest.partition("<!-- end -->")
     if page and not end:
-        raise UserError(f"{path} has no place for the tables, the two lines {PLACE.strip()} and <!-- end -->; add them "
-                        "or choose a new file with -o")
+        raise UserError(f"{path} has no place for the tables, the two lines {comment.strip()} and <!-- end -->; "
+                        "add them or choose a new file with -o")
     return f"{before}{place}\n" * bool(page), f"\n{end}{after}" * bool(page)
 
 

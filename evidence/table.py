@@ -14,6 +14,7 @@ from evidence.published import FINAL, FINAL_TITLE, validation_at
 from evidence.rows import (
     RUNS,
     SEEDS,
+    SMALL,
     TASKS,
     Row,
     epochs_of,
@@ -22,6 +23,7 @@ from evidence.rows import (
     own_rows,
     rows_of,
     select,
+    small_rows,
     vary,
 )
 
@@ -43,7 +45,7 @@ def mean_and_deviation(values: list[float], scale: float, form: str) -> str:
     """As in 0.0012 ± 0.0003; empty without values. Values from 10,000 on are shown as in 1.2e+04."""
     values = [scale * value for value in values]
     form = form if all(abs(value) < 1e4 for value in values) else ".1e"
-    deviation = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
+    deviation = f" ± {statistics.stdev(values):{form.removeprefix('+')}}" if len(values) > 1 else ""
     return f"{statistics.mean(values):{form}}{deviation}" if values else ""
 
 
@@ -166,25 +168,37 @@ def grid_cell(task: str, row: Row, epoch: int | None) -> str:
     return " ".join([accuracy, *(f"({other})" for other in others)]) + count
 
 
-def grid_table(task: str, rows: list[Row], epoch: int | None, short: bool = False) -> str:
+def paired_cell(task: str, row: Row, plain: Row | None) -> str:
+    """How much more a stair's runs reach than those of the same seeds without it: mean ± deviation over the seeds."""
+    key, (_, scale, form) = next(iter(MEASURES[task].items()))
+    ours, theirs = ({seed: result[key] for seed, folder in (r.runs if r else {}).items()
+                     if (result := read_result(folder)) is not None} for r in (row, plain))
+    pairs = [ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()]
+    return f"{mean_and_deviation(pairs, scale, '+' + form)}; n = {len(pairs)}" if pairs else "not run"
+
+
+def grid_table(task: str, rows: list[Row], epoch: int | None, short: bool = False, paired: bool = False) -> str:
     """A line a stair, a column a cell, to see which stair does best on which. `epoch`: the validation after it.
 
-    `short` leaves out the cells and the stairs of which no row was run.
+    `paired`: the differences from the same seeds without a stair in the place of the scores. `short` leaves out the
+    cells and the stairs of which no row was run.
     """
     if short:
         run = [row for row in rows if row.runs]
         rows = [row for row in rows if row.cell in {r.cell for r in run} and row.stair in {r.stair for r in run}]
     lines = {stair: {"stair": stair, **{row.cell: "" for row in rows}}
              for stair in (*(row.stair for row in rows), "none, published")}
+    plain = {row.cell: row for row in rows if row.stair == "none"}
     for row in rows:
-        lines[row.stair][row.cell] = grid_cell(task, row, epoch)
+        lines[row.stair][row.cell] = paired_cell(task, row, plain.get(row.cell)) if paired and row.stair != "none" \
+            else grid_cell(task, row, epoch)
         if row.stair == "none":
             lines["none, published"][row.cell] = FINAL[task].get(row.baseline, "") if epoch is None else \
                 validation_at(row, epoch) if task == "sMNIST" else ""
     return markdown([line for line in lines.values() if any(line[row.cell] for row in rows)])
 
 
-def best_table(tables: dict[str, list[Row]]) -> str:
+def best_table(tables: dict[str, list[Row]], small: bool) -> str:
     """A line a task and cell: the plain network beside the stair that did best on this cell, and what was published.
 
     Best is the highest mean: of the recall in the copying task; in the others of the test accuracy where all runs of
@@ -192,7 +206,7 @@ def best_table(tables: dict[str, list[Row]]) -> str:
     """
     lines = []
     for task, rows in tables.items():
-        title = TASK_TITLES[task]
+        title = f"{TASK_TITLES[task]} {shlex.join(SMALL[task])}".strip() if small else TASK_TITLES[task]
         with_stair = [row for row in rows if row.stair != "none" and row.runs]
         cells = [row for row in rows if row.runs and row.cell in {r.cell for r in with_stair} and row.stair == "none"]
         for plain in cells:
@@ -246,6 +260,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", metavar="TEXT",
                         help="the rows with this model and stair, as in 'expRNN none'; or all that hold the text")
     parser.add_argument("--grid", action="store_true", help="a line a stair, a column a cell")
+    parser.add_argument("--paired", action="store_true",
+                        help="with --grid, how much more than the same seeds without a stair")
+    parser.add_argument("--small", action="store_true",
+                        help="the rows at a size for two cores: psMNIST H 128, 10 epochs; characters H 256, 15 epochs")
     parser.add_argument("--best", action="store_true",
                         help="of every task, a line a cell: the plain network beside the best stair")
     parser.add_argument("--at-epoch", type=flags.number(int, 1), metavar="K",
@@ -271,15 +289,16 @@ def columns_of(args) -> dict[str, list[Row]]:
         extra = shlex.split(args.extra)
     except ValueError as error:
         raise UserError(f"--with {args.extra} cannot be read ({error}); quote it as in --with='--T 500'") from None
+    every = small_rows if args.small else rows_of
     if args.best:
-        columns = {task: rows_of(task, extra) for task in TASK_TITLES}
+        columns = {task: every(task, extra) for task in TASK_TITLES}
     elif args.vary:
         columns = vary(args.task, args.vary[0].lstrip("-"), args.vary[1:], extra, args.only)
     else:
-        columns = {"": select(rows_of(args.task, extra), args.only)}
+        columns = {"": select(every(args.task, extra), args.only)}
     for rows in columns.values():
         find_runs(rows, args.seeds, *args.save, data=args.data)
-    if not (args.best or args.vary or args.only or args.grid):
+    if not (args.best or args.vary or args.only or args.grid or args.small):
         columns[""] += own_rows(args.task, args.seeds, *args.save)
     return columns
 
@@ -288,11 +307,11 @@ def text_of(args) -> str:
     """The table that was asked for, and a line where its runs are of different engines."""
     columns = columns_of(args)
     if args.best:
-        text = best_table(columns)
+        text = best_table(columns, args.small)
     elif args.vary:
         text = vary_table(args.task, args.vary[0].lstrip("-"), columns, args.short)
     elif args.grid:
-        text = grid_table(args.task, columns[""], args.at_epoch, args.short)
+        text = grid_table(args.task, columns[""], args.at_epoch, args.short, args.paired)
     else:
         text = table(args.task, *columns.values(), args.short)
     engines = Counter(result["engine"] for rows in columns.values() for row in rows for result in split(row)[0]

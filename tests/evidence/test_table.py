@@ -357,6 +357,31 @@ def test_runs_of_several_folders_and_engines(tmp_path, capsys):
     assert "3 new" in capsys.readouterr().out
 
 
+def test_paired_differences_at_the_small_size(tmp_path, capsys):
+    """Of the seeds that both rows have; the spread is that of the differences, not of the scores."""
+    small = ["--nhid", "128", "--epochs", "10"]
+    for seed, plain, stair in ((400, 0.80, 0.81), (401, 0.70, 0.73), (402, 0.60, None)):
+        write_run(tmp_path, row_of("sMNIST", "expRNN", "none", small), seed, result=dict(test_accuracy=plain))
+        if stair:
+            write_run(tmp_path, row_of("sMNIST", "sRNN (exponential)", "n2", small), seed,
+                      result=dict(test_accuracy=stair))
+    write_run(tmp_path, row_of("sMNIST", "expRNN", "none"), 400, result=dict(test_accuracy=0.99))     # of another size
+    asked = ["sMNIST", "--small", "--grid", "--save", str(tmp_path)]
+    evidence_main([*asked, "--paired"])
+    text = capsys.readouterr().out
+    assert cells(text, "n2")["expRNN"] == "+2.00 ± 1.41; n = 2"
+    assert cells(text, "none")["expRNN"] == "70.00 ± 10.00; n = 3"
+    assert cells(text, "expn")["expRNN"] == "not run"
+    evidence_main(asked)
+    assert cells(capsys.readouterr().out, "n2")["expRNN"] == "77.00 ± 5.66; n = 2"
+    evidence_main(["--best", "--small", "--save", str(tmp_path)])
+    line = cells(capsys.readouterr().out, "permuted MNIST --nhid 128 --epochs 10, expRNN")
+    assert line["best stair"] == "n2: 77.00 ± 5.66; n = 2"
+    for task, lines in (("sMNIST", 19), ("language", 19)):
+        evidence_main([task, "--small", "--seeds", "400", "--list"])
+        assert len(capsys.readouterr().out.splitlines()) == lines
+
+
 def test_grid_of_an_epoch(tmp_path, capsys):
     """Runs that are finished and runs that are not, wherever they are by now."""
     for task in ("sMNIST", "language"):
