@@ -148,8 +148,8 @@ FLAGS = {
     "name": ("run", name_part, "added to the name of the run's folder"),
     "save": ("run", folder, "folder that runs are written to"),
     "dry_run": ("run", SWITCH, "show every value, the size and about the time of the run, and stop"),
-    "resume": ("run", folder, "go on with the run in this folder, with the options that it was started with; auto: with "
-                              "the run that the same options started, or a new one"),
+    "resume": ("run", folder, "go on with the run in this folder, with the options that it was started with; auto: "
+                              "with the run that the same options started, or a new one"),
     "evaluate": ("run", folder, "print the validation score of best.pt of the run in this folder, and of a finished "
                                 "run the test score, and stop"),
     "sample": ("run", COUNT, "with --evaluate of a run of the characters: print this many symbols, drawn by best.pt"),
