@@ -95,8 +95,8 @@ def build_network(net_type: str, input_size: int, hidden_size: int, stair, nonli
     if net_type == "LSTM":
         return LSTM(input_size, hidden_size, rinit, iinit)
     cell = {"RNN": RNN, "RNN-Orth": RNN, "expRNN": ExpRNN, "nnRNN": NNRNN}[net_type]
-    phi = nonlin if callable(nonlin) else Nonlinearity(nonlin, hidden_size)
-    return StairRNN(cell(input_size, hidden_size, rinit, iinit), stair, phi, engine)
+    made = cell(input_size, hidden_size, rinit, iinit)     # before φ: both draw from one generator
+    return StairRNN(made, stair, nonlin if callable(nonlin) else Nonlinearity(nonlin, hidden_size), engine)
 
 
 class ReadOut(nn.Linear):
