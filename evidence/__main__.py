@@ -26,6 +26,7 @@ from common.errors import UserError, start
 from common.runs.records import write_atomically
 from evidence import pages
 from evidence.launch import commands_of, run_all
+from evidence.rows import own_rows
 from evidence.table import columns_of, make_parser, text_of
 
 
@@ -61,6 +62,9 @@ def main(argv=None) -> None:
     failed = run_all([[*command, *threads] for command in commands], args.jobs) if args.run else 0
     text = text_of(args)
     print(text, end="")
+    if args.run and (apart := own_rows(args.task, args.seeds, *args.save)):
+        print("\nRuns that are edited, or of another stair or data, have rows of their own: python -m evidence "
+              f"{args.task} --only {shlex.quote(apart[0].name)}")
     if args.output:
         write_atomically(args.output, text.encode(), "then ask for the table again")
     if failed:

@@ -23,7 +23,8 @@ def commands_of(rows: list[Row], seeds, folder: Path, more: list[str], left: boo
     """
     more = [*more, *(["--until-epoch", str(until)] if until else [])]
     return [[*row.command(seed), "--save", str(folder), "--resume", "auto", "--no-curves", *more]
-            for seed in dict.fromkeys(seeds) for row in rows if not left or is_left(row.runs.get(seed), until)]
+            for seed in dict.fromkeys(seeds) for row in rows
+            if not row.own and (not left or is_left(row.runs.get(seed), until))]
 
 
 def is_left(run: Path | None, until: int | None) -> bool:

@@ -8,6 +8,7 @@ In README.md and results/*.md a table stands between two comments, the first of 
 and a picture follows the comment with the command that draws it, `python -m evidence.pictures ... -o results/NAME.png`.
 """
 
+import glob
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.runs.records import RECORDS, plain_file, read_config, read_record, write_atomically
+from common.runs.run import is_same_run
 from evidence import pictures, table
 
 TABLE = re.compile(r"(<!-- python -m evidence (.+?) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
@@ -110,14 +112,28 @@ def place_for(folder: Path, config: dict, target: Path) -> Path:
     parent = target / config["script"]
     for number in range(1, 10_000):
         place = parent / (folder.name if number == 1 else f"{folder.name}-{number}")
-        if not os.path.lexists(place / "config.json") or read_config(place) == config:
+        if not os.path.lexists(place / "config.json") or is_of_one_run(read_config(place), config):
             return place
     raise UserError(f"{parent} already holds 9,999 runs called {folder.name}")
 
 
+def is_of_one_run(there: dict, config: dict) -> bool:
+    """Whether two records are of the same run, which may have gone on to more epochs since the first was copied."""
+    return there == config or (there.get("started") is not None
+                               and all(there.get(name) == config.get(name) for name in ("started", "argv", "versions")))
+
+
+def is_again(place: Path, config: dict) -> bool:
+    """Whether another record beside `place` has the same options and seed: the tables show the first."""
+    name = re.sub(r"(-\d+)+$", "", place.name)
+    return any(path.parent != place and is_same_run(read_config(path.parent), config)
+               for path in place.parent.glob(f"{glob.escape(name)}*/config.json"))
+
+
 def collect(sources: list[Path], target: Path) -> None:
     """Copy the records (not the checkpoints) of the runs below `sources`, but for those still at work."""
-    counts = {"new": 0, "newer": 0, "the same": 0, "still running, left out": 0}
+    counts = {"new": 0, "newer": 0, "the same": 0, "still running, left out": 0,
+              "of the new with the options and seed of an earlier record, which the tables go on to show": 0}
     runs = {source: sorted(source.glob("*/*/config.json")) for source in sources}
     for source, found in runs.items():
         if not found:
@@ -131,6 +147,7 @@ def collect(sources: list[Path], target: Path) -> None:
         before = {name: text for name in RECORDS if (text := read_record(place, name)) is not None} \
             if os.path.lexists(place / "config.json") else {}
         counts["the same" if before == records else "newer" if before else "new"] += 1
+        counts[list(counts)[-1]] += not before and is_again(place, json.loads(records["config.json"]))
         if before != records:
             place.mkdir(parents=True, exist_ok=True)
             for name, text in records.items():

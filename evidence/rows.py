@@ -38,6 +38,7 @@ class Row:
     model: str
     stair: str
     flags: list
+    own: bool = False  # of a script, a stair or an edit that is nobody's but the user's: no command makes it again
     runs: dict = field(default_factory=dict)  # seed → folder
 
     @property
@@ -142,20 +143,20 @@ def vary(task: str, flag: str, values: list[str], extra: list[str], only: list[s
 
 
 def find_runs(rows: list[Row], seeds, *folders: Path, data: str | None = None) -> None:
-    """Give every row the folders of its runs below `folders`; of several with the same values, a finished one.
+    """Give every row the folders of its runs below `folders`; of several with the same values, the first finished one.
 
     A run of another REVISION of its task does not count; a record without the number is of revision 1. A run on other
     data than the published counts only where `data` names their folder.
     """
     found = {}
     for run, config in records_below(*folders):
-        difference = difference_of(config)
-        if difference == "other data" and data and config["data"].get("path") == str(Path(data).absolute()):
-            difference = None
-        if difference is None:
+        differences = differences_of(config)
+        if differences == ["other data"] and data and config["data"].get("path") == str(Path(data).absolute()):
+            differences = []
+        if not differences and own_stair(config) is None:
             science = json.dumps(flags.science(config["options"]), sort_keys=True)
             key = (config["script"], config.get("revision", 1), science)
-            if key not in found or (run / "result.json").exists():
+            if key not in found or ((run / "result.json").exists() and not (found[key] / "result.json").exists()):
                 found[key] = run
     for row in rows:
         revision = TASKS[row.script.split("_")[0]].REVISION
@@ -169,15 +170,15 @@ def own_rows(task: str, seeds, *folders: Path) -> list[Row]:
     """A row for the runs of each script, stair or edit of one's own below `folders`, under its own name."""
     rows = {}
     for run, config in records_below(*folders):
-        difference = difference_of(config)
-        if difference is None or task_of(config) != TASKS[task].NAME \
+        differences, stair = differences_of(config), own_stair(config)
+        if not (differences or stair) or task_of(config) != TASKS[task].NAME \
                 or config.get("revision", 1) != TASKS[task].REVISION:
             continue
         options = {name: entry["value"] for name, entry in config["options"].items()}
         science_ = {name: value for name, value in flags.science(config["options"]).items() if name != "random_seed"}
-        key = (config["script"], difference, json.dumps(science_, sort_keys=True))
-        stair = options.get("nvar") or ("expalpha" if "literal" in options else "alpha")
-        row = rows.setdefault(key, Row(config["script"], f"{config['row']}, {difference}", stair, []))
+        key = (config["script"], stair, *differences, json.dumps(science_, sort_keys=True))
+        stair = stair or options.get("nvar") or ("expalpha" if "literal" in options else "alpha")
+        row = rows.setdefault(key, Row(config["script"], ", ".join([config["row"], *differences]), stair, [], own=True))
         if options["random_seed"] in seeds:
             row.runs[options["random_seed"]] = run
     return [row for row in rows.values() if row.runs]
@@ -194,18 +195,22 @@ def task_of(config: dict) -> str:
     return config.get("task") or config["script"].split("_")[0].lower()
 
 
-def difference_of(config: dict) -> str | None:
-    """The script, stair, data or edited files of a run that is no published row, whatever its options; else None."""
+def differences_of(config: dict) -> list[str]:
+    """What makes a run none of a published row, whatever its options: its script, its data, edited files."""
     task, _, kind = config["script"].partition("_")
-    if task not in TASKS or kind not in STAIRS:
-        return f"{config['script']}.py"
-    if config.get("stair", STAIRS[kind]) not in (STAIRS[kind], "NoneType"):
-        return config["stair"]
+    found = [] if task in TASKS and kind in STAIRS else [f"{config['script']}.py"]
     if isinstance(config.get("data"), dict) and config["data"].get("official") is False:
-        return "other data"
+        found.append("other data")
     if config.get("edited_files"):
-        return f"edited {', '.join(config['edited_files'])}"
-    return None
+        values = [f"{name}={entry['value']}" for name, entry in config["options"].items()
+                  if entry["origin"] == "edited"]
+        found.append(" ".join(["edited", ", ".join(config["edited_files"]), *values]))
+    return found
+
+
+def own_stair(config: dict) -> str | None:
+    """The class of a stair that is none of the three."""
+    return config.get("stair") if config.get("stair") not in (*STAIRS.values(), "NoneType") else None
 
 
 # ── what a run says ──────────────────────────────────────────────────────────────────────────────────────

@@ -295,11 +295,10 @@ def columns_of(args) -> dict[str, list[Row]]:
     elif args.vary:
         columns = vary(args.task, args.vary[0].lstrip("-"), args.vary[1:], extra, args.only)
     else:
-        columns = {"": select(every(args.task, extra), args.only)}
+        own = [] if args.grid or args.small else own_rows(args.task, args.seeds, *args.save)
+        columns = {"": select(every(args.task, extra) + own, args.only)}
     for rows in columns.values():
-        find_runs(rows, args.seeds, *args.save, data=args.data)
-    if not (args.best or args.vary or args.only or args.grid or args.small):
-        columns[""] += own_rows(args.task, args.seeds, *args.save)
+        find_runs([row for row in rows if not row.own], args.seeds, *args.save, data=args.data)
     return columns
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import functools
+import hashlib
 import math
 import os
 import platform
@@ -77,7 +78,10 @@ def git_commit() -> str | None:
 
 
 def edited_files(script: str) -> list[str]:
-    """The script and the files of common/ (but for common/runs/) that differ from the commit; none outside git."""
+    """The script and the files of common/ (but for common/runs/) that differ from the commit; none outside git.
+
+    A digest of the content follows each name, so that two edits of one file are told apart.
+    """
     root = Path(__file__).resolve().parents[2]
     try:
         listed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=all", "--no-renames", "--",
@@ -85,7 +89,9 @@ def edited_files(script: str) -> list[str]:
                                 text=True, cwd=root, capture_output=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    return sorted(line[3:] for line in listed.splitlines())
+    files = {line[3:]: root / line[3:] for line in listed.splitlines()}
+    return [f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()[:7] if path.is_file() else 'deleted'}"
+            for name, path in sorted(files.items())]
 
 
 @functools.cache

@@ -152,7 +152,7 @@ class Run:
         self.best_loaded = False
         self.lock = None
         self.parts: dict = {}
-        self.log_size, self.columns = 0, None
+        self.log_size, self.columns, self.engine_before = 0, None, None
         self.seconds_before, self.started = 0.0, time.monotonic()
         self.saved_at = -math.inf         # the first report makes the first checkpoint
         self.folder, self.label = options.resume if self.resumed else None, label
@@ -377,6 +377,8 @@ class Run:
         if self.auto and not self.options.dry_run:
             self.folder, self.resumed = self._found_or_made(config)
         self._look_at(data)
+        if self.resumed:
+            check_stair(self.parts["model"], self.folder)
         if self.options.dry_run:
             self.say(f"{count_of(self.parts['model']):,} parameters, about {self.memory / 1e9:.2g} GB of memory; "
                      f"a run would be written to {self._place() / self._stem()}")
@@ -384,6 +386,7 @@ class Run:
         if self.options.evaluate is not None:
             self.load_best()
             self.say(f"the best weights of {self.folder}")
+            self._say_what_changed()
             return progress
         if not self.resumed and not self.auto:
             self.folder = self._new_folder()
@@ -438,6 +441,10 @@ class Run:
         changed = [f"{name} {before[name]} → {now[name]}" for name in now if before.get(name) not in (None, now[name])]
         if changed:
             self.say(f"not as it was started: {', '.join(changed)}; the last digits may differ")
+        then, now = config.get("edited_files", []), edited_files(config["script"])
+        if then != now:
+            self.say(f"edited files when it was started: {', '.join(then) or 'none'}; now: {', '.join(now) or 'none'}; "
+                     "the numbers may be others")
 
     def _restore(self) -> None:
         last = self.folder / "last.pt"
@@ -463,6 +470,9 @@ class Run:
             if self.device.type == "cuda" and state["cuda_rng"] is not None:
                 torch.cuda.set_rng_state(state["cuda_rng"].cpu())
             self.seconds_before = float(state["seconds"])
+            if not isinstance(engine := state.get("engine"), str | None):
+                raise ValueError(f"its engine is {str(engine)[:40]}")
+            self.engine_before = engine  # of a session whose last update was the run's last
             self._cut_log(state["log_size"], state["columns"])
         except WRONG_CONTENT as error:
             raise foreign(last, error) from None
@@ -577,8 +587,12 @@ class Run:
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
-            "seconds": self.seconds(), "columns": self.columns, "log_size": self.log_size})
+            "seconds": self.seconds(), "columns": self.columns, "log_size": self.log_size, "engine": self._engine()})
         self.saved_at = time.monotonic()
+
+    def _engine(self) -> str | None:
+        """The engine that ran the last update; None of an LSTM, which has its own."""
+        return getattr(self.parts["model"].network, "engine_that_ran", self.engine_before)
 
     def _check_weights(self) -> None:
         """Weights that are not finite never replace saved ones."""
@@ -602,7 +616,7 @@ class Run:
         """Write result.json, with which a run is finished, and draw its curves. → the whole result."""
         result = {**result, "row": self.options.row, "parameters": count_of(self.parts["model"]),
                   "seconds": round(self.seconds(), 1), "device": device_name(self.device),
-                  "engine": getattr(self.parts["model"].network, "engine_that_ran", None),
+                  "engine": self._engine(),
                   "threads": torch.get_num_threads(),
                   "versions": versions(), "commit": git_commit(),
                   "command": read_config(self.folder)["argv"]}
@@ -705,8 +719,17 @@ def put_best(model, folder: Path, device="cpu") -> None:
         raise foreign(best, error) from None
 
 
+def check_stair(model, folder: Path) -> None:
+    """Raises UserError where the model has another stair than the run in `folder`: weights alone do not tell."""
+    before, now = read_config(folder).get("stair"), type(getattr(model.network, "stair", None)).__name__
+    if before not in (None, now):
+        raise UserError(f"{folder} is a run with the stair {before}, and the script now builds {now}; restore the line "
+                        "that builds the stair, or start a new run")
+
+
 def load_weights(model, folder: Path):
     """The model with the weights of the best validation of the run in `folder`, on the CPU, ready to evaluate."""
+    check_stair(model, folder)
     put_best(model, folder)
     return model.eval()
 
@@ -720,5 +743,5 @@ def is_same_run(found: dict, wanted: dict) -> bool:
     """Whether two config.json are of the same computation: values, the task's revision and the stair's class."""
     def key(config):
         return (science(config["options"]), config.get("revision", 1),
-                config.get("stair", wanted["stair"]))
+                config.get("stair", wanted.get("stair")))
     return key(found) == key(wanted)
