@@ -38,7 +38,7 @@ def _formula(nonlinearity) -> tuple:
 
 def unfit_reason(engine: str, hidden: int, stair, nonlinearity) -> str | None:
     """Why `engine` cannot compute this stair and φ for H units, in a sentence; None if it can. "auto": why none can."""
-    numbers, rule, (phi, bias), name = stair(1), stair.rule, _formula(nonlinearity), type(stair).__name__
+    numbers, rule, (phi, bias), name = stair.forward(1), stair.rule, _formula(nonlinearity), type(stair).__name__
     if numbers.shape not in ((1,), (1, hidden)):
         return f"{name} gives numbers of shape {tuple(numbers.shape)} for one step of {hidden} units; give (1,), or " \
                f"(1, {hidden}) with a number for every unit"
