@@ -23,7 +23,7 @@ from common.stair import LearnedStair
 SCRIPT = Path(__file__).stem
 
 # Every value that this script uses, to edit here; lr, lr_orth, alpha, alam, Tdecay and rinit come from a row below.
-# A value typed on the command line wins, then the row, then this. A new key becomes a flag of its own.
+# A value typed on the command line wins over a row, and a row over a value here. A new key becomes a flag of its own.
 DEFAULTS = dict(
     # network
     net_type="nnRNN",     # RNN, RNN-Orth, expRNN, nnRNN

@@ -6,19 +6,19 @@
     python -m benchmarks --growth               how the recurrence grows with T, B and H
     python -m benchmarks --cuda --engine triton --tf32
 
-Contenders take turns, so that a busy machine hurts all of them alike. A time is the median of its turns, with
-the quartiles behind it; a ratio is the median of the ratios in each turn. A whole step is forward, loss, backward
-and optimizer. A turn of the copying task is ten steps: its arrays fit into the caches, and in training it is the step
-before that has filled them, not another contender.
+Contenders take turns, so that a busy machine slows all of them alike. A time is the median of its turns, with the
+quartiles behind it; a ratio is the median of the ratios in each turn. A whole step is forward, loss, backward and
+optimizer. A turn of the copying task is ten steps: its arrays fit into the caches, and in training the step before has
+filled them, not another contender.
 
     ours         this project, engine auto (--engine picks another)
     authors      autograd through a Python loop, benchmarks/authors_way.py
     nn.RNN       torch.nn.RNN (tanh) in the place of the cell
     peak         independent multiply-adds and nothing else, on every thread: the most that the cores can do
 
-CPU time is that of all threads of this process, those included that wait for others in a loop; what other programs do
-on the machine is not in it. So the part of the peak is counted in CPU time: operations of the recurrence a second of
-CPU, 3 · 2 · T B H² forward and backward, against the peak's a second of CPU in the same turn.
+CPU time counts all threads of this process, also threads that wait for others in a loop, and no other program. So the
+part of the peak is counted in CPU time: operations of the recurrence per second of CPU, 3 · 2 · T B H² for forward and
+backward, divided by those of the peak in the same turn.
 """
 
 import argparse
@@ -60,7 +60,7 @@ STEPS_IN_A_TURN = {"copying": 10, "psMNIST": 1, "characters": 1}
 
 
 class TanhRNN(nn.Module):
-    """torch.nn.RNN in the shape of our networks."""
+    """torch.nn.RNN with the interface of this project's networks."""
 
     engine = "torch"
 
@@ -318,7 +318,7 @@ def processor() -> str:
 PLACE = "<!-- python -m benchmarks -->\n"
 
 
-def around_the_tables(path: Path) -> tuple[str, str]:
+def around_the_tables(path: Path, comment: str = PLACE) -> tuple[str, str]:
     """What stands before and after the tables of a page, the two comments that hold their place included.
 
     Raises UserError for a file that cannot be read or has no such place; a new or empty file is nothing but tables.
@@ -329,11 +329,11 @@ def around_the_tables(path: Path) -> tuple[str, str]:
         page = path.read_text(encoding="utf-8") if path.exists() else ""
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as text ({error}); choose another place with -o") from None
-    before, place, rest = page.partition(PLACE)
+    before, place, rest = page.partition(comment)
     _, end, after = rest.partition("<!-- end -->")
     if page and not end:
-        raise UserError(f"{path} has no place for the tables, the two lines {PLACE.strip()} and <!-- end -->; add them "
-                        "or choose a new file with -o")
+        raise UserError(f"{path} has no place for the tables, the two lines {comment.strip()} and <!-- end -->; "
+                        "add them or choose a new file with -o")
     return f"{before}{place}\n" * bool(page), f"\n{end}{after}" * bool(page)
 
 

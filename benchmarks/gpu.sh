@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# All that a GPU is to show, most valuable first, into one archive: benchmarks/gpu.sh MINUTES DATA
+# Runs what needs a GPU, the most valuable first, and packs all output into one archive: benchmarks/gpu.sh MINUTES DATA
 #
-# DATA holds MNIST/ and pennchar/ (data/README.md): nothing is downloaded. PYTHON names another interpreter than python
-# (with requirements-dev.txt), OUT the folder; a second call with the same OUT goes on with the rows. SMALL=1 rehearses
-# on the CPU at tiny sizes: no number means anything then.
+# DATA holds MNIST/ and pennchar/ (data/README.md); nothing is downloaded. PYTHON names another interpreter than python
+# (with requirements-dev.txt), OUT the folder. A second call with the same OUT goes on with the rows. SMALL=1 tries the
+# script on the CPU at tiny sizes, where the numbers mean nothing.
 set -u
 if [ $# != 2 ] || ! [ "$1" -ge 0 ] 2>/dev/null || ! [ -d "$2" ]; then
     echo "usage: $0 MINUTES DATA, whole minutes and a folder" >&2
@@ -20,7 +20,7 @@ archive() {
 trap archive EXIT
 trap 'exit 130' INT TERM HUP
 
-part() {                                        # SECONDS NAME COMMAND...; what becomes of it hurts no other part
+part() {                                        # SECONDS NAME COMMAND...; if it fails, the others go on
     local left=$((end - SECONDS - closing)) name=$2 began=$SECONDS how="no time was left"
     local limit=$(($1 < left ? $1 : left))
     shift 2

@@ -6,14 +6,14 @@
     network.py       a cell and a stair as one network; the LSTM; the read-out and its loss
     recurrence/      the time loop h_t = g_t(z_t) φ(z_t): one contract, several engines
     optim.py         OrthogonalRMSprop, the parameter groups of a model, one step
-    data.py          copying sequences, MNIST as pixel sequences, Penn Treebank characters, a text of one's own
-    download.py      what both downloads share: a temporary folder, the check, the move
+    data.py          copying sequences, MNIST as pixel sequences, Penn Treebank characters, any other text
+    download.py      fetches missing data files and checks them
     copytask.py, smnist.py, language.py    model and training loop of each task
-    errors.py        a person's mistakes as sentences; where a script starts and ends
+    errors.py        mistakes of a person as sentences; the start and the end of a script
 
-    runs/            what carries a run; who changes the science never opens it
-        flags.py     one meaning for every flag; rows of published hyperparameters; where a value came from
-        records.py   the files of a run: written whole, read as numbers or with a sentence
+    runs/            the bookkeeping of a run; changes of the science never need it
+        flags.py     every flag with its meaning; rows of published hyperparameters; the origin of a value
+        records.py   the files of a run: written whole, checked when they are read
         curves.py    curves.png from log.csv
         machine.py   device, threads, versions; whether an update fits into memory
         run.py       a run's folder: log, checkpoints, signals, resume; the counted loop `updates`
@@ -22,14 +22,14 @@ Layers: a module imports only from those below it, at the top of its file (tests
 
     errors, stair, orthogonal, optim < recurrence, download, data < cells, network < runs < the three tasks < scripts
 
-A batch on its way: script → task loop → data → network (cell, stair) → recurrence → an engine → back to the loop's
+The way of a batch: script → task loop → data → network (cell, stair) → recurrence → an engine → back to the loop's
 loss → optim.step.
 
 Letters in comments and shapes: B batch, T time steps, I input size, H hidden units, C classes.
 Rows are examples, so matrices act on the right: z_t = x_t U + h_{t-1} W.
 
-A task of one's own is data, a model and a loop. The adding problem: of T numbers in [0, 1] two are marked, one in each
-half, and the network answers their sum at the last step. Always to answer 1, the mean, has a squared error of 1/6.
+A new task needs data, a model and a loop. The adding problem: of T numbers in [0, 1] two are marked, one in each half,
+and the network answers their sum at the last step. A network that always answers the mean, 1, has a loss of 1/6.
 
     import torch
     from torch import nn
@@ -64,7 +64,7 @@ import sys
 
 
 def _in_a_line(kind, error, trace, usual=sys.excepthook):
-    """Ctrl-C while torch is still being imported, before `errors.start` can say it: a line, and no traceback."""
+    """Print one line, and no traceback, for a Ctrl-C while torch is being imported, before `errors.start` runs."""
     if issubclass(kind, KeyboardInterrupt):
         print(f"{sys.argv[0].rpartition('/')[2]}: stopped", file=sys.stderr)
     else:

@@ -10,8 +10,8 @@ expRNN is arXiv 1901.08428, nnRNN arXiv 1905.12080. A cell knows its parameters,
 the input, `kernel` forms W (once per sequence; `engine` as in `common.recurrence`), `penalty` is what it adds to the
 loss. `common.network` joins a cell, a stair and a nonlinearity into a network.
 
-A triangle is stored as the vector of its size(size−1)/2 free numbers, so that every parameter that the
-optimizer sees is free and counting parameters is counting numbers.
+A triangle is stored as the vector of its size(size−1)/2 free numbers: the optimizer sees no number that is
+always 0, and the size of a parameter is the count of its free numbers.
 """
 
 import math
@@ -68,7 +68,7 @@ class Cell(nn.Module):
         """x U + bias → (T, B, H), for vectors x (T, B, I) or symbols x (T, B) of an integer dtype.
 
         A symbol stands for its row of `embedding` (V, I), or for its one-hot row without one. Either way the
-        V possible projections are formed once and looked up: the same numbers for V rows of work, not T·B.
+        V possible projections are formed once and looked up, which is work for V rows instead of T·B.
         """
         if x.is_floating_point():
             projected = x.flatten(0, 1) @ self.input_weight                              # (T·B, H)
@@ -77,7 +77,7 @@ class Cell(nn.Module):
         table = table if self.input_bias is None else table + self.input_bias
         if x.is_cuda:
             return nn.functional.embedding(x, table)
-        # 4 times faster backward than embedding's; on a GPU it would add in an order that changes from run to run
+        # its backward is 4 times faster than embedding's; on a GPU the order of its sums changes from run to run
         return table.index_select(0, x.flatten()).unflatten(0, x.shape)
 
     def penalty(self):
@@ -85,7 +85,7 @@ class Cell(nn.Module):
         return 0.0
 
     def orthogonality_error(self) -> float | None:
-        """How far the matrix that is orthogonal by construction is from it: max |P Pᵀ − 1|. None without such a one."""
+        """max |P Pᵀ − 1| of the matrix P that is orthogonal by construction; None for a cell without such a matrix."""
         return None
 
     def rotation_parameters(self) -> list:
@@ -182,7 +182,7 @@ class NNRNN(Cell):
         return nn.functional.mse_loss(self.gamma, torch.ones_like(self.gamma), reduction="sum")
 
     def orthogonality_error(self):
-        """Of P: W itself is not normal."""
+        """The error of P; W itself is not orthogonal."""
         return self.rotation.error()
 
     def rotation_parameters(self):
@@ -193,7 +193,7 @@ class NNRNN(Cell):
 
 
 class _SchurProduct(torch.autograd.Function):
-    """P (Λ + T) Pᵀ from P (H, H), the entries of T, γ and θ (H/2,). One node of autograd for a dozen small ones."""
+    """P (Λ + T) Pᵀ from P (H, H), the entries of T, γ and θ (H/2,). One node of autograd replaces a dozen."""
 
     @staticmethod
     def forward(ctx, p, upper, gamma, theta, indices):

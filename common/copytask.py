@@ -15,7 +15,7 @@ from common.optim import step
 from common.runs.run import Progress, Recent, Run
 
 NAME = "copytask"
-REVISION = 2  # raised whenever the same options come to compute something else; CHANGES.md says what
+REVISION = 2  # raised by every change of what the same options compute; CHANGES.md lists them
 LAST = 50  # updates over which the result is averaged
 
 
@@ -67,7 +67,7 @@ def train(model: CopyModel, optimizer, task: CopyingTask, run: Run, *, updates: 
 
 
 def without_training(run: Run, model: CopyModel, task: CopyingTask, batch: int) -> dict | None:
-    """What needs no training, or None: the scores that --evaluate asks for, the result of a run that is finished."""
+    """The scores that --evaluate asks for, or the result of a finished run; None where training is needed."""
     found = run.scored("loss {:.4f}, recall {:.4f}".format, validation=lambda: evaluate(model, task, batch, run))
     return run.finished() if found is None else found
 

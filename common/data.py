@@ -5,8 +5,8 @@ Files lie in one folder, the data folder beside the scripts unless --data names 
     MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte       plain or .gz; fetched by torchvision
     pennchar/{train,valid,test}.txt                              fetched from Mikolov's simple-examples.tgz
 
-`load_text` reads any other text. What is read from files carries its `Source`: a run keeps the digest in its record
-and goes on with the same data only.
+`load_text` reads any other text. Data from files carries its `Source`: a run records the digest and is resumed with
+the same data only.
 """
 
 import gzip
@@ -39,7 +39,7 @@ class Source:
     digest      sha256 of a file's bytes (unpacked); of several files, of the lines that `sha256sum` prints for them
     official    whether every file is the published one
     note        lines for people, empty where there is nothing to say
-    vocabulary  the symbol of each number, of a text
+    vocabulary  of a text: the symbol of each number
     """
 
     path: Path
@@ -135,7 +135,7 @@ class CopyingTask:
         if self.vari:
             delay = int(torch.randint(1, self.T + 1, (), generator=self.generator))
         symbols = torch.randint(1, self.labels + 1, (c, size), generator=self.generator)
-        # One copy to a GPU, from page-locked memory: from any other the host would wait for it.
+        # One copy to a GPU, from page-locked memory: the host would wait for a copy from other memory.
         pinned = device is not None and torch.device(device).type == "cuda"
         x, target = both = torch.zeros(2, delay + 2 * c, size, dtype=torch.int64, pin_memory=pinned)
         x[:c] = symbols
@@ -219,7 +219,7 @@ def load_mnist(folder: Path | None = None, permute: bool = False, download: bool
 
 
 def _plain_or_gz(raw: Path, name: str) -> Path:
-    """Where a file of MNIST lies: unpacked, or as the mirrors serve it."""
+    """Where a file of MNIST lies: unpacked, or packed as the mirrors serve it."""
     packed = raw / f"{name}.gz"
     return packed if os.path.exists(packed) and not os.path.exists(raw / name) else raw / name
 
@@ -250,7 +250,7 @@ def _read_idx(path: Path, *shape: int) -> tuple[torch.Tensor, str]:
     """An idx file of unsigned bytes → its values and its sha256. Its bytes may be packed by gzip.
 
     It holds 0, 0, 8, the number of dimensions, their sizes as big-endian int32, the values. Raises ValueError for
-    any other file, and reads no more of it than a right one has.
+    any other file, and reads no more bytes than a right file has.
     """
     header = bytes((0, 0, 8, len(shape))) + b"".join(size.to_bytes(4, "big") for size in shape)
     size = len(header) + math.prod(shape)
@@ -346,7 +346,7 @@ def load_penn_characters(folder: Path | None = None, download: bool = True, url:
 
 
 def load_text(path: Path) -> Characters:
-    """Any UTF-8 text by characters, a line's end being one: its first 90 % to train on, 5 % each to validate and test.
+    """A UTF-8 text by characters, line ends included: 90 % to train on, then 5 % to validate and 5 % to test.
 
     Symbols are numbered in the order of Unicode. Raises UserError for a file that cannot be read, is no text or empty.
     """
@@ -367,7 +367,7 @@ def load_text(path: Path) -> Characters:
 
 
 def numbers_of(symbols: Iterable[str], vocabulary: Iterable[str]) -> torch.Tensor:
-    """Symbols → their numbers (N,) int64. Raises KeyError for a symbol that the vocabulary has not."""
+    """Symbols → their numbers (N,) int64. Raises KeyError for a symbol that is not in the vocabulary."""
     number_of = {symbol: number for number, symbol in enumerate(vocabulary)}
     return torch.from_numpy(np.fromiter(map(number_of.__getitem__, symbols), np.int64))
 
@@ -387,7 +387,7 @@ def vocabulary_in(record) -> list[str]:
 
 
 def _long_symbol(vocabulary: Iterable[str]) -> str | None:
-    """The first symbol longer than a character, but for markers as <unk>."""
+    """The first symbol longer than a character, markers such as <unk> left out."""
     return next((symbol for symbol in vocabulary if len(symbol) > 1 and not MARKER.fullmatch(symbol)), None)
 
 
@@ -422,7 +422,7 @@ def _read_symbols(path: Path) -> tuple[list[str], str]:
     return symbols, digest
 
 
-# ── what is not as it should be ──────────────────────────────────────────────────────────────────────────
+# ── files that are missing or wrong ──────────────────────────────────────────────────────────────────────────
 
 OTHER_MNIST = re.compile(r"mnist.*\.(csv|npz|parquet|pkl|gz|zip|pt|mat|arff)$", re.IGNORECASE)
 OTHER_PENN = re.compile(r"^ptb\.|simple-examples", re.IGNORECASE)
@@ -433,10 +433,9 @@ def _unofficial(corpus: str, wrong: list[str], place: Path) -> str:
 
 
 def _found_instead(folder: Path, home: Path, missing: list[str], places: tuple[str, ...], other: re.Pattern) -> str:
-    """What lies in a data folder where the files `missing` of its subfolder `home` do not, in words.
+    """The files `other`, of a form that is not read here, in a data folder whose `home` lacks the files `missing`.
 
-    Raises UserError when they lie in another place or have another name: to fetch them would be a detour. Files
-    `other`, of a form that is not read here, are only named.
+    Raises UserError where the missing files lie in another place or have another name, so that nothing is fetched.
     """
     listed = [path for place in (folder, folder / home, *(folder / name for name in places)) for path in _listed(place)]
     there = [path for path in listed if _usual_name(path) in missing][:4]
@@ -453,5 +452,5 @@ def _found_instead(folder: Path, home: Path, missing: list[str], places: tuple[s
 
 
 def _usual_name(path: Path) -> str:
-    """The name of a file of MNIST or of the Penn Treebank as it is read here, of one that is spelled otherwise."""
+    """The name under which a file of MNIST or the Penn Treebank is read here, from another spelling of it."""
     return path.name.lower().removesuffix(".gz").replace(".idx", "-idx").removeprefix("ptb.char.")

@@ -1,6 +1,6 @@
-"""What both downloads share: a temporary folder, the check of every file's digest, the move to its place.
+"""Downloads: into a temporary folder, then the check of every file's digest, then the move to its place.
 
-Nothing is made in the data folder before every file has arrived and is right, so a mistyped folder stays unmade.
+Nothing is made in the data folder before every file has arrived and is right, so a mistyped folder is never created.
 MNIST comes through torchvision, the Penn Treebank characters as members of an archive.
 """
 
@@ -19,7 +19,7 @@ import torch
 
 from common.errors import UserError
 
-# In bytes. The archive has 34 million, its largest wanted member 10 million; what grows beyond these is a trap.
+# In bytes. The archive has 34 million, its largest wanted member 10 million; an archive beyond these limits is refused.
 ARCHIVE_LIMIT, UNPACKED_LIMIT, MEMBER_LIMIT = 1 << 28, 1 << 29, 1 << 26
 FAILURES = (ImportError, OSError, RuntimeError, ValueError, LookupError, EOFError, tarfile.TarError, zlib.error,
             HTTPException)
@@ -143,7 +143,7 @@ def _contents(archive: Path, names: list[str]) -> list[bytes]:
     found = {}
     with gzip.open(archive) as unpacked, tarfile.open(fileobj=_Bounded(unpacked, UNPACKED_LIMIT), mode="r|") as tar:
         for member in tar:
-            if member.size > UNPACKED_LIMIT:  # to skip it would take as long as it claims to be
+            if member.size > UNPACKED_LIMIT:  # skipping it would take as long as its claimed size
                 raise ValueError(f"{member.name[:40]} in the archive claims to have {member.size:,} bytes")
             name = member.name.removeprefix("./")
             if name in names and member.isfile() and member.size <= MEMBER_LIMIT:

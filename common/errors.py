@@ -1,6 +1,6 @@
-"""How a script ends: a person's mistake is a `UserError`, one sentence; `start` prints it, never a traceback.
+"""How a script ends: a mistake of a person is a `UserError`, which `start` prints as one sentence without a traceback.
 
-Signals are taken in one place, `when_asked_to_stop`; what was nearly typed is found in one, `nearest`.
+`when_asked_to_stop` handles signals. `nearest` finds what a misspelled name may have meant.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 # What torch's allocators, the driver and the GPU's libraries say when memory is used up. "an illegal memory access" is
-# none of it: that is a mistake of a program.
+# a bug and not among them.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
 
@@ -24,16 +24,16 @@ class UserError(Exception):
 
 
 def nearest(text: str, names, cutoff: float = 0.4, most: int = 1) -> list[str]:
-    """The names that `text` may have meant, best first, whatever their case."""
+    """The names that `text` may have meant, best first; upper and lower case count as the same."""
     lower = {name.lower(): name for name in names}
     return [lower[near] for near in difflib.get_close_matches(text.lower(), lower, n=most, cutoff=cutoff)]
 
 
 @contextlib.contextmanager
 def when_asked_to_stop(handler, *names: str):
-    """Ctrl-C, a scheduler and a closed terminal, by the `names` of their signals, call `handler(number, frame)`.
+    """Within this context the signals `names` call `handler(number, frame)`.
 
-    A signal that is ignored, which is what nohup asks for, stays so; one that the system does not know is left out.
+    An ignored signal stays ignored, as nohup asks for. A name that the system does not know is left out.
     """
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     before = {number: signal.signal(number, handler) for number in numbers
@@ -48,7 +48,7 @@ def when_asked_to_stop(handler, *names: str):
 def start(main) -> None:
     """Run a script's `main`: a UserError is printed as one sentence, and its status is the exit status."""
     open_streams()
-    for stream in (sys.stdout, sys.stderr):  # an output that knows no Greek shows their numbers instead
+    for stream in (sys.stdout, sys.stderr):  # an output without Greek letters shows their numbers
         with contextlib.suppress(AttributeError, OSError):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -57,7 +57,7 @@ def start(main) -> None:
         sentence, status = str(error), error.status
     except KeyboardInterrupt:
         sentence, status = "stopped", 130
-    except BrokenPipeError:  # whoever read the output, `head` perhaps, has gone: there is nobody left to tell
+    except BrokenPipeError:  # the program that read the output, perhaps `head`, has ended
         close_output()
         sys.exit(1)
     except OSError as error:  # /dev/full as output, a disk that was pulled out
@@ -69,13 +69,17 @@ def start(main) -> None:
         sentence, status = "this does not fit into memory; choose a smaller --nhid, --batch or sequence length", 1
     else:
         return
+    if status > 128:  # a scheduler that repeats its signal changes nothing of how this process ends
+        for name in ("SIGTERM", "SIGHUP"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), signal.SIG_IGN)
     with contextlib.suppress(OSError):  # a terminal that was closed
         print(f"{Path(sys.argv[0]).name}: {printable(sentence)}", file=sys.stderr)  # one line, whatever was typed
     sys.exit(status)
 
 
 def _to_its_last_line(main) -> None:
-    """Run `main`, and write what it printed: an output that cannot be written is found here and not by Python's end."""
+    """Run `main` and flush its output, so that an error of the output is found here and not when Python exits."""
     try:
         main()
     except SystemExit:  # of --help
@@ -85,12 +89,12 @@ def _to_its_last_line(main) -> None:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """`text` with every character that moves a terminal's cursor written as its number; but for those of `keep`."""
+    """`text` with a number in the place of every unprintable character, except those in `keep`."""
     return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
 
 
 def open_streams() -> None:
-    """A standard stream that was closed leads nowhere: no file of a run is then opened in its place."""
+    """Open closed standard streams on the null device, so that no file of a run takes their place."""
     with contextlib.suppress(OSError):
         while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
             os.set_inheritable(descriptor, True)
@@ -101,7 +105,7 @@ def open_streams() -> None:
 
 
 def close_output() -> None:
-    """Send what is still to be printed nowhere, so that Python does not fail on it once more when it ends."""
+    """Discard what is still to be printed, so that Python does not fail on it again when it exits."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

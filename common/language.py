@@ -18,9 +18,9 @@ from common.optim import step
 from common.runs.run import Meter, Progress, Run
 
 EVALUATION_STREAMS = 10
-PENN_SYMBOLS, PENN_LENGTH = 50, 5_017_483  # before the text is read
+PENN_SYMBOLS, PENN_LENGTH = 50, 5_017_483  # for the estimate of the memory, before the text is read
 NAME = "language"
-REVISION = 1  # raised whenever the same options come to compute something else; CHANGES.md says what
+REVISION = 1  # raised by every change of what the same options compute; CHANGES.md lists them
 
 
 class CharacterModel(nn.Module):
@@ -108,7 +108,7 @@ def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epo
             loss = mean_cross_entropy(logits, target)
             step(model, optimizer, loss, alam=alam, clip=clip)
 
-            progress.state = state.detach().clone()            # the rest of h can go
+            progress.state = state.detach().clone()            # a view would keep all of h in memory
             meter.add(loss * len(target), (logits.argmax(-1) == target).sum(), count=len(target))
             if index % log_interval == 0 and index < batches:
                 report(run, epoch, index, batches, meter, optimizer)
@@ -122,8 +122,7 @@ def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epo
 
 def without_training(run: Run, model: CharacterModel, corpus: Characters, valid_set: torch.Tensor,
                      test_set: torch.Tensor, bptt: int) -> dict | None:
-    """What needs no training, or None: the scores that --evaluate asks for and a sample of the text, the result of a
-    run that is finished."""
+    """The scores and the sample that --evaluate asks for, or the result of a finished run; None to train."""
     found = run.scored(lambda loss, accuracy: f"{scores(loss, corpus.unit)}, accuracy {accuracy:.4f}",
                        validation=lambda: evaluate(model, valid_set, bptt, run),
                        test=lambda: evaluate(model, test_set, bptt, run))
@@ -134,7 +133,7 @@ def without_training(run: Run, model: CharacterModel, corpus: Characters, valid_
 
 @torch.no_grad()
 def sample(model: CharacterModel, count: int, bptt: int, device) -> list[int]:
-    """`count` symbols, each drawn from what the model expects after those before it, from symbol 0 on.
+    """`count` symbols, each drawn from the probabilities that the model gives it; symbol 0 is the first input.
 
     The stair starts again after every `bptt` symbols, as in training, so each segment is read from its start.
     """
@@ -166,7 +165,7 @@ def keep_or_slow_down(run: Run, progress: Progress, optimizer, epoch: int, loss:
 
 
 def scores(loss: float, unit: str) -> str:
-    """A loss in nats, its perplexity and its bits per `unit`, for people."""
+    """A loss in nats, its perplexity and its bits per `unit`, as text."""
     perplexity = math.exp(min(loss, 700))
     shown = f"{perplexity:.3f}" if perplexity < 1e6 else f"{perplexity:.3g}"
     return f"loss {loss:.4f}, perplexity {shown}, {loss / math.log(2):.4f} bits per {unit}"

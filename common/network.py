@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from common.cells import NNRNN, RNN, Cell, ExpRNN, check_start, glorot_normal, input_start
-from common.recurrence import native_engine, stair_recurrence
+from common.recurrence import automatic, native_engine, stair_recurrence
 from common.stair import Nonlinearity
 
 
@@ -29,15 +29,17 @@ class StairRNN(nn.Module):
         return self.cell.kernel(self.engine)
 
     def penalty(self):
-        """What the loss grows by, before the factor `alam`."""
+        """What is added to the loss, before the factor `alam`."""
         return self.cell.penalty()
 
     def forward(self, x, state=None, kernel=None, embedding=None, last_only=False):
         """x as in `Cell.project` → h (T, B, H), or (B, H) with `last_only`; and the last state (B, H)."""
         state = self.start(x.shape[1]) if state is None else state
         kernel = self.kernel() if kernel is None else kernel
-        h = stair_recurrence(self.cell.project(x, embedding), kernel, state, self.stair, self.nonlinearity,
-                             engine=self.engine, last_only=last_only)
+        x = self.cell.project(x, embedding)
+        self.engine_that_ran = automatic(x, self.stair, self.nonlinearity) if self.engine == "auto" else self.engine
+        h = stair_recurrence(x, kernel, state, self.stair, self.nonlinearity, engine=self.engine_that_ran,
+                             last_only=last_only)
         return h, (h if last_only else h[-1])
 
 
@@ -84,17 +86,19 @@ class LSTM(nn.Module):
         return (h[-1] if last_only else h), torch.cat((h_last, c_last))
 
 
-def build_network(net_type: str, input_size: int, hidden_size: int, stair, nonlin: str, rinit: str, iinit: str,
+def build_network(net_type: str, input_size: int, hidden_size: int, stair, nonlin, rinit: str, iinit: str,
                   engine: str = "auto") -> nn.Module:
     """The network that the options name: a `StairRNN`, or an `LSTM` (which leaves stair and `nonlin` out).
 
+    nonlin   φ: one of `NONLINEARITIES`, or a function of z
     Raises ValueError for a combination that has no meaning.
     """
     check_start(net_type, rinit)
     if net_type == "LSTM":
         return LSTM(input_size, hidden_size, rinit, iinit)
     cell = {"RNN": RNN, "RNN-Orth": RNN, "expRNN": ExpRNN, "nnRNN": NNRNN}[net_type]
-    return StairRNN(cell(input_size, hidden_size, rinit, iinit), stair, Nonlinearity(nonlin, hidden_size), engine)
+    made = cell(input_size, hidden_size, rinit, iinit)     # before φ: both draw from one generator
+    return StairRNN(made, stair, nonlin if callable(nonlin) else Nonlinearity(nonlin, hidden_size), engine)
 
 
 class ReadOut(nn.Linear):

@@ -1,8 +1,7 @@
 """Sequential MNIST: the model and its training loop.
 
-784 pixels, one a step, and a read-out from the last hidden state to 10 classes. Training batches come in
-fixed order; after every epoch the validation accuracy decides whether these weights are the best so far; the
-best are tested once, at the end.
+784 pixels, one a step, and a read-out from the last hidden state to 10 classes. Training batches come in fixed
+order. The weights of the epoch with the best validation accuracy are kept and tested once, at the end.
 """
 
 import torch
@@ -15,7 +14,7 @@ from common.optim import step
 from common.runs.run import Meter, Progress, Run
 
 NAME = "smnist"
-REVISION = 2  # raised whenever the same options come to compute something else; CHANGES.md says what
+REVISION = 2  # raised by every change of what the same options compute; CHANGES.md lists them
 CLASSES = 10
 PIXELS = 784
 
@@ -87,7 +86,7 @@ def train(model: PixelModel, optimizer, train_set: PixelSequences, valid_set: Pi
 
 def without_training(run: Run, model: PixelModel, valid_set: PixelSequences, test_set: PixelSequences,
                      batch: int) -> dict | None:
-    """What needs no training, or None: the scores that --evaluate asks for, the result of a run that is finished."""
+    """The scores that --evaluate asks for, or the result of a finished run; None where training is needed."""
     found = run.scored("loss {:.4f}, accuracy {:.4f}".format, validation=lambda: evaluate(model, valid_set, batch, run),
                        test=lambda: evaluate(model, test_set, batch, run))
     return run.finished() if found is None else found

@@ -30,7 +30,7 @@ SCHEDULES = {
 SCHEDULE_ALIASES = {"1n": "n", "n^2": "n2", "1n2": "n2"}
 
 RULES = ("scale", "exponential", "literal")
-NONLINEARITIES = ("none", "tanh", "relu", "modrelu", "sigmoid")
+NONLINEARITIES = ("none", "tanh", "relu", "modrelu", "sigmoid")  # new names go to the end: native.cpp counts both
 
 
 def schedule(name: str, steps: int) -> torch.Tensor:
@@ -41,8 +41,10 @@ def schedule(name: str, steps: int) -> torch.Tensor:
     return SCHEDULES[name](torch.arange(steps, dtype=torch.float64))
 
 
-def stair_factor(rule: str, step: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-    """g_t(z) for the numbers `step`, which broadcast against z."""
+def stair_factor(rule, step: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """g_t(z) for the numbers `step`, which broadcast against z; `rule` is a name of `RULES` or a function (step, z)."""
+    if callable(rule):
+        return rule(step, z)
     if rule == "scale":
         return step
     if rule == "exponential":
@@ -52,8 +54,10 @@ def stair_factor(rule: str, step: torch.Tensor, z: torch.Tensor) -> torch.Tensor
     raise ValueError(f"there is no stair rule '{rule}'; choose one of {', '.join(RULES)}")
 
 
-def nonlinearity(name: str, z: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """φ(z), elementwise; `bias` (H,) is modReLU's b and None for the others."""
+def nonlinearity(name, z: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """φ(z), elementwise; `name` is one of `NONLINEARITIES` or a function of z, `bias` (H,) is modReLU's b."""
+    if callable(name):
+        return name(z)
     if name == "modrelu":
         return torch.sign(z) * torch.relu(z.abs() + bias)
     if name == "tanh":
@@ -87,17 +91,27 @@ class Nonlinearity(nn.Module):
 
 
 class Stair(nn.Module):
-    """Common to the three stairs: `numbers`, a vector of as many numbers as the longest sequence has steps.
+    """Common to all stairs: `numbers` of shape (T,), or (T, H) with a number for every unit. T: the longest sequence.
 
-    rule      how a number scales φ, one of `RULES`
+    rule      how a number scales φ: one of `RULES`, or a method `rule(step, z)` → g_t(z)
     minimum   the optimizer keeps the numbers at or above this (None: no bound)
+
+    Numbers that are an nn.Parameter are learned. A new stair may have a rule of its own, here g_t(z) = exp(−α_t z²):
+
+        class Gaussian(LearnedStair):
+            def rule(self, step, z):
+                return torch.exp(-step * z**2)
+
+    A rule is elementwise: `step`, the numbers of one step or of several, broadcasts against z. An elementwise function
+    of z can also take the place of the name of φ, as in build_network(..., nonlin=torch.sin, ...). `--engine auto`
+    takes the fastest engine that can compute stair and φ.
     """
 
     rule = "scale"
     minimum: float | None = None
 
     def forward(self, steps: int) -> torch.Tensor:
-        """The first `steps` numbers → (steps,). Raises ValueError when the stair is shorter than that."""
+        """The first `steps` numbers → (steps,) or (steps, H). Raises ValueError when the stair is shorter than that."""
         if steps > len(self.numbers):
             raise ValueError(f"the stair has {len(self.numbers)} steps, the sequence {steps}; build a longer stair")
         return self.numbers[:steps]

@@ -1,79 +1,41 @@
-"""Runs what a table is missing: several processes at a time, each of which saves when it is stopped."""
+"""The runs of a table: their commands, and a pool that runs several at a time and stops them saved."""
 
-import re
 import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from common.errors import UserError, when_asked_to_stop
 from common.runs.records import is_diverged, read_config, read_result
 from evidence.rows import Row, epochs_of
 
+SAVED = (-signal.SIGTERM, 128 + signal.SIGTERM)  # status of a run stopped before its first update, or later
 
-def missing(rows: list[Row], seeds, folder: Path, threads: int, more: list[str], until: int | None = None
-            ) -> list[list[str]]:
-    """The commands that would finish the table: a new run, or --resume for one that is not finished.
 
-    A run that diverged is left as it is; with `until`, one whose log already holds that epoch too.
+def commands_of(rows: list[Row], seeds, folder: Path, more: list[str], left: bool = False, until: int | None = None
+                ) -> list[list[str]]:
+    """The commands of all runs of a table, one seed of everything first: each starts its run or goes on with it.
+
+    With `left` only those of runs that are missing: not finished, not diverged and not yet through epoch `until`.
     """
-    commands = []
-    for seed in dict.fromkeys(seeds):  # one seed of everything first
-        for row in rows:
-            if seed not in row.runs:
-                commands.append([*row.command(seed), "--save", str(folder), "--threads", str(threads), *more])
-            elif read_result(row.runs[seed]) is None and \
-                    not reached(row.runs[seed], until) and not is_diverged(row.runs[seed]):
-                commands.append([f"{row.script}.py", "--resume", str(row.runs[seed]), "--threads", str(threads)])
-    return commands
+    more = [*more, *(["--until-epoch", str(until)] if until else [])]
+    return [[*row.command(seed), "--save", str(folder), "--resume", "auto", "--no-curves", *more]
+            for seed in dict.fromkeys(seeds) for row in rows
+            if not row.own and (not left or is_left(row.runs.get(seed), until))]
 
 
-def reached(folder: Path | None, epoch: int | None) -> bool:
+def is_left(run: Path | None, until: int | None) -> bool:
+    """Whether there is something to do for a run, None where it has not begun."""
+    return run is None or not (read_result(run) is not None or is_diverged(run) or is_through(run, until))
+
+
+def is_through(run: Path, epoch: int | None) -> bool:
     """Whether the log of a run holds `epoch` and the run would go on after it: its last epoch ends with the test."""
-    return folder is not None and epoch is not None and any(row["epoch"] >= epoch for row in epochs_of(folder)) \
-        and read_config(folder)["options"]["epochs"]["value"] > epoch
-
-
-class Job:
-    """A run in a process of its own, which a terminal's Ctrl-C does not reach: it is stopped by `stop` alone."""
-
-    def __init__(self, command: list[str]):
-        self.command, self.asked = command, False
-        # Files, not pipes, which nobody empties: a run that has much to warn of would wait for a reader for ever.
-        self.output, self.errors = tempfile.NamedTemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
-        self.process = subprocess.Popen([sys.executable, *command], stdout=self.output, stderr=self.errors,
-                                        start_new_session=True)
-
-    def folder(self) -> Path | None:
-        """The run's folder, as soon as the run has named it."""
-        said = Path(self.output.name).read_text(encoding="utf-8", errors="replace")
-        named = re.search(r"^(?:writing to|going on with) (.+)\n", said, flags=re.MULTILINE)
-        return Path(named[1]) if named else None
-
-    def stop(self) -> None:
-        """Ask the run to save and stop.
-
-        SIGTERM, because what a shell started in the background ignores SIGINT.
-        """
-        if not self.asked and self.process.poll() is None:
-            self.asked = True
-            self.process.terminate()
-
-    def outcome(self) -> tuple[bool, str]:
-        """Of a process that has ended: whether it failed, and how it went in words."""
-        self.errors.seek(0)
-        lines = self.errors.read().decode(errors="replace").strip().splitlines()
-        self.output.close()
-        self.errors.close()
-        status = self.process.returncode
-        if status == 0:
-            return False, "done"
-        if self.asked and status in (-signal.SIGTERM, 128 + signal.SIGTERM):  # any other: it could not save
-            return False, "stopped"
-        return True, f"FAILED ({lines[-1] if lines else f'status {status}'})"
+    return epoch is not None and any(row["epoch"] >= epoch for row in epochs_of(run)) \
+        and read_config(run)["options"]["epochs"]["value"] > epoch
 
 
 def _interrupt(number, frame):
@@ -81,32 +43,43 @@ def _interrupt(number, frame):
 
 
 @when_asked_to_stop(_interrupt, "SIGTERM", "SIGHUP")
-def run_all(commands: list[list[str]], jobs: int, until: int | None = None) -> int:
-    """Run the commands, `jobs` at a time, in this folder; → how many failed.
+def run_all(commands: list[list[str]], jobs: int) -> int:
+    """Run the commands, `jobs` at a time, in this folder; → how many failed. What stops this stops every run, saved."""
+    pool, running, started, told = ThreadPoolExecutor(jobs), set(), {}, set()
 
-    Each run is stopped, saved, once its log holds epoch `until`. Ctrl-C, SIGTERM and a closed terminal stop all.
-    """
-    waiting, running, failed, done = list(commands), [], 0, 0
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                running.append(Job(waiting.pop(0)))
+    def run(command: list[str]) -> tuple[int, str]:
+        """In a process of its own, which a terminal's Ctrl-C does not reach → its exit status and its last words."""
+        with subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                              start_new_session=True) as process:
+            running.add(process)
+            said = process.communicate()[1].decode(errors="replace").split("\n")
+        running.discard(process)
+        return process.returncode, next(filter(None, reversed(said)), f"status {process.returncode}")
+
+    def tell(job) -> int:
+        status, words = job.result()
+        how = {0: "done", **dict.fromkeys(SAVED, "stopped")}.get(status, f"FAILED ({words})")
+        told.add(job)
+        print(f"{len(told)}/{len(commands)} {shlex.join(started[job])}: {how}", flush=True)
+        return how.startswith("FAILED")
+
+    def stop() -> None:
+        """Stop every run, whatever ended this function, such as a closed output."""
+        pool.shutdown(wait=False, cancel_futures=True)
+        while not all(job.done() for job in started):
+            for process in list(running):
+                process.terminate()  # SIGTERM: what a shell started in the background ignores Ctrl-C
             time.sleep(0.2)
-            for job in list(running):
-                if job.process.poll() is not None:
-                    running.remove(job)
-                    done += 1
-                    wrong, how = job.outcome()
-                    failed += wrong
-                    print(f"{done}/{len(commands)} {shlex.join(job.command)}: {how}", flush=True)
-                elif until is not None and reached(job.folder(), until):
-                    job.stop()
+
+    try:
+        started.update({pool.submit(run, command): command for command in commands})
+        return sum(map(tell, as_completed(started)))
     except KeyboardInterrupt:
         print("stopping: every run saves first", flush=True)
+        stop()
+        for job in started.keys() - told:
+            if not job.cancelled():
+                tell(job)
         raise UserError("stopped; the same command goes on", 130) from None
     finally:
-        for job in running:  # whatever ended this, a reader that went away as well: no run is left behind alone
-            job.stop()
-        for job in running:
-            job.process.wait()
-    return failed
+        stop()

@@ -8,6 +8,7 @@ In README.md and results/*.md a table stands between two comments, the first of 
 and a picture follows the comment with the command that draws it, `python -m evidence.pictures ... -o results/NAME.png`.
 """
 
+import glob
 import json
 import os
 import re
@@ -16,11 +17,12 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.runs.records import RECORDS, plain_file, read_config, read_record, write_atomically
+from common.runs.run import is_same_run
 from evidence import pictures, table
 
 TABLE = re.compile(r"(<!-- python -m evidence (.+?) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 PICTURE = re.compile(r"<!-- python -m evidence\.pictures (.+?) -->")
-ABSOLUTE = re.compile(r'(?<=["=])(?:[A-Za-z]:)?[/\\]+[^"/\\][^"]*[/\\]')  # of a path in JSON, all but its last part
+ABSOLUTE = re.compile(r'(?<=["=])(?:[A-Za-z]:)?[/\\]+[^"/\\][^"]*[/\\]')  # in JSON: a path without its last part
 
 
 def pages(root: Path) -> list[Path]:
@@ -37,7 +39,7 @@ def fill(text: str) -> str:
 
 
 def update(root: Path, drop: bool = False) -> None:
-    """Write the tables and the pictures of all pages anew: everything is worked out first, and written last.
+    """Write the tables and the pictures of all pages anew, after all tables have been made.
 
     Raises UserError where a value that a page shows would become "not run", unless `drop` says that it may.
     """
@@ -87,7 +89,7 @@ def named_lines(table_: str) -> dict[str, list[str]]:
 
 
 def without_machine(text: str) -> str:
-    """JSON whose absolute paths are cut to their last part: where something lay on a machine is no result."""
+    """JSON whose absolute paths are cut to their last part, because folders of a machine are no result."""
     return ABSOLUTE.sub("", text)
 
 
@@ -110,16 +112,33 @@ def place_for(folder: Path, config: dict, target: Path) -> Path:
     parent = target / config["script"]
     for number in range(1, 10_000):
         place = parent / (folder.name if number == 1 else f"{folder.name}-{number}")
-        if not os.path.lexists(place / "config.json") or read_config(place) == config:
+        if not os.path.lexists(place / "config.json") or is_of_one_run(read_config(place), config):
             return place
     raise UserError(f"{parent} already holds 9,999 runs called {folder.name}")
 
 
-def collect(source: Path, target: Path) -> None:
-    """Copy the records (not the checkpoints) of the runs below `source`, but for those still at work."""
-    counts = {"new": 0, "newer": 0, "the same": 0, "still running, left out": 0}
-    for path in sorted(source.glob("*/*/config.json")):
-        folder = path.parent
+def is_of_one_run(there: dict, config: dict) -> bool:
+    """Whether two records are of the same run, which may have gone on to more epochs since the first was copied."""
+    return there == config or (there.get("started") is not None
+                               and all(there.get(name) == config.get(name) for name in ("started", "argv", "versions")))
+
+
+def is_again(place: Path, config: dict) -> bool:
+    """Whether another record beside `place` has the same options and seed: the tables show the first."""
+    name = re.sub(r"(-\d+)+$", "", place.name)
+    return any(path.parent != place and is_same_run(read_config(path.parent), config)
+               for path in place.parent.glob(f"{glob.escape(name)}*/config.json"))
+
+
+def collect(sources: list[Path], target: Path) -> None:
+    """Copy the records (not the checkpoints) of the runs below `sources`, but for those still at work."""
+    counts = {"new": 0, "newer": 0, "the same": 0, "still running, left out": 0,
+              "of the new with the options and seed of an earlier record, which the tables go on to show": 0}
+    runs = {source: sorted(source.glob("*/*/config.json")) for source in sources}
+    for source, found in runs.items():
+        if not found:
+            raise UserError(f"{source} holds no runs; name a folder with SCRIPT/RUN/config.json below it")
+    for folder in (path.parent for found in runs.values() for path in found):
         if at_work(folder):
             counts["still running, left out"] += 1
             continue
@@ -128,10 +147,9 @@ def collect(source: Path, target: Path) -> None:
         before = {name: text for name in RECORDS if (text := read_record(place, name)) is not None} \
             if os.path.lexists(place / "config.json") else {}
         counts["the same" if before == records else "newer" if before else "new"] += 1
+        counts[list(counts)[-1]] += not before and is_again(place, json.loads(records["config.json"]))
         if before != records:
             place.mkdir(parents=True, exist_ok=True)
             for name, text in records.items():
                 write_atomically(place / name, text.encode(), "then collect again")
-    if not any(counts.values()):
-        raise UserError(f"{source} holds no runs; name a folder with SCRIPT/RUN/config.json below it")
     print(", ".join(f"{count} {what}" for what, count in counts.items() if count))

@@ -16,7 +16,6 @@ W and the gradients need their best.pt; α is read from stair.csv.
 """
 
 import argparse
-import csv
 import importlib
 import math
 import shlex
@@ -39,6 +38,7 @@ from common.runs.curves import (
     figure,
     kind_of,
     line,
+    mark_memoryless,
     memoryless_line,
     points,
     prepare_axes,
@@ -46,7 +46,7 @@ from common.runs.curves import (
     save,
 )
 from common.runs.flags import FLAGS
-from common.runs.records import load_tensors, read_config, read_result
+from common.runs.records import load_tensors, read_config, read_result, read_stair
 from common.stair import SCHEDULES, FixedStair, schedule
 from evidence.published import curve_points
 from evidence.rows import RUNS, SEEDS, TASKS, find_runs, rows_of, select, task_of, vary
@@ -54,13 +54,14 @@ from evidence.rows import RUNS, SEEDS, TASKS, find_runs, rows_of, select, task_o
 FAINT = 1e-5  # of a gradient that is 1 at the recall
 
 
-def rows_with_runs(task: str, only: list[str] | None, runs: Path, seeds, extra: list[str]) -> list:
+def rows_with_runs(task: str, only: list[str] | None, runs: list[Path], seeds, extra: list[str]) -> list:
     """The rows of a task's table that have runs; at most as many as a picture can show."""
     rows = select(rows_of(task, extra), only)
-    find_runs(rows, seeds, runs)
+    find_runs(rows, seeds, *runs)
     rows = [row for row in rows if row.runs]
     if not rows:
-        raise UserError(f"no run of {task} in {runs} matches; run some with python -m evidence {task} --run")
+        raise UserError(f"no run of {task} in {' or '.join(map(str, runs))} matches; run some with python -m evidence "
+                        f"{task} --run")
     check_lines(len(rows), f"pick rows with --only, as in --only '{rows[0].name}' '{rows[-1].name}'")
     return rows
 
@@ -176,9 +177,7 @@ def draw_vary(columns: dict[str, list], task: str, name: str, path: Path) -> Non
                       [statistics.stdev(found) if len(found) > 1 else 0 for found in values.values()], capsize=3,
                       marker=MARKERS[number], markersize=5, **line(number, f"{row.model}, {row.stair}"))
     if task == "copytask":
-        axes.axhline(1 / 8, color="0.3", linewidth=1.0)
-        axes.annotate("memoryless", (1, 1 / 8), xycoords=("axes fraction", "data"), xytext=(-4, 3),
-                      textcoords="offset points", ha="right", fontsize=8)
+        mark_memoryless(axes, 1 / 8)
     axes.set(xlabel=f"{name}: {flags.FLAGS[name.replace('-', '_')][2]}", ylabel=ylabel, xscale="log")
     axes.set_xticks([float(value) for value in columns], list(columns))
     axes.minorticks_off()
@@ -197,11 +196,6 @@ def draw_stairs(path: Path, steps: int = 40) -> None:
     save(picture, path)
 
 
-def best_weights(folder: Path) -> dict:
-    """best.pt of a run."""
-    return load_tensors(Path(folder) / "best.pt")
-
-
 def name_of(folder: Path) -> str:
     """What a run is, for a legend: its row, its start where that was typed, and its stair."""
     config = read_config(folder)
@@ -212,14 +206,10 @@ def name_of(folder: Path) -> str:
 
 def learned_numbers(folder: Path) -> list[float]:
     """The numbers α_t of a run's learned stair, from stair.csv."""
-    try:
-        with open(Path(folder) / "stair.csv", newline="", encoding="utf-8") as file:
-            return [float(row["alpha"]) for row in csv.DictReader(file)]
-    except FileNotFoundError:
+    if not (Path(folder) / "stair.csv").exists():
         raise UserError(f"{folder} has no learned stair (stair.csv); name runs of the alpha or expalpha scripts that "
-                        "have ended") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder}/stair.csv is damaged ({error}); restore it from a copy") from None
+                        "have ended")
+    return read_stair(folder)
 
 
 def draw_alpha(folders: list[Path], path: Path) -> None:
@@ -254,7 +244,7 @@ def draw_spectrum(folders: list[Path], path: Path) -> None:
     axes.axhline(1.0, color="0.3", linewidth=0.8)
     for number, folder in enumerate(map(Path, folders)):
         options = {name: entry["value"] for name, entry in read_config(folder)["options"].items()}
-        weights = {name.removeprefix("network."): value for name, value in best_weights(folder).items()
+        weights = {name.removeprefix("network."): value for name, value in load_tensors(folder / "best.pt").items()
                    if name.startswith("network.cell.")}
         if not weights:
             raise UserError(f"{folder} has no recurrent matrix W (an LSTM has four); name a run of another cell")
@@ -322,7 +312,7 @@ def draw_gradients(folders: list[Path], path: Path) -> None:
         for axes, model in ((left, script.build(options).double()), (right, trained.double())):
             norms, stair = gradient_norms(model, task)[:recall], model.network.stair
             axes.semilogy((norms / norms[-1]).tolist(), **line(number, name_of(folder)))
-            if stair.rule == "scale":
+            if stair.rule == "scale" and stair(1).ndim == 1:
                 axes.semilogy(product_after(stair(recall).detach()).tolist(), color="0", linewidth=0.6)
     for axes, title in ((left, "at the start"), (right, "after training")):
         axes.set(xlabel="step t", title=title, ylim=(FAINT, 30))
@@ -342,7 +332,7 @@ def make_parser() -> argparse.ArgumentParser:
                         help="with --task: of the rows run with these flags, as in --with='--T 500'")
     parser.add_argument("--seeds", type=FLAGS["random_seed"][1], nargs="+", default=SEEDS,
                         help="with --task; default: 400 to 404")
-    parser.add_argument("--save", type=Path, default=RUNS, help="with --task: the folder of runs, %(default)s")
+    parser.add_argument("--save", type=Path, nargs="+", default=[RUNS], help="with --task: the folders of runs")
     parser.add_argument("--training", action="store_true",
                         help="with --task sMNIST or language: the score within the epochs")
     parser.add_argument("--vary", nargs="+", metavar=("FLAG", "VALUE"),
@@ -378,7 +368,7 @@ def main(argv=None) -> None:
         name, *values = args.vary[0].lstrip("-"), *args.vary[1:]
         columns = vary(args.task, name, values, extra, args.only)
         for rows in columns.values():
-            find_runs(rows, args.seeds, args.save)
+            find_runs(rows, args.seeds, *args.save)
         draw_vary(columns, args.task, name, args.output)
     elif args.task:
         rows = rows_with_runs(args.task, args.only, args.save, args.seeds, extra)

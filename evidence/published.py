@@ -20,7 +20,7 @@ FINAL = {
 }
 FINAL_TITLE = {"copytask": "published", "sMNIST": "published: best validation accuracy of 70 epochs, %",
                    "language": "published: test accuracy, % (bits per character)"}
-CURVE_HIDDEN = {"expRNN": 722, "LSTM": 257}  # H of the published psMNIST curves where it is not ours, 512
+CURVE_HIDDEN = {"expRNN": 722, "LSTM": 257}  # H of the published psMNIST curves where it is not 512
 FOLDER = Path(__file__).parent.parent / "results" / "published"
 
 

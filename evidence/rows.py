@@ -1,11 +1,11 @@
 """The rows of the published tables, and the runs that belong to them.
 
-A task's rows are the published ones (results/published/hyperparameters.json), whatever the scripts say by now:
-baselines without a stair, sRNN rows with every schedule, with a learned and with an exponential stair; rows of a free
-matrix that starts orthogonal twice, as published and from henaff; rows whose published curve has another number of
-hidden units twice. A run belongs to a row when its config.json holds the values that the row's command resolves to,
-wherever its folder lies and whatever it is called. A run of a script of one's own, of a stair of one's own or of
-edited files has a row of its own.
+A task's rows are the published ones (results/published/hyperparameters.json), even where a script was edited:
+baselines without a stair, and sRNN rows with every schedule, with a learned and with an exponential stair. Rows of a
+free matrix with an orthogonal start come twice, as published and from henaff. Rows whose published curve has another
+number of hidden units come twice too. A run belongs to a row when its config.json holds the values that the row's
+command resolves to, whatever its folder. A run of another script, of another stair or of edited files has a row of its
+own.
 """
 
 import itertools
@@ -24,6 +24,9 @@ TASKS = {"copytask": copytask, "sMNIST": smnist, "language": language}
 STAIRS = {"nvar": "FixedStair", "alpha": "LearnedStair", "expalpha": "ExponentialStair"}  # by kind of script
 SEEDS = (400, 401, 402, 403, 404)
 RUNS = Path("results/runs")
+# A size for two cores, with the published hyperparameters: a run takes some ten minutes of one core.
+SMALL = {"copytask": [], "sMNIST": ["--nhid", "128", "--epochs", "10"], "language": ["--nhid", "256", "--epochs", "15"]}
+SMALL_CELLS, SMALL_STAIRS = ("RNN-Orth, henaff", "expRNN", "nnRNN"), ("none", "n", "n2", "expn", "alpha", "expalpha")
 PUBLISHED_SIZES = {"copytask": {"expRNN": 176, "LSTM": 63}}  # H of published curves where the table has another H
 
 
@@ -35,6 +38,7 @@ class Row:
     model: str
     stair: str
     flags: list
+    own: bool = False  # of a script, a stair or an edit that is nobody's but the user's: no command makes it again
     runs: dict = field(default_factory=dict)  # seed → folder
 
     @property
@@ -43,7 +47,7 @@ class Row:
 
     @property
     def baseline(self) -> str:
-        """The published model with the same cell, its own name where the row is one."""
+        """The published model with the same cell; for a row of a published model its own name."""
         model = self.model.removesuffix(", henaff")
         for stair, plain_name in (("sRNN (exponential)", "expRNN"), ("sRNN (non-normal)", "nnRNN"),
                                   ("sRNN", "RNN-Orth")):
@@ -53,7 +57,7 @@ class Row:
 
     @property
     def cell(self) -> str:
-        """What it shares with the same network without a stair: the published model's name and the start."""
+        """The cell, with or without a stair: the published model's name and the start."""
         return self.baseline + (", henaff" if self.model.endswith(", henaff") else "")
 
     def command(self, seed: int | None = None) -> list[str]:
@@ -104,10 +108,18 @@ def rows_of(task: str, extra: list[str]) -> list[Row]:
     return rows
 
 
-def select(rows: list[Row], only: list[str] | None) -> list[Row]:
-    """The rows called one of the texts `only`, or that hold one which is no row's whole name; all without texts.
+def small_rows(task: str, extra: list[str]) -> list[Row]:
+    """The rows of a task's table at a size for two cores; all rows of the copying task, which is small as published."""
+    rows = rows_of(task, [*SMALL[task], *extra])
+    return [row for row in rows if not SMALL[task] or (row.cell in SMALL_CELLS and row.stair in SMALL_STAIRS)
+            or row.name == "LSTM none"]
 
-    Raises UserError for a text that no row holds: a row left out for a slip of the keyboard would not be missed.
+
+def select(rows: list[Row], only: list[str] | None) -> list[Row]:
+    """The rows that the texts `only` pick, all rows without texts. A text picks the row of this name, or else all rows
+    whose names hold it.
+
+    Raises UserError for a text that no row holds, which is most likely misspelled.
     """
     if not only:
         return rows
@@ -130,21 +142,21 @@ def vary(task: str, flag: str, values: list[str], extra: list[str], only: list[s
     return columns
 
 
-def find_runs(rows: list[Row], seeds, folder: Path, data: str | None = None) -> None:
-    """Give every row the folders of its runs below `folder`; of several with the same values, a finished one.
+def find_runs(rows: list[Row], seeds, *folders: Path, data: str | None = None) -> None:
+    """Give every row the folders of its runs below `folders`; of several with the same values, the first finished one.
 
-    A run whose task has another REVISION by now computed something else. A record without the number is of the first.
-    Runs on other than the published data count where they are those of the folder `data`.
+    A run of another REVISION of its task does not count; a record without the number is of revision 1. A run on other
+    data than the published counts only where `data` names their folder.
     """
     found = {}
-    for run, config in records_below(folder):
-        difference = difference_of(config)
-        if difference == "other data" and data and config["data"].get("path") == str(Path(data).absolute()):
-            difference = None
-        if difference is None:
+    for run, config in records_below(*folders):
+        differences = differences_of(config)
+        if differences == ["other data"] and data and config["data"].get("path") == str(Path(data).absolute()):
+            differences = []
+        if not differences and own_stair(config) is None:
             science = json.dumps(flags.science(config["options"]), sort_keys=True)
             key = (config["script"], config.get("revision", 1), science)
-            if key not in found or (run / "result.json").exists():
+            if key not in found or ((run / "result.json").exists() and not (found[key] / "result.json").exists()):
                 found[key] = run
     for row in rows:
         revision = TASKS[row.script.split("_")[0]].REVISION
@@ -154,46 +166,51 @@ def find_runs(rows: list[Row], seeds, folder: Path, data: str | None = None) -> 
                 row.runs[seed] = found[key]
 
 
-def own_rows(task: str, seeds, folder: Path) -> list[Row]:
-    """A row for the runs of each script, stair or edit of one's own below `folder`, under its own name."""
+def own_rows(task: str, seeds, *folders: Path) -> list[Row]:
+    """A row for the runs of each script, stair or edit of one's own below `folders`, under its own name."""
     rows = {}
-    for run, config in records_below(folder):
-        difference = difference_of(config)
-        if difference is None or task_of(config) != TASKS[task].NAME \
+    for run, config in records_below(*folders):
+        differences, stair = differences_of(config), own_stair(config)
+        if not (differences or stair) or task_of(config) != TASKS[task].NAME \
                 or config.get("revision", 1) != TASKS[task].REVISION:
             continue
         options = {name: entry["value"] for name, entry in config["options"].items()}
         science_ = {name: value for name, value in flags.science(config["options"]).items() if name != "random_seed"}
-        key = (config["script"], difference, json.dumps(science_, sort_keys=True))
-        stair = options.get("nvar") or ("expalpha" if "literal" in options else "alpha")
-        row = rows.setdefault(key, Row(config["script"], f"{config['row']}, {difference}", stair, []))
+        key = (config["script"], stair, *differences, json.dumps(science_, sort_keys=True))
+        stair = stair or options.get("nvar") or ("expalpha" if "literal" in options else "alpha")
+        row = rows.setdefault(key, Row(config["script"], ", ".join([config["row"], *differences]), stair, [], own=True))
         if options["random_seed"] in seeds:
             row.runs[options["random_seed"]] = run
     return [row for row in rows.values() if row.runs]
 
 
-def records_below(folder: Path) -> list[tuple[Path, dict]]:
-    """(folder, config.json) of every run below `folder`."""
-    return [(path.parent, read_config(path.parent)) for path in sorted(Path(folder).glob("*/*/config.json"))]
+def records_below(*folders: Path) -> list[tuple[Path, dict]]:
+    """(folder, config.json) of every run below each of `folders`."""
+    return [(path.parent, read_config(path.parent))
+            for folder in folders for path in sorted(Path(folder).glob("*/*/config.json"))]
 
 
 def task_of(config: dict) -> str:
-    """The task's name; a record of before names it in its script only."""
+    """The task's name; an older record names the task in its script only."""
     return config.get("task") or config["script"].split("_")[0].lower()
 
 
-def difference_of(config: dict) -> str | None:
-    """What tells a run from a published row beside its options: its script, its stair, edited files. None: nothing."""
+def differences_of(config: dict) -> list[str]:
+    """What makes a run none of a published row, whatever its options: its script, its data, edited files."""
     task, _, kind = config["script"].partition("_")
-    if task not in TASKS or kind not in STAIRS:
-        return f"{config['script']}.py"
-    if config.get("stair", STAIRS[kind]) not in (STAIRS[kind], "NoneType"):
-        return config["stair"]
+    found = [] if task in TASKS and kind in STAIRS else [f"{config['script']}.py"]
     if isinstance(config.get("data"), dict) and config["data"].get("official") is False:
-        return "other data"
+        found.append("other data")
     if config.get("edited_files"):
-        return f"edited {', '.join(config['edited_files'])}"
-    return None
+        values = [f"{name}={entry['value']}" for name, entry in config["options"].items()
+                  if entry["origin"] == "edited"]
+        found.append(" ".join(["edited", ", ".join(config["edited_files"]), *values]))
+    return found
+
+
+def own_stair(config: dict) -> str | None:
+    """The class of a stair that is none of the three."""
+    return config.get("stair") if config.get("stair") not in (*STAIRS.values(), "NoneType") else None
 
 
 # ── what a run says ──────────────────────────────────────────────────────────────────────────────────────

@@ -4,6 +4,7 @@ import argparse
 import math
 import shlex
 import statistics
+from collections import Counter
 from pathlib import Path
 
 from common.errors import UserError, printable
@@ -13,6 +14,7 @@ from evidence.published import FINAL, FINAL_TITLE, validation_at
 from evidence.rows import (
     RUNS,
     SEEDS,
+    SMALL,
     TASKS,
     Row,
     epochs_of,
@@ -21,6 +23,7 @@ from evidence.rows import (
     own_rows,
     rows_of,
     select,
+    small_rows,
     vary,
 )
 
@@ -39,10 +42,10 @@ WITHOUT = ("command", "device")  # the columns that --short leaves out
 
 
 def mean_and_deviation(values: list[float], scale: float, form: str) -> str:
-    """As in 0.0012 ± 0.0003; nothing of no value. A run that blew up is not worth a line of digits."""
+    """As in 0.0012 ± 0.0003; empty without values. Values from 10,000 on are shown as in 1.2e+04."""
     values = [scale * value for value in values]
     form = form if all(abs(value) < 1e4 for value in values) else ".1e"
-    deviation = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
+    deviation = f" ± {statistics.stdev(values):{form.removeprefix('+')}}" if len(values) > 1 else ""
     return f"{statistics.mean(values):{form}}{deviation}" if values else ""
 
 
@@ -67,7 +70,7 @@ def split(row: Row) -> tuple[list[dict], list[Path]]:
 
 
 def states(folders: list[Path]) -> str:
-    """Of runs without a result: which ended in a loss that is not finite, and how far the others are."""
+    """How far runs without a result have come: those that diverged, then those that are unfinished."""
     places = {"diverged": set(), "unfinished": set()}
     for folder in folders:
         places["diverged" if is_diverged(folder) else "unfinished"].add(how_far(folder))
@@ -134,7 +137,7 @@ def vary_cell(task: str, row: Row) -> str:
 
 
 def count_of(row: Row, shown: int) -> str:
-    """How many runs a number is made of, and of how many; those that diverged have none to give."""
+    """As in n = 3 of 5, 1 diverged: how many runs a number is made of, how many there are, how many have no number."""
     gone = sum(map(is_diverged, split(row)[1]))
     return f"n = {shown}" + (f" of {len(row.runs)}" if shown < len(row.runs) else "") + \
         (f", {gone} diverged" if gone else "")
@@ -147,7 +150,7 @@ def vary_table(task: str, name: str, columns: dict[str, list[Row]], short: bool 
              for rows in zip(*columns.values(), strict=True) if not short or any(row.runs for row in rows)]
     memoryless = {f"{name} {value}": f"{r['memoryless_loss']:.4f}" for value, rows in columns.items()
                   for row in rows for r in split(row)[0] if "memoryless_loss" in r}
-    if memoryless:  # it depends on T, and so does what a loss is worth
+    if memoryless:  # it depends on T, and shows how good a loss is
         lines.append(dict.fromkeys(lines[0], "") | {"model": "a memoryless model"} | memoryless)
     return markdown(lines)
 
@@ -165,34 +168,45 @@ def grid_cell(task: str, row: Row, epoch: int | None) -> str:
     return " ".join([accuracy, *(f"({other})" for other in others)]) + count
 
 
-def grid_table(task: str, rows: list[Row], epoch: int | None, short: bool = False) -> str:
+def paired_cell(task: str, row: Row, plain: Row | None) -> str:
+    """How much more a stair's runs reach than those of the same seeds without it: mean ± deviation over the seeds."""
+    key, (_, scale, form) = next(iter(MEASURES[task].items()))
+    ours, theirs = ({seed: result[key] for seed, folder in (r.runs if r else {}).items()
+                     if (result := read_result(folder)) is not None} for r in (row, plain))
+    pairs = [ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()]
+    return f"{mean_and_deviation(pairs, scale, '+' + form)}; n = {len(pairs)}" if pairs else "not run"
+
+
+def grid_table(task: str, rows: list[Row], epoch: int | None, short: bool = False, paired: bool = False) -> str:
     """A line a stair, a column a cell, to see which stair does best on which. `epoch`: the validation after it.
 
-    `short` leaves out the cells and the stairs of which no row was run.
+    `paired`: the differences from the same seeds without a stair in the place of the scores. `short` leaves out the
+    cells and the stairs of which no row was run.
     """
     if short:
         run = [row for row in rows if row.runs]
         rows = [row for row in rows if row.cell in {r.cell for r in run} and row.stair in {r.stair for r in run}]
     lines = {stair: {"stair": stair, **{row.cell: "" for row in rows}}
              for stair in (*(row.stair for row in rows), "none, published")}
+    plain = {row.cell: row for row in rows if row.stair == "none"}
     for row in rows:
-        lines[row.stair][row.cell] = grid_cell(task, row, epoch)
+        lines[row.stair][row.cell] = paired_cell(task, row, plain.get(row.cell)) if paired and row.stair != "none" \
+            else grid_cell(task, row, epoch)
         if row.stair == "none":
             lines["none, published"][row.cell] = FINAL[task].get(row.baseline, "") if epoch is None else \
                 validation_at(row, epoch) if task == "sMNIST" else ""
     return markdown([line for line in lines.values() if any(line[row.cell] for row in rows)])
 
 
-def best_table(seeds, folder: Path) -> str:
+def best_table(tables: dict[str, list[Row]], small: bool) -> str:
     """A line a task and cell: the plain network beside the stair that did best on this cell, and what was published.
 
-    Best is the highest mean: recall in the copying task; in the others the accuracy that all runs of the cell have in
-    common, of the test where they have ended, else of the validation after the last epoch that each has completed.
+    Best is the highest mean: of the recall in the copying task; in the others of the test accuracy where all runs of
+    the cell have ended, else of the validation accuracy after the last epoch that all of them have completed.
     """
     lines = []
-    for task, title in TASK_TITLES.items():
-        rows = rows_of(task, [])
-        find_runs(rows, seeds, folder)
+    for task, rows in tables.items():
+        title = f"{TASK_TITLES[task]} {shlex.join(SMALL[task])}".strip() if small else TASK_TITLES[task]
         with_stair = [row for row in rows if row.stair != "none" and row.runs]
         cells = [row for row in rows if row.runs and row.cell in {r.cell for r in with_stair} and row.stair == "none"]
         for plain in cells:
@@ -235,16 +249,21 @@ def make_parser() -> argparse.ArgumentParser:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=list(TASKS), nargs="?")
     parser.add_argument("--update", action="store_true", help="write the tables and pictures of the pages anew")
-    parser.add_argument("--drop", action="store_true", help="with --update: values whose records are gone may go too")
-    parser.add_argument("--collect", type=Path, metavar="FOLDER", help="copy the records of runs to --save")
+    parser.add_argument("--drop", action="store_true", help="with --update: drop values whose records are gone")
+    parser.add_argument("--collect", type=Path, nargs="+", metavar="FOLDER", help="copy the records of runs to --save")
     parser.add_argument("--run", action="store_true", help="run what is missing, then print the table")
-    parser.add_argument("--list", action="store_true", help="print the missing commands, one a line, and stop")
+    parser.add_argument("--list", action="store_true", help="print the commands of all runs, one a line, and stop")
+    parser.add_argument("--missing", action="store_true", help="print the commands of the runs that are missing")
     parser.add_argument("--until-epoch", type=flags.number(int, 1), metavar="K",
-                        help="with --run, stop each run, saved, when its log holds this epoch")
+                        help="with --run, --list and --missing: every run stops after this epoch, saved")
     parser.add_argument("--short", action="store_true", help="without commands, devices and what was not run")
     parser.add_argument("--only", nargs="+", metavar="TEXT",
                         help="the rows with this model and stair, as in 'expRNN none'; or all that hold the text")
     parser.add_argument("--grid", action="store_true", help="a line a stair, a column a cell")
+    parser.add_argument("--paired", action="store_true",
+                        help="with --grid, how much more than the same seeds without a stair")
+    parser.add_argument("--small", action="store_true",
+                        help="the rows at a size for two cores: psMNIST H 128, 10 epochs; characters H 256, 15 epochs")
     parser.add_argument("--best", action="store_true",
                         help="of every task, a line a cell: the plain network beside the best stair")
     parser.add_argument("--at-epoch", type=flags.number(int, 1), metavar="K",
@@ -258,37 +277,46 @@ def make_parser() -> argparse.ArgumentParser:
                         help="flags added to every command, as in --with='--T 500'")
     parser.add_argument("--data", help="data folder of the runs")
     parser.add_argument("--cuda", action="store_true", help="run on the GPU")
-    parser.add_argument("--save", type=Path, default=RUNS, help="where runs are (default: %(default)s)")
+    parser.add_argument("--save", type=Path, nargs="+", default=[RUNS], metavar="FOLDER",
+                        help=f"where runs are; new ones go to the first (default: {RUNS})")
     parser.add_argument("-o", "--output", type=Path, help="write the table to this file too")
     return parser
 
 
 def columns_of(args) -> dict[str, list[Row]]:
-    """The rows that were asked for: a list for each value of --vary, or one. With their runs."""
+    """The rows that were asked for, with their runs: a list for each value of --vary, each task of --best, or one."""
     try:
         extra = shlex.split(args.extra)
     except ValueError as error:
         raise UserError(f"--with {args.extra} cannot be read ({error}); quote it as in --with='--T 500'") from None
-    if args.vary:
+    every = small_rows if args.small else rows_of
+    if args.best:
+        columns = {task: every(task, extra) for task in TASK_TITLES}
+    elif args.vary:
         columns = vary(args.task, args.vary[0].lstrip("-"), args.vary[1:], extra, args.only)
     else:
-        columns = {"": select(rows_of(args.task, extra), args.only)}
+        own = [] if args.grid or args.small else own_rows(args.task, args.seeds, *args.save)
+        columns = {"": select(every(args.task, extra) + own, args.only)}
     for rows in columns.values():
-        find_runs(rows, args.seeds, args.save, args.data)
-    if not (args.vary or args.only or args.grid):
-        columns[""] += own_rows(args.task, args.seeds, args.save)
+        find_runs([row for row in rows if not row.own], args.seeds, *args.save, data=args.data)
     return columns
 
 
 def text_of(args) -> str:
-    """The table that was asked for."""
-    if args.best:
-        return best_table(args.seeds, args.save)
+    """The table that was asked for, and a line where its runs are of different engines."""
     columns = columns_of(args)
-    if args.vary:
-        return vary_table(args.task, args.vary[0].lstrip("-"), columns, args.short)
-    if args.grid:
-        return grid_table(args.task, columns[""], args.at_epoch, args.short)
-    return table(args.task, *columns.values(), args.short)
+    if args.best:
+        text = best_table(columns, args.small)
+    elif args.vary:
+        text = vary_table(args.task, args.vary[0].lstrip("-"), columns, args.short)
+    elif args.grid:
+        text = grid_table(args.task, columns[""], args.at_epoch, args.short, args.paired)
+    else:
+        text = table(args.task, *columns.values(), args.short)
+    engines = Counter(result["engine"] for rows in columns.values() for row in rows for result in split(row)[0]
+                      if result.get("engine"))
+    counts = ", ".join(f"{engine} {count}" for engine, count in sorted(engines.items()))
+    note = f"\nRuns of different engines, whose last digits differ: {literal(counts)}.\n"
+    return text + note * (len(engines) > 1)
 
 

@@ -6,33 +6,70 @@
     triton      the same in one launch on a GPU; float32 and float64
 
 `auto` is native on a CPU where a compiler is found; triton on a GPU where it has passed its test for these sizes,
-`python -m common.recurrence.verify`; else torch. `stair_recurrence` is the only function that callers need.
+`python -m common.recurrence.verify`; else torch. Where an engine cannot compute a stair or φ of one's own, `auto` takes
+the next slower one and a line says why. `stair_recurrence` is the only function that callers need.
 """
 
 import torch
 
 from common.recurrence import native_engine, triton_engine, verdicts
+from common.recurrence.native_build import say_once
 from common.recurrence.reference_engine import reference_recurrence
-from common.recurrence.torch_engine import sequence_recurrence
+from common.recurrence.torch_engine import is_elementwise, sequence_recurrence
+from common.stair import RULES, Nonlinearity
 
 ENGINES = {"reference": reference_recurrence, "torch": sequence_recurrence, "native": native_engine.native_recurrence,
            "triton": triton_engine.triton_recurrence}
+# The formulas that native and triton have written again. A name that is new in common/stair.py runs in the others.
+COMPILED_RULES = ("scale", "exponential", "literal")
+COMPILED_NONLINEARITIES = ("none", "tanh", "relu", "modrelu", "sigmoid")
 
 
 def unavailable_reason(engine: str, device) -> str | None:
-    """Why `engine` cannot run on `device`, in a sentence; None if it can. The native engine is built to know it."""
+    """Why `engine` cannot run on `device`, in a sentence; None if it can. May build the native engine."""
     module = {"native": native_engine, "triton": triton_engine}.get(engine)
     return None if module is None else module.unavailable_reason(device)
 
 
-def automatic(x: torch.Tensor, rule: str, phi: str) -> str:
-    """The engine that `auto` stands for on the device and the sizes of x (T, B, H)."""
-    if native_engine.serves(x):
-        return "native"
-    if x.device.type == "cuda" and x.dtype in triton_engine.DTYPES \
-            and verdicts.is_trusted(verdicts.Case.of(x, rule, phi), x.device):
-        return "triton"
-    return "torch"
+def _formula(nonlinearity) -> tuple:
+    """φ as the engines take it, a name or a function of one's own, and modReLU's bias."""
+    return (nonlinearity.name, nonlinearity.bias) if type(nonlinearity) is Nonlinearity else (nonlinearity, None)
+
+
+def unfit_reason(engine: str, hidden: int, stair, nonlinearity) -> str | None:
+    """Why `engine` cannot compute this stair and φ for H units, in a sentence; None if it can. "auto": why none can."""
+    numbers, rule, (phi, bias), name = stair.forward(1), stair.rule, _formula(nonlinearity), type(stair).__name__
+    if numbers.shape not in ((1,), (1, hidden)):
+        return f"{name} gives numbers of shape {tuple(numbers.shape)} for one step of {hidden} units; give (1,), or " \
+               f"(1, {hidden}) with a number for every unit"
+    if not callable(rule) and rule not in RULES:
+        return f"{name} has the rule '{rule}', which does not exist; choose {', '.join(RULES)} or write a method"
+    compiled, what = engine in ("native", "triton"), None
+    if compiled and numbers.ndim > 1:
+        what = f"takes one number a step, and {name} has one for every unit"
+    elif compiled and rule not in COMPILED_RULES:
+        what = f"computes the rules {', '.join(COMPILED_RULES)}, and {name} has another"
+    elif compiled and phi not in COMPILED_NONLINEARITIES:
+        what = f"computes the nonlinearities {', '.join(COMPILED_NONLINEARITIES)}, and this network has another"
+    elif engine == "torch" and (callable(rule) or callable(phi)) \
+            and not is_elementwise(rule, phi, numbers[0], bias, hidden):
+        what = "needs a rule and a nonlinearity that are elementwise, not random and without parameters of their own"
+    return what and f"the {engine} engine {what}; choose the engine auto or reference"
+
+
+def automatic(x: torch.Tensor, stair, nonlinearity) -> str:
+    """The engine that `auto` stands for on the device and the sizes of x (T, B, H), for this stair and φ."""
+    on_gpu, hidden = x.device.type == "cuda", x.shape[2]
+    if (reason := unfit_reason("triton" if on_gpu else "native", hidden, stair, nonlinearity)) is None:
+        if native_engine.serves(x):
+            return "native"
+        trusted = on_gpu and x.dtype in triton_engine.DTYPES \
+            and verdicts.is_trusted(verdicts.Case.of(x, stair.rule, nonlinearity.name), x.device)
+        return "triton" if trusted else "torch"
+    slower = unfit_reason("torch", hidden, stair, nonlinearity)
+    engine, reason = ("torch", reason) if slower is None else ("reference", slower)
+    say_once(f"stair: running the {engine} engine; {reason.partition(';')[0]}")
+    return engine
 
 
 def stair_recurrence(x, kernel, h0, stair, nonlinearity, engine="auto", last_only=False) -> torch.Tensor:
@@ -42,12 +79,12 @@ def stair_recurrence(x, kernel, h0, stair, nonlinearity, engine="auto", last_onl
     kernel        (H, H)     W; rows are examples: z_t = x_t + h_{t-1} W
     h0            (B, H)     hidden state before the first step
     stair         `common.stair.Stair`: the numbers ρ_t or α_t and their rule
-    nonlinearity  `common.stair.Nonlinearity`: φ, with modReLU's bias
+    nonlinearity  `common.stair.Nonlinearity`: φ, with modReLU's bias; or a function of z
     engine        "auto", or a name from `ENGINES`
     last_only     return only the last state, (B, H): the gradient of the others is then never stored
 
     → h (T, B, H), or (B, H) with `last_only`. Differentiable in x, kernel, h0, the stair's numbers and
-    modReLU's bias. Raises ValueError for shapes that do not fit and for an unknown engine.
+    modReLU's bias. Raises ValueError for shapes that do not fit and for an engine that cannot compute this stair or φ.
     """
     steps, batch, hidden = x.shape
     if steps == 0:
@@ -55,9 +92,10 @@ def stair_recurrence(x, kernel, h0, stair, nonlinearity, engine="auto", last_onl
     if kernel.shape != (hidden, hidden) or h0.shape != (batch, hidden):
         raise ValueError(f"x {tuple(x.shape)} needs a kernel {(hidden, hidden)} and h0 {(batch, hidden)}; "
                          f"got {tuple(kernel.shape)} and {tuple(h0.shape)}")
-    if engine == "auto":
-        engine = automatic(x, stair.rule, nonlinearity.name)
-    if engine not in ENGINES:
+    if engine not in ("auto", *ENGINES):
         raise ValueError(f"there is no engine '{engine}'; choose auto, {', '.join(ENGINES)}")
     numbers = stair(steps).to(x.dtype)
-    return ENGINES[engine](x, kernel, h0, numbers, stair.rule, nonlinearity.name, nonlinearity.bias, last_only)
+    if (reason := unfit_reason(engine, hidden, stair, nonlinearity)) is not None:
+        raise ValueError(reason)
+    engine = automatic(x, stair, nonlinearity) if engine == "auto" else engine
+    return ENGINES[engine](x, kernel, h0, numbers, stair.rule, *_formula(nonlinearity), last_only)

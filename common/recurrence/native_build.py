@@ -1,13 +1,13 @@
 """native.cpp as a library: found, or compiled on first use, and loaded.
 
-The compiler is the one that $CXX names, or else c++, g++ or clang++. It makes a plain shared library in a few seconds,
-which is kept in $XDG_CACHE_HOME/stair-rnn (~/.cache/stair-rnn). A library's file name holds a digest of what it was
-made from (source, compiler, flags, processor) and one of its own bytes. It is loaded only if both fit and used only
-after it has agreed with the PyTorch engine on a small problem.
+The compiler is $CXX, or else c++, g++ or clang++. It makes a plain shared library in a few seconds, which is kept in
+$XDG_CACHE_HOME/stair-rnn (~/.cache/stair-rnn). A library's file name holds a digest of what it was made from (source,
+compiler, flags, processor) and a digest of its own bytes. A library is loaded only if both fit, and used only after it
+has agreed with the PyTorch engine on a small problem.
 
-A library is code that runs with all rights of its user, and a name is no proof of where it comes from. So only files
-are loaded that belong to this user and that nobody else can write to, from a folder of which the same holds. Where
-there is no such folder, the library is compiled into a temporary one, for this process alone, and a line says so.
+A library runs with all rights of its user, and a name does not prove where it comes from. So a file is loaded only if
+it belongs to this user, nobody else can write to it, and the same holds for its folder. Where there is no such folder,
+the library is compiled into a temporary one, for this process alone, and a line says so.
 """
 
 import contextlib
@@ -31,13 +31,13 @@ SOURCE = Path(__file__).with_name("native.cpp")
 SCALARS = {torch.float32: "float", torch.float64: "double"}
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-w")
-# Tuned for some processors, GCC splits a lone chain of multiply-adds, and a tile of one row would round otherwise than
-# a tile of six. The parameter forbids that; Clang does not do it and ignores the parameter.
+# For some processors GCC splits a lone chain of multiply-adds; a tile of one row then rounds otherwise than a tile of
+# six. The parameter forbids that. Clang does not do it and ignores the parameter.
 SAME_ROUNDING = "--param=avoid-fma-max-bits=0"
 # the first that the compiler accepts
 PROCESSOR_FLAGS = (("-march=native", SAME_ROUNDING), ("-march=native",), ("-mcpu=native",), ())
 COMPILE_SECONDS = 300
-UNMAPPED = 65534  # the owner of what belongs to nobody in a container
+UNMAPPED = 65534  # the owner that a container shows for users that it does not know
 PASSES = ("forward", "backward", "states", "kernel_gradient", "square", "exponential", "exponential_backward",
           "read_out", "read_out_backward", "cross_entropy")
 
@@ -99,7 +99,7 @@ def say_once(line: str) -> None:
 def load_or_build(dtype, agrees: Callable[[Library], bool]) -> Library:
     """The library for `dtype`, from the cache or compiled now, once `agrees` finds that it computes the right numbers.
 
-    Raises Unavailable, and OSError where a disk is full, say.
+    Raises Unavailable, and OSError where for example a disk is full.
     """
     if os.name == "nt":
         raise Unavailable("it is not made for Windows")
@@ -148,7 +148,7 @@ def _key(compiler, dtype) -> str:
 
 
 def _processor() -> str:
-    """The processor and what it can do: code compiled for one may stop another."""
+    """The processor and its instructions: code compiled for one processor may crash on another."""
     words = [platform.system(), platform.machine(), platform.processor()]
     with contextlib.suppress(OSError):
         first = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
@@ -176,7 +176,7 @@ def _cache_folder() -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = folder.resolve()
         status = folder.stat()
-        if status.st_uid == os.getuid() and status.st_mode & 0o022:  # of our own, made wider by somebody or by a copy
+        if status.st_uid == os.getuid() and status.st_mode & 0o022:  # our own folder, whose rights were widened
             folder.chmod(stat.S_IMODE(status.st_mode) & ~0o022)
         if (writable := _writable_by_others(folder)) is not None:
             raise Unavailable(f"others can write to {writable}")
@@ -191,9 +191,9 @@ def _cache_folder() -> Path:
 def _writable_by_others(folder: Path) -> Path | None:
     """The first of `folder` and the folders above it whose entries another user can replace; None if there is none.
 
-    Root can everywhere; in a container, whose users are not those of the machine, root may show as UNMAPPED. In a
-    folder with the sticky bit, as /tmp, everybody can add but nobody can replace. Where every user has a group of the
-    same number, that group is the user.
+    Root can write everywhere, and does not count; in a container root may show as UNMAPPED. In a folder with the sticky
+    bit, such as /tmp, everybody can add entries but nobody can replace them. A group with the user's own number counts
+    as the user.
     """
     for place in (folder, *folder.parents):
         status = place.stat()
@@ -213,7 +213,7 @@ def _check_execution(folder: Path) -> None:
 
 
 def _build(compiler, dtype, cache, name) -> Path:
-    """Compile under a temporary name, then rename: another run sees the whole library or none."""
+    """Compile under a temporary name, then rename, so that another run sees the whole library or none."""
     with tempfile.TemporaryDirectory(prefix="build-", dir=cache) as folder:
         made = Path(folder) / "native.so"
         for processor_flags in PROCESSOR_FLAGS:
@@ -240,8 +240,8 @@ def _digest(path) -> str:
 def _load(path, agrees) -> Library:
     """The library at `path`.
 
-    Raises Unavailable unless it is this user's, its bytes are those that its name tells of, it loads, and it computes
-    the right numbers.
+    Raises Unavailable unless it is this user's, its bytes fit the digest in its name, it loads, and it computes the
+    right numbers.
     """
     try:
         status = path.lstat()

@@ -6,7 +6,7 @@ from common.stair import stair_activation
 
 
 def reference_recurrence(x, kernel, h0, numbers, rule, phi, bias, last_only):
-    """Arguments and result as in `common.recurrence.stair_recurrence`; numbers (T,)."""
+    """Arguments and result as in `common.recurrence.stair_recurrence`; numbers (T,) or (T, H)."""
     h, states = h0, []
     for t in range(x.shape[0]):
         z = x[t] + h @ kernel                                    # (B, H)

@@ -8,7 +8,7 @@ only what is sequential, and everything else is done for many steps at once:
     backward   δh_t = ∂L/∂h_t + δz_{t+1} Wᵀ,  δz_t = δh_t · ∂h_t/∂z_t            one step at a time
     gradients  dW = Σ_t h_{t-1}ᵀ δz_t as one matrix product; numbers and bias a chunk at once
 
-No formula of a stair or nonlinearity stands in this file, so it serves all of them.
+No formula of a stair or nonlinearity stands in this file, so it serves all that pass `is_elementwise`.
 """
 
 import torch
@@ -23,10 +23,25 @@ CHUNK_ELEMENTS_ELSEWHERE = 2**23
 
 
 def sequence_recurrence(x, kernel, h0, numbers, rule, phi, bias, last_only):
-    """Arguments and result as in `common.recurrence.stair_recurrence`; numbers (T,)."""
+    """Arguments and result as in `common.recurrence.stair_recurrence`; numbers (T,) or (T, H)."""
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, kernel, h0, numbers, bias)):
         return _Sequence.apply(x, kernel, h0, numbers, bias, rule, phi, last_only)
     return _run(x, kernel, h0, numbers, bias, rule, phi, z=None, keep_all=not last_only)
+
+
+def is_elementwise(rule, phi, step, bias, hidden: int) -> bool:
+    """Whether slopes are all that `backward` needs of a rule and φ that are functions; `step`: the numbers of a step.
+
+    Each result may depend on its own z and number alone, on nothing random and on no parameter but numbers and bias.
+    """
+    step, bias = step.detach(), None if bias is None else bias.detach()
+    z = torch.linspace(0.5, 1.5, 2 * hidden, dtype=step.dtype, device=step.device).view(2, hidden)
+    with torch.enable_grad():
+        constant = stair_activation(z, step, rule, phi, bias)
+        out = stair_activation(z.requires_grad_(), step, rule, phi, bias)
+        if constant.requires_grad or not out.requires_grad or not torch.equal(constant, out):
+            return False
+        return torch.autograd.grad(out[0, 0], z)[0].count_nonzero().item() <= 1
 
 
 def _run(x, kernel, h0, numbers, bias, rule, phi, z, keep_all):
@@ -65,7 +80,7 @@ class _Sequence(torch.autograd.Function):
             start = max(0, end - chunk)
             with torch.enable_grad():
                 z_chunk = z[start:end].detach().requires_grad_()
-                step = numbers[start:end].view(-1, 1, 1).detach().requires_grad_(ctx.needs_input_grad[3])
+                step = numbers[start:end].view(end - start, 1, -1).detach().requires_grad_(ctx.needs_input_grad[3])
                 b = None if bias is None else bias.detach().requires_grad_(ctx.needs_input_grad[4])
                 out = stair_activation(z_chunk, step, ctx.rule, ctx.phi, b)            # (chunk, B, H)
             slope, = torch.autograd.grad(out, z_chunk, torch.ones_like(out), retain_graph=True)
@@ -82,7 +97,7 @@ class _Sequence(torch.autograd.Function):
             wanted = [p for p in (step, b) if p is not None and p.requires_grad]
             for p, found in zip(wanted, torch.autograd.grad(out, wanted, dh) if wanted else (), strict=True):
                 if p is step:
-                    d_numbers[start:end] = found.view(-1)
+                    d_numbers[start:end] = found.view_as(d_numbers[start:end])
                 else:
                     d_bias += found
 

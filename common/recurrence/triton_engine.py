@@ -7,15 +7,15 @@
 **Who does what.** A launch has parts × groups programs. A part owns some columns of W, which it keeps on chip from
 the first step to the last; a group owns some blocks of batch rows, and rows are independent, so groups never meet.
 Inside a group every part needs the h_{t-1} of all parts: each writes its own columns to memory, adds one to the
-counter of the row block, and waits until the counter says that all have. That is one hop a step, and with several row
-blocks in a group it is hidden behind the others. With H ≤ 128 in float32 there is one part, and nobody waits.
+counter of the row block, and waits until the counter says that all have. A step waits once; where a group has several
+row blocks, it works on another block meanwhile. With H ≤ 128 in float32 there is one part, and nobody waits.
 
 **It cannot hang.** Programs that wait for each other must all be on the GPU at once, so a launch never has more of
-them than the GPU has multiprocessors, each fits on one by the rule of `Plan.shared`, and the launch is cooperative,
-which the driver refuses where this is wrong. Every wait is bounded, and one that exceeds its bound ends in a CUDA
-error. Where W takes more parts than there are multiprocessors, the same kernels are launched once a step and nobody
-waits. Where 16 columns of W do not fit on chip (in float32 above about H = 3300 on Hopper, 1280 with 99 KB of shared
-memory), the PyTorch engine runs, and a line says so.
+them than the GPU has multiprocessors, each fits on one by the rule of `Plan.shared`, and the launch is cooperative:
+the driver refuses it where not all programs fit. Every wait has a bound, beyond which it ends in a CUDA error. Where W
+takes more parts than there are multiprocessors, the same kernels are launched once a step and nobody waits. Where 16
+columns of W do not fit on chip (in float32 above about H = 3300 on Hopper, 1280 with 99 KB of shared memory), the
+PyTorch engine runs, and a line says so.
 
 **The same bits.** No sum depends on an order that changes: no atomic addition to a float, partial sums are kept by
 program and added up afterwards. Products are exact float32 unless `torch.set_float32_matmul_precision` asks for less,
@@ -24,20 +24,20 @@ which --tf32 does.
 Memory, in arrays of T·B·H numbers, beside x and the gradient that comes in: forward h and z, backward h, z and δz;
 without gradients h, or with last_only two states (B, H).
 
-Where triton is missing, the PyTorch engine runs as it is. A CUDA graph would spare it the launches, but a graph needs
-the same addresses and shapes every time: copies in and out, and memory of its own for every length and batch size
-that occurs. Triton comes with every CUDA build of torch for Linux, so that would serve few.
+Where triton is missing, the PyTorch engine runs without a CUDA graph. A graph would save launches, but it needs the
+same addresses and shapes every time: copies in and out, and memory of its own for every length and batch size. Triton
+comes with every CUDA build of torch for Linux, so few users would gain from a graph.
 """
 
 import functools
 import importlib.util
 import os
-import sys
 from dataclasses import dataclass
 
 import torch
 from torch.autograd.function import once_differentiable
 
+from common.recurrence.native_build import say_once
 from common.recurrence.torch_engine import sequence_recurrence
 
 DTYPES = (torch.float32, torch.float64)
@@ -45,7 +45,7 @@ DEPTH = 16                          # triton_kernels.DEPTH, which cannot be impo
 WIDTHS = (128, 64, 32, 16)          # columns of W a part may own
 HEIGHTS = (4, 8, 16, 32)            # rows of a row block
 STAGED = 64 * 1024                  # bytes of h that are fetched at a time, where there is room
-TOLERATED = 1.1                     # times the least arithmetic, for a better shape of it
+TOLERATED = 1.1                     # a plan may do so many times the least arithmetic, for a better shape
 REGISTERS = 65536                   # of a multiprocessor
 HOPPER = (132, 227 * 1024)          # what the interpreter pretends to run on
 
@@ -64,7 +64,7 @@ def triton_recurrence(x, kernel, h0, numbers, rule, phi, bias, last_only):
     _, batch, hidden = x.shape
     plan = make_plan(batch, hidden, x.dtype, precision(), *capacity(x.device))
     if plan is None:
-        _say(f"stair: running the PyTorch engine, the triton one has no room for H = {hidden} in {x.dtype}")
+        say_once(f"stair: running the PyTorch engine, the triton one has no room for H = {hidden} in {x.dtype}")
         return sequence_recurrence(x, kernel, h0, numbers, rule, phi, bias, last_only)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return _Sequence.apply(x, kernel, h0, numbers, bias, rule, phi, last_only, plan)
@@ -114,17 +114,12 @@ def capacity(device) -> tuple[int, int]:
     return found.multi_processor_count, found.shared_memory_per_block_optin
 
 
-@functools.cache
-def _say(line):
-    print(line, file=sys.stderr, flush=True)
-
-
 # ── the plan ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a problem is cut: letters as in triton_kernels.py."""
+    """How a problem is divided among programs; letters as in triton_kernels.py."""
 
     rows: int           # BM
     columns: int        # BN
@@ -153,7 +148,7 @@ class Plan:
 
     @property
     def options(self) -> dict:
-        """num_stages=1: loads must stay behind the wait. maxnreg: ptxas else aims at two programs and spills."""
+        """num_stages=1 keeps loads behind the wait. Without maxnreg ptxas aims at two programs and spills registers."""
         return dict(num_warps=self.warps, num_stages=1, maxnreg=min(255, REGISTERS // (32 * self.warps)),
                     launch_cooperative_grid=self.waits)
 
@@ -166,8 +161,8 @@ class Plan:
 def make_plan(batch: int, hidden: int, dtype: torch.dtype, precision: str, programs: int, shared: int) -> Plan | None:
     """The plan for a batch on a GPU of so many multiprocessors with so many bytes of shared memory; None if none fits.
 
-    A part gets as many columns as fit, so that few parts wait for each other; a row block gets as few rows as
-    still let every block have its own group, because a step lasts as long as one program's share of it.
+    A part gets as many columns as fit, so that few parts wait for each other. A row block gets the fewest rows with
+    which every block still has its own group, because a step lasts as long as one program's share of it.
     """
     if batch * hidden >= 2**31:  # the kernels count inside a step in 32 bits
         return None

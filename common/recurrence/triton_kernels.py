@@ -1,16 +1,15 @@
 """The kernels of the triton engine: forward and backward over a range of time steps. Needs triton to be imported.
 
-How the work is shared and why a launch cannot hang is told in triton_engine.py, which is the only caller.
+triton_engine.py, the only caller, explains how the work is shared and why a launch cannot hang.
 
     grid    (parts, groups)
     part    BN columns of W, which stay on chip for the whole range of steps
     group   takes the row blocks group, group + groups, … of BM batch rows each
 
 **The product.** acc (SLICES, BM, BN) = Σ_chunks h (SLICES, BM, DEPTH) · W (SLICES, DEPTH, BN), summed over SLICES at
-the end of a step. A batched product in the place of a plain one, because then every warp has its own slice of the sum
-over k and a thread a tile of 4 × 4 results, where a plain BM × BN product would give it one or two: in exact float32
-the step is then bound by multiply-adds instead of by shared memory. H is covered by chunks of SLICES · DEPTH, not by
-a power of two.
+the end of a step. The product is batched, so every warp has its own slice of the sum over k, and a thread has a tile of
+4 × 4 results. A plain BM × BN product would give a thread one or two results, and in exact float32 shared memory would
+limit the step instead of multiply-adds. H is covered by chunks of SLICES · DEPTH, not by a power of two.
 
 **Memory order.** h_{t-1} is written by all parts of a group and read by all of them one step later:
 
@@ -22,13 +21,12 @@ additions passes every release in it on to the acquire that reads the last of th
 acquire before the program's loads; the causality order is transitive, so every load sees every store. It is the
 pattern of a grid-wide barrier, for a part of the grid. No compiler may move anything across: loads, stores and the
 two blocks of inline assembly are marked as having side effects, barriers order memory too, and num_stages=1 keeps
-Triton from fetching the loads of a later step ahead. A test reads this order back from the PTX. The loads are .cg,
-past the first-level cache, so that they do not rest on its being emptied.
+Triton from fetching the loads of a later step ahead. A test checks this order in the PTX. The loads are .cg: they pass
+by the first-level cache, which may hold old values.
 
 **Ahead of time.** What a step reads beside h_{t-1} is fetched at the end of the step before, while others still work.
-The loads stand behind the product in the program for another reason too: Triton then gives the arithmetic after the
-product their layout, one or two results a thread, instead of that of the product, which all warps would compute
-alike.
+The loads stand after the product for a second reason: Triton then gives the arithmetic that follows the layout of the
+loads, one or two results a thread. In the layout of the product all warps would compute the same results.
 
 **Overwriting.** With KEEP_H false, h has two slots and h_t overwrites h_{t-2}. A part writes h_t only after all parts
 have arrived at t-1, and a part arrives at t-1 only after it has read h_{t-2}.
@@ -77,14 +75,14 @@ _ARRIVE = tl.constexpr("""{
 
 @triton.jit
 def _wait(counter, target):
-    """Until `target` parts have arrived; then what they had written can be read by the whole block."""
+    """Wait until `target` parts have arrived. The whole block can then read what these parts have written."""
     tl.inline_asm_elementwise(_WAIT, "=r,l,r", [counter.to(tl.int64), target], dtype=tl.int32, is_pure=False, pack=1)
     tl.debug_barrier()
 
 
 @triton.jit
 def _arrive(counter):
-    """What this block has written can be read by whoever waits for it."""
+    """Announce that this block has written its part: those that wait for it can then read it."""
     tl.debug_barrier()
     tl.inline_asm_elementwise(_ARRIVE, "=r,l", [counter.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1)
 
@@ -268,7 +266,7 @@ def forward(x, kernel, h0, numbers, bias, z, h, arrived, x_step, x_row, first, l
             _arrive(arrived + block * _COUNTER_STRIDE)
         else:
             tl.debug_barrier()  # the only part reads at the next step what its other threads have written
-        # From here on nobody waits for this program.
+        # No other program waits for what follows.
         if KEEP_Z:
             tl.store(z + t * size + m * hidden + n, z_t, mask=inside)
         t, block = first + (turn + 1) // mine, group + (turn + 1) % mine * groups

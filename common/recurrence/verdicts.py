@@ -1,7 +1,7 @@
-"""Where the triton engine has proved itself: a verdict a file, in the user's cache folder.
+"""Verdicts on the triton engine, each a file in the user's cache folder.
 
 `python -m common.recurrence.verify` writes verdicts, and `auto` on a GPU reads them. A verdict holds for one case
-(B, H, rule, nonlinearity, dtype, products) where it was found: GPU, driver, torch, triton, source.
+(B, H, rule, nonlinearity, dtype, products) and for the GPU, driver, torch, triton and source that it was found with.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ SOURCES = [Path(__file__).parent / name
 
 @dataclass(frozen=True)
 class Case:
-    """What a verdict is about."""
+    """The case that a verdict is about."""
 
     batch: int
     hidden: int
@@ -103,7 +103,7 @@ def _path(about) -> Path:
 
 @functools.cache
 def surroundings(device: torch.device) -> dict:
-    """All beside the case that a verdict depends on."""
+    """All that a verdict depends on beside the case."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the interpreter on the CPU"
     digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in SOURCES)).hexdigest()
     return {"device": [name, *triton_engine.capacity(device)], "driver": _driver(), "torch": torch.__version__,

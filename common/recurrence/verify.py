@@ -1,10 +1,10 @@
-"""Tests the triton engine on the GPU at hand and keeps the verdict, on which `--engine auto` rests there.
+"""Tests the triton engine on this GPU and keeps the verdict: `--engine auto` takes the engine only where it passed.
 
     python -m common.recurrence.verify --batch 100 --hidden 512
     python -m common.recurrence.verify --batch 128 --hidden 1024 --rule exponential --nonlin tanh --tf32
 
-The result and every gradient must agree with the reference engine in float64 and keep their bits in 20 repetitions, in
-a process of its own that has --seconds for it. A hang or a crash there is a verdict like another, and hurts no run.
+The result and every gradient must agree with the reference engine in float64, and 20 repetitions must give the same
+bits. The test runs in a process of its own for at most --seconds. A hang or a crash there counts as failed.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def solve(engine, given, rule, phi, last_only) -> dict:
 
 
 def errors(engine, given, rule, phi, last_only) -> dict:
-    """Of the result and of every gradient against the reference in float64, relative to the largest number of each."""
+    """Errors of the result and every gradient against the float64 reference, relative to the largest number of each."""
     exact = [None if t is None else t.detach().double().requires_grad_(t.requires_grad) for t in given]
     expected = solve(reference_recurrence, exact, rule, phi, last_only)
     found = solve(engine, given, rule, phi, last_only)
@@ -54,7 +54,7 @@ def errors(engine, given, rule, phi, last_only) -> dict:
 def problem(case: Case, steps: int, device) -> list:
     """x, W, h0, numbers, bias whose every z is far from where a slope jumps: z = ±0.75 or ±2 and less than 0.5 more.
 
-    Among millions of numbers some would else lie so near that rounding decides on which side.
+    Without this gap, of millions of numbers some would lie so near to a jump that rounding decides their side.
     """
     random = torch.Generator().manual_seed(0)
 
@@ -95,9 +95,9 @@ def result_of(case: Case, steps: int, repetitions: int, device) -> tuple[bool, s
 
 
 def outcome(command: list[str], seconds: float) -> tuple[bool, str]:
-    """Run a test in its own process → whether it passed, and a line about it. Whatever happens there is told here."""
+    """Run a test in its own process → whether it passed, and a line about it, also for a crash or a hang."""
     child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                             errors="replace", start_new_session=True)     # with it goes the compiler that it starts
+                             errors="replace", start_new_session=True)     # so that the compiler is killed with it
     try:
         said, complaint = child.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -140,8 +140,8 @@ def main(argv=None) -> None:
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="default: float32")
     parser.add_argument("--tf32", action="store_true", help="float32 products by tensor cores")
     parser.add_argument("--steps", type=at_least_one, default=150, help="T of the test (default: 150)")
-    parser.add_argument("--repetitions", type=at_least_one, default=20, help="with the same bits (default: 20)")
-    parser.add_argument("--seconds", type=at_least_one, default=300, help="what the test may take (default: 300)")
+    parser.add_argument("--repetitions", type=at_least_one, default=20, help="runs of the test (default: 20)")
+    parser.add_argument("--seconds", type=at_least_one, default=300, help="its time limit (default: 300)")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)      # the test itself, in this process
     args = parser.parse_args(argv)
 

@@ -7,26 +7,27 @@ import statistics
 import warnings
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from common.data import CopyingTask
 from common.errors import UserError, printable
+from common.runs.flags import THIS_TIME
 from common.runs.records import log_rows, read_config, write_atomically
 
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 2)), (0, (3, 1, 1, 1)))
 MARKERS = "osD^vPX*"
 MOST_LINES = 8  # that can be told apart in one picture, in greyscale too
-# By what a log counts: the columns of log.csv that a curve shows, and the axes' names.
+# What a log counts: the columns of log.csv that a curve shows, and the names of the axes.
 CURVES = {
     "update": ("update", "loss_median", "update", "training cross entropy (median of a report)"),
     "epoch": ("epoch", "validation_accuracy", "epoch", "accuracy"),
 }
-BLOWN_UP = 30.0  # a loss above it leaves the picture: what is worth seeing lies below, the memoryless line with it
+BLOWN_UP = 30.0  # the picture ends here: a larger loss would press all others together
 
 
 def figure(width: float = 7.0, height: float = 4.2):
     """A figure and its axes, drawn without a screen."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: its import takes as long as 20 updates
+    from matplotlib.figure import Figure
+
     picture = Figure(figsize=(width, height), layout="constrained", dpi=100)
     FigureCanvasAgg(picture)
     axes = picture.add_subplot()
@@ -53,13 +54,13 @@ def check_lines(count: int, advice: str) -> None:
 
 def read_log(folder: Path) -> dict[str, list]:
     """log.csv of a run → {column: numbers}, None where a row leaves a column out."""
-    read_config(folder)  # or a sentence: this is no run
+    read_config(folder)  # raises UserError for a folder that is no run
     rows = log_rows(folder)
     return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
 
 def points(x: list, y: list) -> tuple[list, list]:
-    """The pairs in which both are there, and finite: a run that diverged ends in one that is not."""
+    """The pairs in which both values exist and y is finite; the last loss of a diverged run is not."""
     both = [(a, b) for a, b in zip(x, y, strict=True) if None not in (a, b) and math.isfinite(b)]
     return [a for a, _ in both], [b for _, b in both]
 
@@ -91,11 +92,16 @@ def prepare_axes(axes, kind: str, memoryless: float | None) -> None:
     axes.set_xlim(left=0)
     if memoryless:
         axes.set_yscale("log")
-        axes.axhline(memoryless, color="0.3", linewidth=1.0)
+        mark_memoryless(axes, memoryless)
         if axes.get_ylim()[1] > BLOWN_UP:
             axes.set_ylim(top=BLOWN_UP)
-        axes.annotate("memoryless", (1, memoryless), xycoords=("axes fraction", "data"), xytext=(-4, 3),
-                      textcoords="offset points", ha="right", fontsize=8)
+
+
+def mark_memoryless(axes, level: float) -> None:
+    """A line at the score of a model without memory."""
+    axes.axhline(level, color="0.3", linewidth=1.0)
+    axes.annotate("memoryless", (1, level), xycoords=("axes fraction", "data"), xytext=(-4, 3),
+                  textcoords="offset points", ha="right", fontsize=8)
 
 
 def memoryless_line(folder: Path) -> float | None:
@@ -116,7 +122,7 @@ def by_configuration(folders: list[Path]) -> list[list[Path]]:
     for folder in map(Path, folders):
         config = read_config(folder)
         same = {name: entry["value"] for name, entry in config["options"].items()
-                if name not in ("random_seed", "name", "save", "resume", "threads", "data", "dry_run")}
+                if name not in ("random_seed", "name", "save", "threads", "data", "curves", *THIS_TIME)}
         groups.setdefault((config["script"], json.dumps(same, sort_keys=True)), []).append(folder)
     return list(groups.values())
 

@@ -99,7 +99,7 @@ def file(text):
     return Path(text)
 
 
-LARGEST = 1e30  # a float32 ends at 3.4e38, and a rate is multiplied on its way
+LARGEST = 1e30  # a float32 ends at 3.4e38, and a rate is multiplied by other numbers
 COUNT = number(int, 1, 2**31 - 1)
 RATE = number(float, 0, LARGEST, open_low=True)
 WEIGHT = number(float, 0, LARGEST)
@@ -143,30 +143,33 @@ FLAGS = {
     "random_seed": ("run", number(int, 0, 2**32 - 1), "seed of the weights and of drawn data"),
     "cuda": ("run", SWITCH, "run on the GPU"),
     "tf32": ("run", SWITCH, "float32 products by tensor cores, from 10 bits of mantissa; needs --cuda"),
-    "threads": ("run", number(int, 1, 1024), "CPU threads (all cores)"),
+    "threads": ("run", number(int, 1, 1024), "CPU threads (OMP_NUM_THREADS, else the cores that this process may use)"),
     "engine": ("run", one_of("auto", *ENGINES), "time loop of common/recurrence"),
     "name": ("run", name_part, "added to the name of the run's folder"),
     "save": ("run", folder, "folder that runs are written to"),
     "dry_run": ("run", SWITCH, "show every value, the size and about the time of the run, and stop"),
-    "resume": ("run", folder, "go on with the run in this folder, which knows its own options; auto: with the run that "
-                              "these very options started, or a new one"),
+    "resume": ("run", folder, "go on with the run in this folder, with the options that it was started with; auto: "
+                              "with the run that the same options started, or a new one"),
     "evaluate": ("run", folder, "print the validation score of best.pt of the run in this folder, and of a finished "
                                 "run the test score, and stop"),
-    "sample": ("run", COUNT, "with --evaluate of a run of the characters: write so many from best.pt"),
+    "sample": ("run", COUNT, "with --evaluate of a run of the characters: print this many symbols, drawn by best.pt"),
+    "until_epoch": ("run", COUNT, "stop after this epoch, saved; --resume goes on to --epochs"),
+    "curves": ("run", SWITCH, "draw curves.png at the end"),
 }
 ALIASES = {"random_seed": ("--seed",)}
 SPELLING = {"dry_run": "--dry-run", "net_type": "--net-type", "random_seed": "--random-seed", "c_length": "--c-length",
-            "log_interval": "--log-interval", "alpha_start": "--alpha-start"}
+            "log_interval": "--log-interval", "alpha_start": "--alpha-start", "until_epoch": "--until-epoch"}
 
 # Every script has these: they decide nothing of what is computed.
 SHARED = dict(cuda=False, tf32=False, threads=None, name=None, save=Path("saves"), resume=None, dry_run=False,
-              evaluate=None, sample=None)
+              evaluate=None, sample=None, until_epoch=None, curves=True)
 FROM_ROW = dict(lr=None, lr_orth=None, alpha=None, alam=0.0, Tdecay=0.0, rinit=None)  # where a row leaves it out
-MAY_BE_NONE = ("threads", "name", "resume", "data", "text", "evaluate", "sample")
-NOT_SCIENCE = ("save", "name", "resume", "threads", "cuda", "tf32", "engine", "data", "log_interval", "save_freq",
-               "dry_run")
+THIS_TIME = ("resume", "dry_run", "evaluate", "sample", "until_epoch")  # what to do now: a resumed run asks anew
+MAY_BE_NONE = ("threads", "name", "data", "text", "resume", "evaluate", "sample", "until_epoch")
+NOT_SCIENCE = ("save", "name", "threads", "cuda", "tf32", "engine", "data", "log_interval", "save_freq", "curves",
+               *THIS_TIME)
 AUTO = Path("auto")
-MAY_CHANGE_ON_RESUME = ("resume", "cuda", "tf32", "threads", "engine", "data", "text", "dry_run", "evaluate", "sample")
+MAY_CHANGE_ON_RESUME = ("cuda", "tf32", "threads", "engine", "data", "text", "curves", *THIS_TIME)
 MAY_GROW_ON_RESUME = ("updates", "epochs")
 
 
@@ -246,7 +249,7 @@ def spelled(dest: str) -> str:
 
 
 def checked(value, dest: str, accepts, where: str):
-    """A value that stands in a script, as strict as if it were typed. Raises UserError with `where` it stands."""
+    """A value that stands in a script, checked as strictly as a typed one. Raises UserError with `where` it stands."""
     where = f"{where}: {dest}={value!r}"
     if value is None and dest in MAY_BE_NONE:
         return None
@@ -312,7 +315,7 @@ def check_rows(script: str, paper: dict, known: dict) -> dict:
 
 
 def picked_row(script: str, paper: dict, choice: dict) -> tuple[str | None, dict]:
-    """The row whose keys all agree with `choice`, the one with the most of them → (its name, its values).
+    """The row whose keys all agree with `choice`, of several the row with the most keys → (its name, its values).
 
     A key of a row may be a tuple, of which one must agree. Where no row has the --bptt or --nhid asked for, the first
     row of the same model decides. A name "A / B" is A without a stair, B with one. Raises UserError for a tie.
@@ -344,7 +347,7 @@ def published() -> dict:
 
 
 def is_edited(task: str, row: str | None, dest: str, value, defaults: dict) -> bool:
-    """Whether a value of DEFAULTS or PAPER is another than the published one."""
+    """Whether a value of DEFAULTS or PAPER differs from the published value."""
     if task not in published() or dest in SHARED or dest in ("net_type", "nvar"):
         return False
     known = published()[task]
@@ -398,6 +401,8 @@ def parse(argv, script: str, doc: str, defaults: dict, paper: dict, task: Module
         raise UserError("--sample writes from the best weights of a run; name its folder with --evaluate FOLDER")
     if "sample" in typed and "bptt" not in known:
         raise UserError("--sample writes characters, and this task has none; leave it out")
+    if "until_epoch" in typed and "epochs" not in known:
+        raise UserError("--until-epoch has no meaning here: this task has updates and no epochs; leave it out")
     if typed.get("resume") not in (None, AUTO):
         return _resumed(typed, lambda saved: parse(saved, script, doc, own, paper, task, resuming=True), script, known)
 
@@ -508,7 +513,7 @@ def _resumed(typed: dict, parse_again, script: str, known: dict) -> Options:
     except UserError as error:
         raise UserError(f"{folder_ / 'config.json'} is damaged or was written by another version of {script}.py "
                         f"({error}); restore it from a copy or start a new run") from None
-    for dest in values.keys() & set(MAY_CHANGE_ON_RESUME) - typed.keys():
+    for dest in values.keys() & set(MAY_CHANGE_ON_RESUME) - set(THIS_TIME) - typed.keys():
         setattr(options, dest, values[dest])
     for dest, value in typed.items():
         before = getattr(options, dest)
@@ -551,7 +556,7 @@ def describe(options: Options) -> str:
     lines = {}
     for dest, source in options.origin.items():
         value = getattr(options, dest)
-        if source == "not used" or dest in ("resume", "dry_run", "evaluate", "sample") \
+        if source == "not used" or dest in THIS_TIME \
                 or (source == "default" and value is None):
             continue
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else value

@@ -2,6 +2,9 @@
 
 import contextlib
 import ctypes
+import functools
+import hashlib
+import math
 import os
 import platform
 import subprocess
@@ -20,6 +23,8 @@ def prepare_machine(cuda: bool, threads: int | None, tf32: bool = False) -> torc
     """
     if cuda and not torch.cuda.is_available():
         raise UserError("--cuda was given but torch sees no GPU; leave it out to run on the CPU")
+    if threads is None and "OMP_NUM_THREADS" not in os.environ:
+        threads = min(torch.get_num_threads(), cores_of_quota())
     if threads is not None:
         torch.set_num_threads(threads)
     if cuda:  # before the first call of cuBLAS: with workspaces of one size cuDNN's LSTM gives the same bits every time
@@ -31,11 +36,27 @@ def prepare_machine(cuda: bool, threads: int | None, tf32: bool = False) -> torc
     return torch.device("cuda" if cuda else "cpu")
 
 
+def cores_of_quota(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int | float:
+    """Whole cores that the control groups around this process grant it, at least 1; infinity without a limit."""
+    granted = [math.inf]
+    with contextlib.suppress(OSError, ValueError):                                       # another system than Linux
+        for _, kinds, place in (line.split(":", 2) for line in groups.read_text().splitlines()):
+            top = root / "cpu" if "cpu" in kinds.split(",") else root
+            for folder in (top / place.strip("/"), *(top / place.strip("/")).parents):
+                with contextlib.suppress(OSError, ValueError):                           # no such file, or "max"
+                    quota, period = map(int, (folder / "cpu.max").read_text().split())
+                    granted.append(max(1, quota // period))
+                with contextlib.suppress(OSError, ValueError):
+                    quota, period = (int((folder / f"cpu.cfs_{part}_us").read_text()) for part in ("quota", "period"))
+                    granted += [max(1, quota // period)] if quota > 0 else []
+    return min(granted)
+
+
 def keep_freed_memory() -> None:
     """Let malloc keep what is freed for the next step, where the C library is glibc.
 
     Its default hands a large tensor back to the system and faults every page in again at the next
-    step: ~90 ms for the 160 MB of a psMNIST sequence. What is kept has holes: it takes up to twice the memory.
+    step: ~90 ms for the 160 MB of a psMNIST sequence. The memory that is kept has holes: up to twice as much is taken.
     Elsewhere this changes nothing.
     """
     if platform.libc_ver()[0] == "glibc":
@@ -45,6 +66,7 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_trim_threshold, -1)
 
 
+@functools.cache
 def git_commit() -> str | None:
     """The commit of this checkout, with -dirty where files differ from it; None outside git."""
     try:
@@ -56,7 +78,10 @@ def git_commit() -> str | None:
 
 
 def edited_files(script: str) -> list[str]:
-    """The script and the files of common/ (but for common/runs/) that differ from the commit; none outside git."""
+    """The script and the files of common/ (but for common/runs/) that differ from the commit; none outside git.
+
+    A digest of the content follows each name, so that two edits of one file are told apart.
+    """
     root = Path(__file__).resolve().parents[2]
     try:
         listed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=all", "--no-renames", "--",
@@ -64,9 +89,12 @@ def edited_files(script: str) -> list[str]:
                                 text=True, cwd=root, capture_output=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    return sorted(line[3:] for line in listed.splitlines())
+    files = {line[3:]: root / line[3:] for line in listed.splitlines()}
+    return [f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()[:7] if path.is_file() else 'deleted'}"
+            for name, path in sorted(files.items())]
 
 
+@functools.cache
 def versions() -> dict:
     import numpy
     return {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
@@ -86,7 +114,7 @@ def device_name(device: torch.device) -> str:
 ARRAYS = {"native": (4, 2), "torch": (4, 3), "reference": (18, 18), "LSTM": (16, 16)}
 SQUARES = {"RNN": 5, "RNN-Orth": 5, "expRNN": 38, "nnRNN": 38, "LSTM": 30}
 ANY_UPDATE = 60e6                                                           # bytes, of the smallest one
-LARGE = 2e9                                                                 # bytes, where memory goes before speed
+LARGE = 2e9                                                                 # bytes; above, memory counts more
 
 
 def memory_needed(options: Options, steps: int, outputs: int, every_step: bool, data: int) -> int:
@@ -124,7 +152,7 @@ def memory_available(device: torch.device) -> int | None:
 def check_memory(options: Options, device: torch.device, *sizes) -> int:
     """→ the bytes that an update of these options and `sizes` needs. Raises UserError where it cannot fit.
 
-    The system would kill it without a word. Where it fits easily, freed memory is kept for the next update.
+    The system would kill such a run without a message. Where it fits easily, freed memory is kept for the next update.
     """
     needed, available = memory_needed(options, *sizes), memory_available(device)
     if available is not None and needed > available:

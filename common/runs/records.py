@@ -1,7 +1,7 @@
-"""The files of a run's folder: written whole or not at all, read back as numbers or with a sentence.
+"""The files of a run's folder: written whole or not at all, and checked when they are read.
 
-A folder may come from somebody else. So a file is opened only where it is a plain file, never through a link; there is
-one reader for each kind of file, which knows the types that it wants; and nothing is run because a file says so.
+A folder may come from somebody else. So only plain files are opened, never links; each kind of file has one reader,
+which checks every type; and no code that a file holds is run.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ import torch
 
 from common.errors import UserError
 
-# All that the pickle in a checkpoint of this project names.
+# All names in the pickle of a checkpoint of this project.
 CHECKPOINT_NAMES = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage")
 RECORDS = ("log.csv", "stair.csv", "result.json", "config.json")  # config.json last: a folder without it is not a run
-TEXTS = ("row", "device", "commit")                              # of a result; its other single values are numbers
+TEXTS = ("row", "device", "engine", "commit")                    # of a result; its other single values are numbers
 NESTED = ("versions", "command", "data")
 
 
@@ -60,7 +60,7 @@ def read_file(path: Path) -> bytes:
 def write_atomically(path: Path, content: bytes, afterwards: str | None = None) -> None:
     """Write `content` to `path` so that the file is the old one or the new one, whole, at every moment.
 
-    `afterwards` ends the sentence for a disk that is full; of a run, how to go on.
+    `afterwards` ends the sentence of an error: what to do then. Its default is for the folder of a run.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -110,7 +110,7 @@ def load_tensors(path: Path, device="cpu"):
 
 
 def _check_archive(raw: bytes) -> None:
-    """Raises ValueError for an archive that would unpack to more than its own size, or that names what it should not.
+    """Raises ValueError for an archive that would unpack to more than its own size, or that names other code.
 
     torch.save compresses nothing. torch.load would unpack 12 GB from 50 MB before it finds what is wrong.
     """
@@ -128,10 +128,7 @@ def _check_archive(raw: bytes) -> None:
 
 
 def check_like(own, new, where: str = "") -> None:
-    """Raises ValueError unless `new` is built as `own`: the same keys, types and shapes, and no number is NaN.
-
-    A count is not negative.
-    """
+    """Raises ValueError unless `new` has the keys, types and shapes of `own`, no NaN and no negative count."""
     shown = f"{where or 'it'} is {str(new)[:40]}"
     if torch.is_tensor(own):
         if not torch.is_tensor(new) or (new.dtype, new.layout) != (own.dtype, own.layout):
@@ -287,7 +284,7 @@ def log_rows(folder: Path, size: int | None = None) -> list[dict]:
 
 
 def _rows(raw: bytes) -> list[dict]:
-    """Raises ValueError or csv.Error for what is not a table of numbers with a place in each row."""
+    """The rows of a log. Raises ValueError or csv.Error unless it is a table of numbers with a place in each row."""
     lines = list(csv.reader(io.StringIO(raw[:raw.rfind(b"\n") + 1].decode("utf-8"), newline="")))
     if not lines:
         return []
@@ -337,10 +334,10 @@ def is_not_finite(name: str, value: float | None) -> bool:
 
 
 def is_diverged(folder: Path) -> bool:
-    """Whether a run without a result ended in a loss that is not finite: it would again, so it is not gone on with.
+    """Whether a run without a result ended in a loss that is not finite. It would end so again, and is not resumed.
 
-    Where the losses were finite to the last and the weights no more, the log does not show it: such a run counts as
-    unfinished, and stops at the same place when it is resumed.
+    The log does not show weights that are not finite. A run that ended so with finite losses counts as unfinished, and
+    stops at the same place when it is resumed.
     """
     return any(is_not_finite(name, value) for row in log_rows(folder)[-1:] for name, value in row.items())
 

@@ -15,6 +15,7 @@ run killed at any moment goes on from its last checkpoint as if nothing had happ
 
 import contextlib
 import csv
+import errno
 import io
 import math
 import os
@@ -31,7 +32,7 @@ from common.data import vocabulary_in
 from common.errors import UserError, close_output, printable, when_asked_to_stop
 from common.optim import METHODS
 from common.orthogonal import largest_norm
-from common.recurrence import unavailable_reason
+from common.recurrence import unavailable_reason, unfit_reason
 from common.runs.curves import draw_run
 from common.runs.flags import AUTO, MAY_GROW_ON_RESUME, Options, describe, science
 from common.runs.machine import check_memory, device_name, edited_files, git_commit, prepare_machine, versions
@@ -52,6 +53,7 @@ from common.runs.records import (
 )
 
 AUTOSAVE_SECONDS = 60
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)  # of a network's file system
 DIVERGED = 3  # exit status of a run whose loss or weights are not finite: it would end so again
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # the last three: warnings of a scheduler
 WRONG_CONTENT = (LookupError, TypeError, ValueError, RuntimeError, AttributeError,  # of a checkpoint of something else
@@ -116,7 +118,7 @@ class Recent:
         return self.values[torch.arange(update - last, update) % len(self.values)]
 
     def fill_up(self, values: torch.Tensor) -> torch.Tensor:
-        """`values` of a run that was to be shorter: it kept fewer, and wrote over none of them → (keep, names)."""
+        """`values` of a run of fewer updates, which kept fewer values and overwrote none → (keep, names)."""
         if torch.is_tensor(values) and values.shape[1:] == self.values.shape[1:] and len(values) < len(self.values):
             return torch.cat((values, self.values[len(values):]))
         return values
@@ -144,13 +146,13 @@ class Run:
             raise UserError(reason)
         self.auto = options.resume == AUTO
         self.resumed = options.resume is not None and not self.auto
-        self.signal, self.why = None, ""  # what asked the run to stop; why, where that is not plain
+        self.signal, self.why = None, ""  # the signal that asked to stop; its cause, where a line should name it
         self.bar = None
         self.reported = False  # since the last update
         self.best_loaded = False
         self.lock = None
         self.parts: dict = {}
-        self.log_size, self.columns = 0, None
+        self.log_size, self.columns, self.engine_before = 0, None, None
         self.seconds_before, self.started = 0.0, time.monotonic()
         self.saved_at = -math.inf         # the first report makes the first checkpoint
         self.folder, self.label = options.resume if self.resumed else None, label
@@ -236,6 +238,9 @@ class Run:
         except BlockingIOError:
             raise UserError(f"another process is working on {self.folder}; wait for it or stop it first", 1) from None
         except OSError as error:
+            if error.errno in NO_LOCKS:
+                return self.say(f"the file system of {self.folder} has no locks ({error.strerror}): see to it that no "
+                                "second process works on this run")
             raise UserError(f"{self.folder} cannot be written to ({error.strerror})", 1) from None
 
     def __enter__(self):
@@ -244,11 +249,11 @@ class Run:
         return self
 
     def __exit__(self, *exception):
-        self._signals.close()
         if self.bar is not None:
             self.bar.close()
         if self.lock is not None:
             self.lock.close()
+        self._signals.close()
         return False
 
     def _ask_to_stop(self, number, frame):
@@ -266,7 +271,7 @@ class Run:
     def stop_if_asked(self) -> None:
         """After an update: if a signal came, save and stop."""
         if self.signal is not None:
-            if not self.best_loaded:  # else the weights are not those of last.pt any more, which is of the same moment
+            if not self.best_loaded:  # else last.pt is of this moment already, and the weights are those of best.pt
                 self.checkpoint()
             raise Stopped(f"stopped and saved{self.why}; go on with {self.resume_command()}", 128 + self.signal)
 
@@ -295,10 +300,13 @@ class Run:
         """Yields the number of each epoch that is left, each of so many `updates`; saves every `save_every` epochs."""
         self._check_place(progress.epoch, until, "epoch")
         self._open_bar(until * updates, progress.epoch * updates + progress.batch, unit)
+        stop = self.options.until_epoch
         while (number := progress.epoch + 1) <= until:
+            if stop is not None and progress.epoch >= stop:
+                raise Stopped(f"stopped after epoch {progress.epoch}, saved; go on with {self.resume_command()}", 0)
             yield number
             progress.epoch, progress.batch = number, 0
-            self.checkpoint(autosave=number % save_every != 0 and number < until)
+            self.checkpoint(autosave=number % save_every != 0 and number not in (stop, until))
             self.stop_if_asked()
 
     def _check_place(self, place: int, until: int, counter: str) -> None:
@@ -361,11 +369,16 @@ class Run:
         A new run's folder is made only here, when its data and its model are there; a resumed run is restored.
         `data` is the `common.data.Source` of what the run reads.
         """
+        net, engine = parts["model"].network, self.options.engine
+        if hasattr(net, "stair") and (reason := unfit_reason(engine, net.hidden_size, net.stair, net.nonlinearity)):
+            raise UserError(reason)
         self.parts = {"progress": progress, **parts}
         config = None if self.resumed else {**self._config(), **({} if data is None else {"data": data.record()})}
         if self.auto and not self.options.dry_run:
             self.folder, self.resumed = self._found_or_made(config)
         self._look_at(data)
+        if self.resumed:
+            check_stair(self.parts["model"], self.folder)
         if self.options.dry_run:
             self.say(f"{count_of(self.parts['model']):,} parameters, about {self.memory / 1e9:.2g} GB of memory; "
                      f"a run would be written to {self._place() / self._stem()}")
@@ -373,6 +386,7 @@ class Run:
         if self.options.evaluate is not None:
             self.load_best()
             self.say(f"the best weights of {self.folder}")
+            self._say_what_changed()
             return progress
         if not self.resumed and not self.auto:
             self.folder = self._new_folder()
@@ -380,6 +394,8 @@ class Run:
         if self.resumed:
             self._clear()
             if self._result() is None:
+                if self.auto and is_diverged(self.folder):
+                    raise UserError(f"{self.folder} ended in a loss that is not finite, and would again", DIVERGED)
                 self._restore()
                 self._begin_again()
             self._say_what_changed()
@@ -404,7 +420,7 @@ class Run:
         return found
 
     def _look_at(self, data) -> None:
-        """Say what is to be said of the data. Raises UserError when the run was started on other data."""
+        """Print what is noteworthy about the data. Raises UserError when the run was started on other data."""
         self.data = data
         if data is not None:
             before = data.compare(read_config(self.folder).get("data")) if self.resumed else ""
@@ -425,6 +441,10 @@ class Run:
         changed = [f"{name} {before[name]} → {now[name]}" for name in now if before.get(name) not in (None, now[name])]
         if changed:
             self.say(f"not as it was started: {', '.join(changed)}; the last digits may differ")
+        then, now = config.get("edited_files", []), edited_files(config["script"])
+        if then != now:
+            self.say(f"edited files when it was started: {', '.join(then) or 'none'}; now: {', '.join(now) or 'none'}; "
+                     "the numbers may be others")
 
     def _restore(self) -> None:
         last = self.folder / "last.pt"
@@ -450,6 +470,9 @@ class Run:
             if self.device.type == "cuda" and state["cuda_rng"] is not None:
                 torch.cuda.set_rng_state(state["cuda_rng"].cpu())
             self.seconds_before = float(state["seconds"])
+            if not isinstance(engine := state.get("engine"), str | None):
+                raise ValueError(f"its engine is {str(engine)[:40]}")
+            self.engine_before = engine  # of a session whose last update was the run's last
             self._cut_log(state["log_size"], state["columns"])
         except WRONG_CONTENT as error:
             raise foreign(last, error) from None
@@ -478,7 +501,7 @@ class Run:
         self.log_size, self.columns = size, columns
 
     def _begin_again(self) -> None:
-        """Where more updates or epochs were typed: config.json gets their number, and the result of fewer goes."""
+        """Write the number of updates or epochs, where more were typed, to config.json, and delete the old result."""
         config = read_config(self.folder)
         for name in set(MAY_GROW_ON_RESUME) & self.options.origin.keys():
             entry = {"value": getattr(self.options, name), "origin": self.options.origin[name]}
@@ -564,11 +587,15 @@ class Run:
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
-            "seconds": self.seconds(), "columns": self.columns, "log_size": self.log_size})
+            "seconds": self.seconds(), "columns": self.columns, "log_size": self.log_size, "engine": self._engine()})
         self.saved_at = time.monotonic()
 
+    def _engine(self) -> str | None:
+        """The engine that ran the last update; None of an LSTM, which has its own."""
+        return getattr(self.parts["model"].network, "engine_that_ran", self.engine_before)
+
     def _check_weights(self) -> None:
-        """What is not finite never takes the place of something good."""
+        """Weights that are not finite never replace saved ones."""
         finite = [p.detach().isfinite().all() for p in self.parts["model"].parameters()]
         if not torch.stack(finite).all():
             raise self._diverged("a weight is not finite")
@@ -589,13 +616,15 @@ class Run:
         """Write result.json, with which a run is finished, and draw its curves. → the whole result."""
         result = {**result, "row": self.options.row, "parameters": count_of(self.parts["model"]),
                   "seconds": round(self.seconds(), 1), "device": device_name(self.device),
+                  "engine": self._engine(),
+                  "threads": torch.get_num_threads(),
                   "versions": versions(), "commit": git_commit(),
                   "command": read_config(self.folder)["argv"]}
         if self.data is not None:
             result["data"] = self.data.identity()
         self._write_stair()
         write_json(self.folder / "result.json", result)
-        curves = f", curves in {self.folder / 'curves.png'}" if self._draw() else ""
+        curves = f", curves in {self.folder / 'curves.png'}" if self.options.curves and self._draw() else ""
         self.say(f"result in {self.folder / 'result.json'}{curves}")
         return result
 
@@ -612,25 +641,23 @@ class Run:
             return False
 
     def _write_stair(self) -> None:
-        """What a learned stair has become: t and α_t."""
+        """stair.csv: t and α_t of a learned stair with one number a step."""
         numbers = getattr(getattr(self.parts["model"].network, "stair", None), "numbers", None)
-        if isinstance(numbers, torch.nn.Parameter):
+        if isinstance(numbers, torch.nn.Parameter) and numbers.ndim == 1:
             lines = ["t,alpha", *(f"{t},{value:.7g}" for t, value in enumerate(numbers.flatten().tolist()))]
             write_atomically(self.folder / "stair.csv", ("\n".join(lines) + "\n").encode())
 
     def finished(self) -> dict | None:
-        """The result, if this run has already come to its end: there is nothing left to do then."""
+        """The result of a run that is already finished, else None."""
         if not self.resumed or (found := self._result()) is None:
-            if self.auto and self.resumed and is_diverged(self.folder):
-                raise UserError(f"{self.folder} ended in a loss that is not finite, and would again", DIVERGED)
             return None
         self.say(f"this run is finished; its result is in {self.folder / 'result.json'}")
-        if not (self.folder / "curves.png").exists():
+        if self.options.curves and not (self.folder / "curves.png").exists():
             self._draw()
         return found
 
     def _result(self) -> dict | None:
-        """result.json, if it is of as many updates or epochs as the run is to have by now."""
+        """result.json, if it has all the updates or epochs that this run is to have."""
         found = read_result(self.folder)
         wanted = {name: getattr(self.options, name) for name in MAY_GROW_ON_RESUME if name in self.options.origin}
         if found is None or any(found.get(name, number) < number for name, number in wanted.items()):
@@ -649,7 +676,7 @@ def count_of(model) -> int:
 
 
 def checked_optimizer(optimizer, state: dict) -> dict:
-    """`state` of a checkpoint, for `optimizer`: its own settings, and of `state` the rates and what was gathered.
+    """The `state` of a checkpoint as `optimizer` loads it: its own settings, with the rates and averages of `state`.
 
     Raises ValueError or LookupError where it is not the state of such an optimizer.
     """
@@ -692,8 +719,17 @@ def put_best(model, folder: Path, device="cpu") -> None:
         raise foreign(best, error) from None
 
 
+def check_stair(model, folder: Path) -> None:
+    """Raises UserError where the model has another stair than the run in `folder`: weights alone do not tell."""
+    before, now = read_config(folder).get("stair"), type(getattr(model.network, "stair", None)).__name__
+    if before not in (None, now):
+        raise UserError(f"{folder} is a run with the stair {before}, and the script now builds {now}; restore the line "
+                        "that builds the stair, or start a new run")
+
+
 def load_weights(model, folder: Path):
     """The model with the weights of the best validation of the run in `folder`, on the CPU, ready to evaluate."""
+    check_stair(model, folder)
     put_best(model, folder)
     return model.eval()
 
@@ -707,5 +743,5 @@ def is_same_run(found: dict, wanted: dict) -> bool:
     """Whether two config.json are of the same computation: values, the task's revision and the stair's class."""
     def key(config):
         return (science(config["options"]), config.get("revision", 1),
-                config.get("stair", wanted["stair"]))
+                config.get("stair", wanted.get("stair")))
     return key(found) == key(wanted)

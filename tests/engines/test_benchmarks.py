@@ -4,8 +4,10 @@ import re
 
 import pytest
 import torch
+from conftest import ROOT
 
 from benchmarks import __main__ as benchmarks
+from benchmarks import rows
 from common.errors import UserError
 from common.recurrence import unavailable_reason
 
@@ -72,3 +74,20 @@ def test_no_peak_without_the_engine(monkeypatch):
     peak = benchmarks.Peak(torch.device("cpu"))
     assert peak.contender() == {}
     assert (peak.rate({}), peak.part(1.0, "both", {})) == ("—", "—")
+
+
+def test_what_a_row_costs(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{rows.PLACE}old\n<!-- end -->\nafter\n")
+    rows.main(["--tasks", "copytask", "--only", "expRNN none", "-o", str(page)])
+    before, *_, head, _, line, empty, end, after = page.read_text().splitlines()
+    assert (before, empty, end, after) == ("before", "", "<!-- end -->", "after")
+    cells = dict(zip(head.split(" | "), line.split(" | "), strict=True))
+    assert cells["row"] == "expRNN"
+    assert cells["updates"] == "1500"
+    assert cells["parameters"] == "10,697"
+    assert float(cells["memory"].removesuffix(" GB")) > 0.01
+    assert float(cells["an update"].removesuffix(" s")) > 1e-4
+    with pytest.raises(UserError, match="threads"):
+        rows.main(["--tasks", "copytask", "--only", "expRNN none", "--threads", "0"])

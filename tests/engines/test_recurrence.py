@@ -4,11 +4,12 @@ import itertools
 
 import pytest
 import torch
+from torch import nn
 
-from common.recurrence import ENGINES, native_engine, stair_recurrence, torch_engine
+from common.recurrence import ENGINES, native_build, native_engine, stair_recurrence, torch_engine, unfit_reason
 from common.recurrence.reference_engine import reference_recurrence
 from common.recurrence.torch_engine import sequence_recurrence
-from common.stair import NONLINEARITIES, RULES, FixedStair, LearnedStair, Nonlinearity
+from common.stair import NONLINEARITIES, RULES, FixedStair, LearnedStair, Nonlinearity, Stair
 
 CASES = list(itertools.product(RULES, NONLINEARITIES))
 T, B, H = 7, 3, 5
@@ -117,6 +118,144 @@ def test_contract(engine, rule, phi):
     h.sum().backward()
     want, = torch.autograd.grad(expected.sum(), numbers)
     torch.testing.assert_close(stair.numbers.grad, want, rtol=1e-10, atol=1e-12)
+
+
+# ── stairs and nonlinearities of one's own ───────────────────────────────────────────────────────────────
+
+
+class PerUnit(LearnedStair):
+    """A number for every step and unit, (T, H)."""
+
+    def __init__(self):
+        super().__init__(1)
+        self.numbers = nn.Parameter(torch.linspace(0.2, 1.2, T * H, dtype=torch.float64).view(T, H))
+
+
+class Gaussian(LearnedStair):
+    def __init__(self):
+        super().__init__(1)
+        self.numbers = nn.Parameter(torch.linspace(0.3, 0.8, T, dtype=torch.float64))
+
+    def rule(self, step, z):
+        return torch.exp(-step * z**2)
+
+
+class GaussianPerUnit(PerUnit):
+    rule = Gaussian.rule
+
+
+class WithPower(Gaussian):
+    """A rule with a parameter of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.power = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+
+    def rule(self, step, z):
+        return torch.exp(-step * z.abs() ** self.power)
+
+
+class Shaped(Stair):
+    """Two learned parameters make the numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.ends = nn.Parameter(torch.tensor([1.1, 0.4], dtype=torch.float64))
+
+    def forward(self, steps):
+        return self.ends[0] + (self.ends[1] - self.ends[0]) * torch.arange(steps) / T
+
+
+class PhiOfItsOwn(Nonlinearity):
+    def forward(self, z):
+        return torch.sin(2 * z)
+
+
+def leaky():
+    return nn.PReLU().double()
+
+
+def modrelu():
+    return make_nonlinearity("modrelu", torch.linspace(-0.2, 0.1, H))
+
+
+OWN = {  # the stair, φ, and the engines that compute them, the fastest on a CPU first
+    "numbers per unit": (PerUnit, modrelu, ("torch",)),
+    "a rule": (Gaussian, modrelu, ("torch",)),
+    "a rule per unit": (GaussianPerUnit, modrelu, ("torch",)),
+    "made numbers": (Shaped, modrelu, ("native", "torch")),
+    "a rule that learns": (WithPower, modrelu, ()),
+    "a function": (Gaussian, lambda: torch.sin, ("torch",)),
+    "a subclass": (Shaped, lambda: PhiOfItsOwn("tanh", H), ("torch",)),
+    "a φ that learns": (Shaped, leaky, ()),
+    "a φ that mixes units": (Shaped, lambda: nn.Softmax(-1), ()),
+    "a φ that mixes rows": (Shaped, lambda: nn.Softmax(0), ()),
+}
+
+
+def solve_own(engine, make_stair, make_phi, last_only):
+    """Value, and gradients of x, W, h0 and every parameter of the stair and φ."""
+    given, stair, phi = problem("scale", "none")[:3], make_stair(), make_phi()
+    leaves = [*given, *stair.parameters(), *(phi.parameters() if isinstance(phi, nn.Module) else ())]
+    h = stair_recurrence(*given, stair, phi, engine, last_only)
+    weight = torch.linspace(-1, 2, h.numel(), dtype=h.dtype).view(h.shape)
+    return h.detach(), torch.autograd.grad((h * weight).sum(), leaves)
+
+
+@pytest.mark.parametrize("last_only", [False, True])
+@pytest.mark.parametrize("engine", ["auto", "native", "torch", "triton"])
+@pytest.mark.parametrize("name", OWN)
+def test_a_stair_of_ones_own(name, engine, last_only, capsys):
+    """An engine computes what the reference does, or says in a sentence that it cannot; `auto` takes the next one."""
+    native_build.say_once.cache_clear()
+    make_stair, make_phi, able = OWN[name]
+    if "native" in able and engine in ("auto", "native") and not native_engine.serves(torch.empty(0).double()):
+        pytest.skip("no C++ compiler here")
+    if engine == "triton" and "native" in able:
+        assert unfit_reason("triton", H, make_stair(), make_phi()) is None
+        return
+    if engine not in ("auto", *able):
+        with pytest.raises(ValueError, match=rf"^the {engine} engine .+; choose the engine auto or reference$"):
+            solve_own(engine, make_stair, make_phi, last_only)
+        return
+    h, gradients = solve_own(engine, make_stair, make_phi, last_only)
+    said = capsys.readouterr().err.splitlines()
+    expected, expected_gradients = solve_own("reference", make_stair, make_phi, last_only)
+    torch.testing.assert_close(h, expected, rtol=1e-12, atol=1e-13)
+    for found, want in zip(gradients, expected_gradients, strict=True):
+        assert want.abs().max() > 0
+        torch.testing.assert_close(found, want, rtol=1e-10, atol=1e-12)
+    taken = (*able, "reference")[0]
+    assert len(said) == (engine == "auto" and taken != "native")
+    assert all(line.startswith(f"stair: running the {taken} engine; the ") for line in said)
+
+
+def test_a_random_function_is_for_the_reference_alone():
+    assert "not random" in unfit_reason("torch", H, Shaped(), nn.Dropout())
+    assert unfit_reason("reference", H, Shaped(), nn.Dropout()) is None
+
+
+def test_a_new_name_is_not_given_to_a_compiled_engine():
+    """native.cpp and the kernels know no name that is added to common/stair.py, and would take it for another."""
+    phi = Nonlinearity("tanh", H)
+    phi.name = "swish"
+    for engine in ("native", "triton"):
+        assert unfit_reason(engine, H, FixedStair("n", 3), phi).startswith(f"the {engine} engine computes the nonlin")
+
+
+@pytest.mark.parametrize("shape", [(T, H + 1), (T, 1), (T, B, H)])
+def test_numbers_that_fit_nothing(shape):
+    stair = LearnedStair(1)
+    stair.numbers = nn.Parameter(torch.ones(shape))
+    with pytest.raises(ValueError, match=r"LearnedStair gives numbers of shape \(1, .+\) for one step of 5 units"):
+        stair_recurrence(*problem("scale", "none")[:3], stair, Nonlinearity("tanh", H))
+
+
+def test_a_rule_that_does_not_exist():
+    stair = FixedStair("n", T)
+    stair.rule = "scales"
+    with pytest.raises(ValueError, match="FixedStair has the rule 'scales', which does not exist; choose "):
+        stair_recurrence(*problem("scale", "none")[:3], stair, Nonlinearity("tanh", H))
 
 
 @pytest.mark.parametrize("engine", ["torch", "reference"])

@@ -19,7 +19,7 @@ import torch
 from conftest import ROOT, module_of, tiny
 
 from common.errors import UserError
-from common.recurrence import stair_recurrence, triton_engine, unavailable_reason
+from common.recurrence import native_build, stair_recurrence, triton_engine, unavailable_reason
 from common.recurrence.triton_engine import HOPPER, make_plan
 from common.stair import FixedStair, Nonlinearity
 
@@ -256,7 +256,7 @@ def test_sizes_that_do_not_fit():
 @needs_triton
 def test_a_size_that_does_not_fit_takes_the_pytorch_engine(monkeypatch, capsys):
     monkeypatch.setattr(triton_engine, "unavailable_reason", lambda device: None)
-    triton_engine._say.cache_clear()
+    native_build.say_once.cache_clear()
     x = torch.zeros(2, 1, 3700)
     for _ in range(2):
         h = stair_recurrence(x, torch.zeros(3700, 3700), x[0], FixedStair("n", 2), Nonlinearity("tanh", 1), "triton")

@@ -17,7 +17,7 @@ from common.errors import UserError
 from common.recurrence import automatic, triton_engine, verdicts, verify
 from common.recurrence.torch_engine import sequence_recurrence
 from common.recurrence.verdicts import Case
-from common.stair import NONLINEARITIES, RULES
+from common.stair import NONLINEARITIES, RULES, LearnedStair, Nonlinearity
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 CUDA, CASE = torch.device("cuda", 0), Case(3, 19, "scale", "modrelu", "float32", "ieee")
@@ -39,7 +39,9 @@ def machine(monkeypatch, tmp_path):
 def chosen(batch=3, hidden=19, dtype=torch.float32, rule="scale", phi="modrelu") -> str:
     """What `auto` takes on the GPU, as in a new process."""
     verdicts.is_trusted.cache_clear()
-    return automatic(SimpleNamespace(shape=(5, batch, hidden), dtype=dtype, device=CUDA), rule, phi)
+    stair = LearnedStair(5)
+    stair.rule = rule
+    return automatic(SimpleNamespace(shape=(5, batch, hidden), dtype=dtype, device=CUDA), stair, Nonlinearity(phi, 1))
 
 
 # ── what auto makes of a verdict ─────────────────────────────────────────────────────────────────────────

@@ -135,8 +135,9 @@ def test_an_unfinished_run_is_resumed(tmp_path):
     row = row_of("copytask", "expRNN", "none")
     folder = write_run(tmp_path, row, 400, "update,loss,loss_median,recall,seconds\n4,1,1,0,2\n")
     rows.find_runs([row], (400,), tmp_path)
-    command, = launch.missing([row], (400,), tmp_path, 1, [])
-    assert command[:3] == ["copytask_nvar.py", "--resume", str(folder)]
+    command, = launch.commands_of([row], (400,), tmp_path, [], left=True)
+    assert command == [*row.command(400), "--save", str(tmp_path), "--resume", "auto", "--no-curves"]
+    assert row.runs == {400: folder}
     assert "unfinished: update 4" in table.table("copytask", [row])
 
 
@@ -247,7 +248,7 @@ def test_vary_makes_a_column_a_value(tmp_path, capsys):
                                      "T 9": "**unfinished: started**"}
     assert cells(text, "a memoryless model")["T 5"] == "0.1250"
     assert "LSTM" not in text
-    evidence_main([*asked, "--list", "--seeds", "400"])
+    evidence_main([*asked, "--missing", "--seeds", "400"])
     listed = capsys.readouterr().out.splitlines()
     assert len(listed) == 1 + 3                                               # one to resume, three of the LSTM
     assert sum("--net-type LSTM" in line for line in listed) == 3
@@ -263,9 +264,9 @@ def test_a_run_that_diverged_is_told_and_left(tmp_path, capsys):
     said = cells(capsys.readouterr().out, "sRNN")
     assert said["ours: test accuracy, % (mean ± std, n)"] == \
         "**diverged: batch 200 of epoch 1; unfinished: epoch 1 of 100**, n = 2"
-    evidence_main([*asked, "--list"])
+    evidence_main([*asked, "--missing"])
     resumed, = capsys.readouterr().out.splitlines()
-    assert "s401" in resumed
+    assert "--seed 401" in resumed
     write_run(tmp_path, row_of("copytask", "sRNN", "n2"), 400, "update,loss,seconds\n100,inf,1\n")
     write_run(tmp_path, row_of("copytask", "sRNN", "n2"), 401, result=dict(loss=0.5, recall=0.5))
     evidence_main(["copytask", "--save", str(tmp_path), "--only", "sRNN n2", "--vary", "T", "200"])
@@ -322,6 +323,63 @@ def test_grid_has_a_line_a_stair_and_a_column_a_cell(tmp_path, capsys):
     assert cells(text, "none, published")["RNN-Orth, henaff"] == "0.0016"
     evidence_main(["copytask", "--grid", "--short", "--save", str(tmp_path)])
     assert list(cells(capsys.readouterr().out, "n2")) == ["stair", "RNN-Orth, henaff", "expRNN"]
+
+
+def test_a_list_does_not_depend_on_what_was_run(tmp_path, capsys):
+    """Nor on the machine that lists; --missing does."""
+    asked = ["copytask", "--only", "expRNN none", "nnRNN none", "--seeds", "400", "401", "--save", str(tmp_path)]
+    evidence_main([*asked, "--list"])
+    before = capsys.readouterr().out
+    assert len(before.splitlines()) == 4
+    assert all("--resume auto" in line and "--threads" not in line for line in before.splitlines())
+    write_run(tmp_path, row_of("copytask", "expRNN", "none"), 400, result=dict(loss=0.5, recall=0.5))
+    evidence_main([*asked, "--list"])
+    assert capsys.readouterr().out == before
+    evidence_main([*asked, "--missing"])
+    assert capsys.readouterr().out.splitlines() == before.splitlines()[1:]
+
+
+def test_runs_of_several_folders_and_engines(tmp_path, capsys):
+    row = row_of("copytask", "expRNN", "none")
+    for seed, place, engine in ((400, "a", "native"), (401, "b", "torch"), (402, "b", "torch")):
+        write_run(tmp_path / place, row, seed, result=dict(loss=0.5, recall=0.5, engine=engine))
+    both = ["--save", str(tmp_path / "a"), str(tmp_path / "b")]
+    for table_ in (["copytask"], ["copytask", "--grid"], ["copytask", "--vary", "T", "200", "500"]):
+        evidence_main([*table_, "--only", "expRNN none", *both])
+        said = capsys.readouterr().out
+        assert "n = 3" in said
+        assert said.endswith("\n\nRuns of different engines, whose last digits differ: native 1, torch 2.\n")
+        evidence_main([*table_, "--only", "expRNN none", both[0], both[2]])
+        said = capsys.readouterr().out
+        assert "n = 2" in said
+        assert "engines" not in said
+    evidence_main(["--collect", str(tmp_path / "a"), str(tmp_path / "b"), "--save", str(tmp_path / "c")])
+    assert "3 new" in capsys.readouterr().out
+
+
+def test_paired_differences_at_the_small_size(tmp_path, capsys):
+    """Of the seeds that both rows have; the spread is that of the differences, not of the scores."""
+    small = ["--nhid", "128", "--epochs", "10"]
+    for seed, plain, stair in ((400, 0.80, 0.81), (401, 0.70, 0.73), (402, 0.60, None)):
+        write_run(tmp_path, row_of("sMNIST", "expRNN", "none", small), seed, result=dict(test_accuracy=plain))
+        if stair:
+            write_run(tmp_path, row_of("sMNIST", "sRNN (exponential)", "n2", small), seed,
+                      result=dict(test_accuracy=stair))
+    write_run(tmp_path, row_of("sMNIST", "expRNN", "none"), 400, result=dict(test_accuracy=0.99))     # of another size
+    asked = ["sMNIST", "--small", "--grid", "--save", str(tmp_path)]
+    evidence_main([*asked, "--paired"])
+    text = capsys.readouterr().out
+    assert cells(text, "n2")["expRNN"] == "+2.00 ± 1.41; n = 2"
+    assert cells(text, "none")["expRNN"] == "70.00 ± 10.00; n = 3"
+    assert cells(text, "expn")["expRNN"] == "not run"
+    evidence_main(asked)
+    assert cells(capsys.readouterr().out, "n2")["expRNN"] == "77.00 ± 5.66; n = 2"
+    evidence_main(["--best", "--small", "--save", str(tmp_path)])
+    line = cells(capsys.readouterr().out, "permuted MNIST --nhid 128 --epochs 10, expRNN")
+    assert line["best stair"] == "n2: 77.00 ± 5.66; n = 2"
+    for task, lines in (("sMNIST", 19), ("language", 19)):
+        evidence_main([task, "--small", "--seeds", "400", "--list"])
+        assert len(capsys.readouterr().out.splitlines()) == lines
 
 
 def test_grid_of_an_epoch(tmp_path, capsys):
@@ -388,14 +446,14 @@ def test_runs_are_stopped_after_an_epoch(tmp_path, monkeypatch, capsys, penn_fol
     monkeypatch.chdir(ROOT)
     evidence_main([*many_epochs(penn_folder, tmp_path), "--until-epoch", "2"])
     folder, = (tmp_path / "language_nvar").iterdir()
-    assert 2 <= len(rows.epochs_of(folder)) < 100_000
+    assert len(rows.epochs_of(folder)) == 2
     assert (folder / "last.pt").exists()
     assert not (folder / "result.json").exists()
     said = capsys.readouterr().out
-    assert ": stopped" in said
+    assert ": done" in said
     assert "of 100000**" in said
-    evidence_main([*many_epochs(penn_folder, tmp_path), "--until-epoch", "2", "--list"])
-    assert capsys.readouterr().out.strip() == ""                              # far enough: nothing to do
+    evidence_main([*many_epochs(penn_folder, tmp_path), "--until-epoch", "2", "--missing"])
+    assert capsys.readouterr().out == ""                                      # far enough: nothing to do
 
 
 def test_sigterm_saves_every_run(tmp_path, monkeypatch, capsys, penn_folder):
@@ -422,43 +480,51 @@ def test_sigterm_saves_every_run(tmp_path, monkeypatch, capsys, penn_folder):
     assert not (folder / "result.json").exists()
 
 
-def test_no_run_is_left_behind_alone(tmp_path, monkeypatch, penn_folder):
+def test_no_run_is_left_behind_alone(tmp_path, monkeypatch, capsys, penn_folder):
     """Where run_all ends for a reason of its own, such as `| head` that reads no more."""
-    def reader_is_gone(folder, epoch):
-        if list(tmp_path.glob("*/*/best.pt")):
-            raise BrokenPipeError
-        return False
+    def reader_is_gone(*args, **kwargs):
+        raise BrokenPipeError
 
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(launch, "reached", reader_is_gone)
+    monkeypatch.setattr("builtins.print", reader_is_gone)
     sizes = ["--nhid", "8", "--batch", "4", "--bptt", "20", "--emsize", "5", "--epochs", "100000"]
-    command = launch.missing([row_of("language", "expRNN", "none", sizes)], (400,), tmp_path, 1,
-                             ["--data", str(penn_folder)])
+    long, = launch.commands_of([row_of("language", "expRNN", "none", sizes)], (400,), tmp_path,
+                               ["--data", str(penn_folder)])
+    wait = f"import time, pathlib\nwhile not list(pathlib.Path({str(tmp_path)!r}).glob('*/*/best.pt')): time.sleep(0.1)"
     with pytest.raises(BrokenPipeError):
-        launch.run_all(command, 1, until=1)
+        launch.run_all([long, ["-c", wait], long], 2)
     folder, = (tmp_path / "language_nvar").iterdir()
     assert not pages.at_work(folder)
+    assert (folder / "last.pt").exists()
 
 
-@pytest.mark.parametrize(("code", "how"), [
-    ("pass", (False, "done")),
-    ("import sys; sys.stderr.write('x' * 10**6 + '\\nno room'); sys.exit(1)", (True, "FAILED (no room)")),
+@pytest.mark.parametrize(("code", "failed", "how"), [
+    ("pass", 0, "done"),
+    ("import sys; sys.stderr.write('x' * 10**6 + '\\nno room\\n'); sys.exit(1)", 1, "FAILED (no room)"),
+    ("import sys; sys.exit(3)", 1, "FAILED (status 3)"),
 ])
-def test_how_a_run_ended(code, how):
+def test_how_a_run_ended(code, failed, how, capsys):
     """However much it had to say, which would fill a pipe."""
-    job = launch.Job(["-c", code])
-    assert job.process.wait(60) in (0, 1)
-    assert job.outcome() == how
+    assert launch.run_all([["-c", code]], 1) == failed
+    assert capsys.readouterr().out.endswith(f": {how}\n")
 
 
-def test_a_run_that_could_not_save_has_failed():
-    job = launch.Job(["-c", "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit('disk full'));"
-                            "print('writing to x', flush=True); time.sleep(60)"])
-    while job.folder() is None:
-        time.sleep(0.05)
-    job.stop()
-    job.process.wait(60)
-    assert job.outcome() == (True, "FAILED (disk full)")
+def test_a_run_that_could_not_save_has_failed(tmp_path, capsys):
+    ready = tmp_path / "ready"
+    code = f"import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit('disk full')); " \
+           f"pathlib.Path({str(ready)!r}).touch(); time.sleep(60)"
+
+    def stop_soon():
+        while not ready.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_soon).start()
+    with pytest.raises(UserError, match="stopped"):
+        launch.run_all([["-c", code], ["-c", "pass"]], 1)
+    said = capsys.readouterr().out
+    assert "FAILED (disk full)" in said
+    assert "pass" not in said                                                 # was never begun
 
 
 def test_collect_and_update_go_together(tmp_path, monkeypatch, capsys):
@@ -491,8 +557,8 @@ def test_the_last_epoch_is_not_cut_off(tmp_path):
     """A run whose last epoch is the one that is asked for goes on to its test."""
     row = row_of("sMNIST", "expRNN", "none", ["--epochs", "2"])
     folder = write_run(tmp_path, row, 400, log_of(2))
-    assert launch.reached(folder, 1)
-    assert not launch.reached(folder, 2)
+    assert launch.is_through(folder, 1)
+    assert not launch.is_through(folder, 2)
 
 
 # ── records ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -507,18 +573,18 @@ def test_records_are_collected(tmp_path, capsys):
     (folder / "config.json").write_text(json.dumps(config))
     for name in ("last.pt", "best.pt", "curves.png", ".lock"):
         (folder / name).write_bytes(b"x")
-    pages.collect(source, target)
+    pages.collect([source], target)
     copy, = target.glob("*/*")
     assert {path.name for path in copy.iterdir()} == {"config.json", "log.csv"}
     assert json.loads((copy / "config.json").read_text())["argv"] == \
         ["copytask_nvar.py", "--data=data", "--save", "results/runs"]
     (folder / "result.json").write_text('{"loss": 1, "seconds": 2}')
-    pages.collect(source, target)
-    pages.collect(source, target)
+    pages.collect([source], target)
+    pages.collect([source], target)
     assert (copy / "result.json").exists()
     assert len(list(target.glob("*/*"))) == 1
     (copy / "config.json").write_text(json.dumps({**config, "row": "another run"}))
-    pages.collect(source, target)                                             # the name is taken
+    pages.collect([source], target)                                             # the name is taken
     assert {path.name for path in target.glob("*/*")} == {folder.name, f"{folder.name}-2"}
     assert [line.split(",")[0] for line in capsys.readouterr().out.splitlines()] == \
         ["1 new", "1 newer", "1 the same", "1 new"]
@@ -531,8 +597,8 @@ def test_a_run_at_work_is_not_collected(tmp_path, capsys):
     folder = write_run(tmp_path / "source", row_of("copytask", "expRNN", "none"), 400)
     with open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        pages.collect(tmp_path / "source", tmp_path / "target")
+        pages.collect([tmp_path / "source"], tmp_path / "target")
     assert "1 still running" in capsys.readouterr().out
     assert not (tmp_path / "target").exists()
     with pytest.raises(UserError, match="holds no runs"):
-        pages.collect(tmp_path / "nowhere", tmp_path / "target")
+        pages.collect([tmp_path / "nowhere"], tmp_path / "target")

@@ -190,9 +190,45 @@ def build(''', 1)
     done = run(copied, "copytask_nvar.py", "--threads", "1", *tiny("copytask_nvar"))
     assert done.returncode == 0, done.stderr
     own, = rows.own_rows("copytask", (400,), copied / "saves")
-    assert own.model == "sRNN (exponential), Half"
+    assert (own.model, own.stair) == ("sRNN (exponential)", "Half")
     folder, = own.runs.values()
     assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["stair"] == "Half"
+    done = run(copied, "-m", "evidence", "copytask", "--save", "saves", "--only", "Half")
+    assert "| sRNN (exponential) | Half |" in done.stdout
+    done = run(copied, "-m", "evidence", "copytask", "--save", "saves", "--missing", "--seeds", "400", "401")
+    assert "copytask_nvar.py --seed" not in done.stdout                       # no command makes such a run again
+
+    script.write_text(text)                                                   # the edit goes: weights fit, numbers not
+    load = f"import copytask_nvar; copytask_nvar.load({str(folder)!r})"
+    for asked in (["copytask_nvar.py", "--evaluate", folder], ["copytask_nvar.py", "--resume", folder], ["-c", load]):
+        done = run(copied, *map(str, asked))
+        assert done.returncode != 0
+        assert "is a run with the stair Half, and the script now builds FixedStair" in done.stderr
+
+
+def test_numbers_per_unit_name_the_engine_before_a_folder_is_made(copied):
+    script = copied / "copytask_nvar.py"
+    text = script.read_text(encoding="utf-8").replace("from common.stair import FixedStair", """import torch
+from common.stair import Stair
+
+class PerUnit(Stair):
+    def __init__(self, steps, hidden):
+        super().__init__()
+        self.numbers = torch.nn.Parameter(torch.full((steps, hidden), 0.9))
+""")
+    text = text.replace("stair = FixedStair(args.nvar, task.steps)", "stair = PerUnit(task.steps, args.nhid)")
+    script.write_text(text, encoding="utf-8")
+    command = ["copytask_nvar.py", "--threads", "1", *tiny("copytask_nvar")]
+    done = run(copied, *command, "--engine", "native")
+    assert (done.returncode, list(copied.glob("saves*"))) == (2, [])
+    assert done.stderr == ("copytask_nvar.py: the native engine takes one number a step, and PerUnit has one for every "
+                           "unit; choose the engine auto or reference\n")
+    done = run(copied, *command)
+    assert done.returncode == 0, done.stderr
+    line, = done.stderr.splitlines()
+    assert line.startswith("stair: running the torch engine; the native engine takes one number a step")
+    assert not list(copied.glob("saves/*/*/stair.csv"))                        # which has a number a step
+    assert list(copied.glob("saves/*/*/result.json"))
 
 
 def test_update_loses_no_value(tmp_path, monkeypatch):

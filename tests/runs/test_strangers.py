@@ -119,7 +119,7 @@ def test_a_config_of_other_types(main, stopped, tmp_path, key, value):
     with pytest.raises(UserError, match=r"config\.json is damaged"):
         main("copytask_nvar", "--resume", stopped)
     with pytest.raises(UserError, match=r"config\.json is damaged"):
-        pages.collect(tmp_path / "saves", tmp_path / "a" / "b" / "t")
+        pages.collect([tmp_path / "saves"], tmp_path / "a" / "b" / "t")
     assert not (tmp_path / "a").exists()
 
 
@@ -146,7 +146,7 @@ def test_a_damaged_log(main, stopped, tmp_path, content):
     log = (stopped / "log.csv").read_bytes()
     (stopped / "log.csv").write_bytes(content)
     for read in (records.log_rows, lambda folder: draw_curves([folder], tmp_path / "x.png"),
-                 lambda folder: pages.collect(tmp_path / "saves", tmp_path / "t")):
+                 lambda folder: pages.collect([tmp_path / "saves"], tmp_path / "t")):
         with pytest.raises(UserError, match=r"log\.csv is damaged"):
             read(stopped)
     (stopped / "log.csv").write_bytes(content + log)
@@ -176,7 +176,7 @@ BAD_RESULTS = {
 def test_a_damaged_result(main, finished, tmp_path, content):
     (finished / "result.json").write_bytes(content)
     for read in (records.read_result, lambda folder: main("copytask_nvar", "--resume", folder),
-                 lambda folder: pages.collect(tmp_path / "saves", tmp_path / "t")):
+                 lambda folder: pages.collect([tmp_path / "saves"], tmp_path / "t")):
         with pytest.raises(UserError, match=r"result\.json is damaged"):
             read(finished)
     assert not (tmp_path / "t").exists()
@@ -284,7 +284,7 @@ def test_a_linked_record_is_not_collected(stopped, tmp_path):
     (stopped / "log.csv").rename(secret)
     (stopped / "log.csv").symlink_to(secret)
     with pytest.raises(UserError, match="it is a link"):
-        pages.collect(tmp_path / "saves", tmp_path / "t")
+        pages.collect([tmp_path / "saves"], tmp_path / "t")
     assert not (tmp_path / "t").exists()
 
 
