@@ -264,12 +264,13 @@ class Recurrence:
 def where_the_time_goes(task: str, rounds: int, engine: str, device, say) -> None:
     """The parts of a step, each timed alone."""
     steps, batch, hidden, _, _, every_step = SHAPES[task]
-    skew = skew_start(STARTS[task], hidden).to(device).requires_grad_()
+    rotation = our_network(task, "expRNN", engine).to(device).cell.rotation
+    skew = rotation.skew().detach().requires_grad_()
     alone = Recurrence(steps, batch, hidden, engine, device, not every_step, skew_exponential(skew).detach())
     grad_kernel, peak = torch.randn(hidden, hidden, device=device), Peak(device)
 
     def exponential():
-        torch.autograd.grad(skew_exponential(skew), skew, grad_kernel)
+        torch.autograd.grad(rotation(engine), rotation.logarithm, grad_kernel)
 
     def torch_exponential():
         torch.autograd.grad(torch.matrix_exp(skew), skew, grad_kernel)
