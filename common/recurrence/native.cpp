@@ -8,8 +8,8 @@
 //
 //   gradient    dW = Σ_t h_{t-1}ᵀ δz_t                                                 after the backward pass
 //
-// Beside it the rest of a step, on the same tiles: W = exp(S) and its adjoint, a read-out and its cross entropy. There the
-// products are few; what is saved are some sixty calls of torch, each of which finds the caches full of other numbers.
+// Beside it the rest of a step, on the same tiles: W = exp(S) and its adjoint, a read-out and its cross entropy. Its
+// products are few. What is saved are calls of torch, each of which finds the caches full of other numbers.
 //
 // Why it is fast. Rows (examples) do not depend on each other, so every thread takes its share of the rows
 // through all T steps and no thread ever waits for another. W is packed once per call into panels of a few
