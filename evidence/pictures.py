@@ -256,7 +256,8 @@ def draw_spectrum(folders: list[Path], path: Path) -> None:
         angle, modulus = eigenvalues.angle().abs(), eigenvalues.abs()
         axes.scatter(angle.tolist(), modulus.tolist(), s=18, marker=MARKERS[number], facecolors="none",
                      edgecolors=f"C{number}", label=name_of(folder) + departure(weights), linewidths=0.9)
-    axes.set(xlabel="|angle of λ|, radians", ylabel="|λ|")
+    low, high = axes.get_ylim()
+    axes.set(xlabel="|angle of λ|, radians", ylabel="|λ|", ylim=(min(low, 0.99), max(high, 1.01)))  # no rounding errors
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     save(picture, path)
 

@@ -47,10 +47,10 @@ def curve_points(task: str) -> list[dict]:
 
 
 def validation_at(row, epoch: int) -> str:
-    """Where the published psMNIST curve of the row's cell stands after `epoch`, in %."""
+    """Where the published psMNIST curve of the row's cell stands after `epoch`, in %; nothing at another size."""
     point = next((point for point in curve_points("sMNIST") if int(point["epoch"]) == epoch), None)
     name = row.baseline
-    if point is None or name not in point:
+    if point is None or name not in point or not row.as_published:
         return ""
     label = "" if row.model.removesuffix(", henaff") == name else f"baseline {name}: "
     hidden = f" (H {CURVE_HIDDEN[name]})" if name in CURVE_HIDDEN else ""

@@ -22,6 +22,7 @@ from evidence.published import script_of
 
 TASKS = {"copytask": copytask, "sMNIST": smnist, "language": language}
 STAIRS = {"nvar": "FixedStair", "alpha": "LearnedStair", "expalpha": "ExponentialStair"}  # by kind of script
+SIZES = {"nhid", "epochs", "updates", "T", "c_length", "labels", "vari"}  # which make another experiment of a row
 SEEDS = (400, 401, 402, 403, 404)
 RUNS = Path("results/runs")
 # A size for two cores, with the published hyperparameters: a run takes some ten minutes of one core.
@@ -38,6 +39,7 @@ class Row:
     model: str
     stair: str
     flags: list
+    as_published: bool = True  # the size of the task and of the network, the length of the training
     own: bool = False  # of a script, a stair or an edit that is nobody's but the user's: no command makes it again
     runs: dict = field(default_factory=dict)  # seed → folder
 
@@ -105,6 +107,9 @@ def rows_of(task: str, extra: list[str]) -> list[Row]:
                     rows.append(Row(script, f"{name}, henaff", stair, [*typed, "--rinit", "henaff", *extra]))
                 if hidden := PUBLISHED_SIZES.get(task, {}).get(model):
                     rows.append(Row(script, f"{name}, H {hidden}", stair, [*typed, *extra, "--nhid", str(hidden)]))
+    other = {word[2:].partition("=")[0].replace("-", "_") for word in extra} & SIZES
+    for row in rows:
+        row.as_published = not other
     return rows
 
 

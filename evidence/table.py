@@ -93,7 +93,8 @@ def line_of(task: str, row: Row) -> dict[str, str]:
     seconds = f"{statistics.median(times):.0f} s" if times else ""
     return {
         "model": row.model, "stair": row.stair,
-        FINAL_TITLE[task]: FINAL[task].get(row.model.removesuffix(", henaff"), "none known"),
+        FINAL_TITLE[task]:
+            FINAL[task].get(row.model.removesuffix(", henaff"), "none known") if row.as_published else "",
         f"ours: {title} (mean ± std, n)": ours,
         **{name: mean_and_deviation([r[key] for r in shown if key in r], scale, form)
            for key, (name, scale, form) in others},
@@ -193,7 +194,8 @@ def grid_table(task: str, rows: list[Row], epoch: int | None, short: bool = Fals
         lines[row.stair][row.cell] = paired_cell(task, row, plain.get(row.cell)) if paired and row.stair != "none" \
             else grid_cell(task, row, epoch)
         if row.stair == "none":
-            lines["none, published"][row.cell] = FINAL[task].get(row.baseline, "") if epoch is None else \
+            published = FINAL[task].get(row.baseline, "") if row.as_published else ""
+            lines["none, published"][row.cell] = published if epoch is None else \
                 validation_at(row, epoch) if task == "sMNIST" else ""
     return markdown([line for line in lines.values() if any(line[row.cell] for row in rows)])
 
@@ -237,7 +239,7 @@ def best_line(task: str, plain: Row, stairs: list[Row]) -> dict[str, str]:
         return statistics.mean([line[key] for line in found]) if found else -math.inf
 
     best = max(stairs, key=mean)
-    published = FINAL[task].get(plain.baseline, "none known")
+    published = FINAL[task].get(plain.baseline, "none known") if plain.as_published else "of another size"
     if epoch is not None:
         published = validation_at(plain, epoch) if task == "sMNIST" else f"{published} at the end"
     return {"measured": measured, "plain network": grid_cell(task, plain, epoch),

@@ -162,7 +162,8 @@ def reason_of(error: Exception) -> str:
         return error.strerror
     if isinstance(error, KeyError):
         return f"it has no {error}"
-    return (str(error).splitlines() or [type(error).__name__])[0][:80]
+    first, *more = str(error).splitlines() or [type(error).__name__]
+    return (more[0].strip() if more and first.endswith(":") else first)[:80]  # after "Error(s) in loading ...:"
 
 
 # ── config.json and result.json ──────────────────────────────────────────────────────────────────────────

@@ -85,8 +85,8 @@ def the_schedule_n(copying):
 
 @claim(RESULTS, "From the random start, the learned α has the lowest mean loss and the highest mean recall. Its "
                 "distance from the plain matrix is smaller than the deviation over seeds.")
-@claim(README, "From the random start, where plain RNN-Orth does not, the learned α recalls most, by less than its "
-               "spread over seeds.")
+@claim(README, "From the random start, which plain RNN-Orth does not solve, the learned α recalls most, by less than "
+                "its spread over seeds.")
 def random_start(copying):
     names = ["RNN-Orth none", *(f"sRNN {stair}" for stair in STAIRS)]
     assert min(names, key=copying.mean) == max(names, key=lambda name: copying.mean(name, "recall")) == "sRNN alpha"
