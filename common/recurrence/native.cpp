@@ -83,14 +83,15 @@ struct Call {
     const void *grad, *grad_last;
     void *dz, *d_h0, *d_numbers, *d_bias, *d_kernel;
     // W = exp(S): the numbers above S's diagonal row by row; the polynomial of common/orthogonal.py and the largest
-    // norm that it serves; S and S² (2, H, H); what the backward pass needs (3 + squarings, H, H); W; scratch (6, H, H);
-    // how often S is halved
+    // norm that it serves; S and S² (2, H, H); what the backward pass needs (3 + squarings, H, H); W; scratch
+    // (6, H, H); how often S is halved
     const void *logarithm, *grad_rotation;
     const double *polynomial;
     void *squares, *kept_products, *rotation, *room, *d_logarithm;
     mutable std::int64_t squarings;
-    // a read-out of `batch` states h to so many classes: kernel (C, H), bias (C,), logits in `last`; grad of the logits,
-    // dz of the states, d_kernel, d_bias. Its loss: logits x, targets `kept`; the loss in `last`, its gradient in dz
+    // a read-out of `batch` states h to so many classes: kernel (C, H), bias (C,), logits in `last`; grad of the
+    // logits, dz of the states, d_kernel, d_bias. Its loss: logits x, targets `kept`; the loss in `last`, its gradient
+    // in dz
     std::int64_t classes;
 };
 
