@@ -25,7 +25,7 @@ class CopyModel(nn.Module):
     def __init__(self, network, classes: int, onehot: bool = True):
         super().__init__()
         self.network, self.onehot = network, onehot
-        self.readout = ReadOut(network.hidden_size, classes)
+        self.readout = ReadOut(network.hidden_size, classes, network.engine)
         nn.init.xavier_normal_(self.readout.weight)            # as in all public repositories; the bias is U(±1/√H)
 
     def forward(self, symbols: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from common.data import Characters
 from common.errors import UserError
-from common.network import class_by_class, mean_cross_entropy
+from common.network import mean_cross_entropy, read_out
 from common.optim import step
 from common.runs.run import Meter, Progress, Run
 
@@ -39,7 +39,7 @@ class CharacterModel(nn.Module):
     def forward(self, symbols, state=None, kernel=None) -> tuple[torch.Tensor, torch.Tensor]:
         """symbols (T, B) int64, state (B, H) → logits (T·B, V) and the last state."""
         h, state = self.network(symbols, state, kernel, embedding=self.embedding)                # (T, B, H)
-        return class_by_class(h.flatten(0, 1), self.decoder, self.decoder_bias), state
+        return read_out(h.flatten(0, 1), self.decoder, self.decoder_bias, self.network.engine), state
 
 
 def parallel_streams(tokens: torch.Tensor, streams: int, part: str = "train") -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from common.cells import NNRNN, RNN, Cell, ExpRNN, check_start, glorot_normal, input_start
-from common.recurrence import automatic, stair_recurrence
+from common.recurrence import automatic, native_engine, stair_recurrence
 from common.stair import Nonlinearity
 
 
@@ -49,6 +49,8 @@ class LSTM(nn.Module):
     Every H × H block of the recurrent weights starts at `rinit`: xavier, or random (orthogonal). The biases
     start at 0, those of the forget gate at 1 (Jozefowicz et al. 2015).
     """
+
+    engine = "torch"
 
     def __init__(self, input_size: int, hidden_size: int, rinit: str = "xavier", iinit: str = "xavier"):
         super().__init__()
@@ -100,11 +102,22 @@ def build_network(net_type: str, input_size: int, hidden_size: int, stair, nonli
 
 
 class ReadOut(nn.Linear):
-    """torch.nn.Linear with its own start, U(±1/√H) for weight (C, H) and bias. Logits lie class by class, (C, N)."""
+    """torch.nn.Linear with its own start, U(±1/√H) for weight (C, H) and bias; `engine` as of the recurrence."""
+
+    def __init__(self, hidden_size: int, classes: int, engine: str = "auto"):
+        super().__init__(hidden_size, classes)
+        self.engine = engine
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         """h (..., H) → logits (..., C)."""
-        return class_by_class(h, self.weight, self.bias)
+        return read_out(h, self.weight, self.bias, self.engine)
+
+
+def read_out(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, engine: str = "auto") -> torch.Tensor:
+    """h (..., H), weight (C, H), bias (C,) → logits (..., C), in compiled code where `engine` means that."""
+    if engine in ("auto", "native") and h.dtype == weight.dtype == bias.dtype and native_engine.serves(h):
+        return native_engine.native_read_out(h, weight, bias)
+    return class_by_class(h, weight, bias)
 
 
 def class_by_class(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -117,6 +130,9 @@ def class_by_class(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) ->
 
 
 def mean_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Over all positions: logits (..., C), best as `class_by_class` lays them out, and target (...) → a scalar."""
+    """Over all positions: logits (..., C), best as `read_out` lays them out, and target (...) → a scalar."""
+    # Logits that lie row by row come from compiled code, or from a read-out of a reader's own.
+    if logits.is_contiguous() and target.dtype == torch.int64 and native_engine.serves(logits):
+        return native_engine.native_cross_entropy(logits, target)
     log_probabilities = logits.flatten(0, -2).t().log_softmax(0)                         # (C, N)
     return -log_probabilities.gather(0, target.flatten().unsqueeze(0)).mean()

@@ -25,7 +25,7 @@ class PixelModel(nn.Module):
     def __init__(self, network):
         super().__init__()
         self.network = network
-        self.readout = ReadOut(network.hidden_size, CLASSES)
+        self.readout = ReadOut(network.hidden_size, CLASSES, network.engine)
 
     def forward(self, x: torch.Tensor, kernel: torch.Tensor | None = None) -> torch.Tensor:
         """x (T, B, 1) → logits (B, 10)."""
