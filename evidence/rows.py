@@ -26,7 +26,7 @@ SIZES = {"nhid", "epochs", "updates", "T", "c_length", "labels", "vari"}  # whic
 SEEDS = (400, 401, 402, 403, 404)
 RUNS = Path("results/runs")
 # A size for two cores, with the published hyperparameters: a run takes some ten minutes of one core.
-SMALL = {"copytask": [], "sMNIST": ["--nhid", "128", "--epochs", "10"], "language": ["--nhid", "256", "--epochs", "15"]}
+SMALL = {"copytask": {}, "sMNIST": {"nhid": 128, "epochs": 10}, "language": {"nhid": 256, "epochs": 15}}
 SMALL_CELLS, SMALL_STAIRS = ("RNN-Orth, henaff", "expRNN", "nnRNN"), ("none", "n", "n2", "expn", "alpha", "expalpha")
 PUBLISHED_SIZES = {"copytask": {"expRNN": 176, "LSTM": 63}}  # H of published curves where the table has another H
 
@@ -115,7 +115,7 @@ def rows_of(task: str, extra: list[str]) -> list[Row]:
 
 def small_rows(task: str, extra: list[str]) -> list[Row]:
     """The rows of a task's table at a size for two cores; all rows of the copying task, which is small as published."""
-    rows = rows_of(task, [*SMALL[task], *extra])
+    rows = rows_of(task, [word for flag, value in SMALL[task].items() for word in (f"--{flag}", str(value))] + extra)
     return [row for row in rows if not SMALL[task] or (row.cell in SMALL_CELLS and row.stair in SMALL_STAIRS)
             or row.name == "LSTM none"]
 

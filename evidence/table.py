@@ -208,7 +208,8 @@ def best_table(tables: dict[str, list[Row]], small: bool) -> str:
     """
     lines = []
     for task, rows in tables.items():
-        title = f"{TASK_TITLES[task]} {shlex.join(SMALL[task])}".strip() if small else TASK_TITLES[task]
+        size = ", ".join(f"{flag} {value}" for flag, value in SMALL[task].items())
+        title = f"{TASK_TITLES[task]} ({size})" if small and size else TASK_TITLES[task]
         with_stair = [row for row in rows if row.stair != "none" and row.runs]
         cells = [row for row in rows if row.runs and row.cell in {r.cell for r in with_stair} and row.stair == "none"]
         for plain in cells:

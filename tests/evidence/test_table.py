@@ -375,7 +375,7 @@ def test_paired_differences_at_the_small_size(tmp_path, capsys):
     evidence_main(asked)
     assert cells(capsys.readouterr().out, "n2")["expRNN"] == "77.00 ± 5.66; n = 2"
     evidence_main(["--best", "--small", "--save", str(tmp_path)])
-    line = cells(capsys.readouterr().out, "permuted MNIST --nhid 128 --epochs 10, expRNN")
+    line = cells(capsys.readouterr().out, "permuted MNIST (nhid 128, epochs 10), expRNN")
     assert line["best stair"] == "n2: 77.00 ± 5.66; n = 2"
     for task, lines in (("sMNIST", 19), ("language", 19)):
         evidence_main([task, "--small", "--seeds", "400", "--list"])
