@@ -50,7 +50,7 @@ def test_what_a_script_says_it_reached(script, monkeypatch):
 def test_the_readme_has_one_table_and_fits_a_page():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (_, command, _), = pages.TABLE.findall(text)
-    assert command == "--best"
+    assert command == "--best --small"
     assert all(title in text for title in TASK_TITLES.values())
     assert len(text.splitlines()) <= 150
 
