@@ -10,6 +10,7 @@ import platform
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from common.errors import UserError
@@ -31,6 +32,8 @@ def prepare_machine(cuda: bool, threads: int | None, tf32: bool = False) -> torc
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32  # of an LSTM; torch's own default is on
+    for number in (np.float32, np.float64):
+        np.finfo(number)  # before denormals are zeros: numpy 2.2 warns of it at every later first look
     # Gradients that underflow through hundreds of steps are 10 times slower as denormals than as zeros.
     torch.set_flush_denormal(True)
     return torch.device("cuda" if cuda else "cpu")
@@ -96,8 +99,7 @@ def edited_files(script: str) -> list[str]:
 
 @functools.cache
 def versions() -> dict:
-    import numpy
-    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
+    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
 
 
 def device_name(device: torch.device) -> str:
