@@ -68,7 +68,7 @@ def lost_values(old: str, new: str) -> list[str]:
         was, now = named_lines(before[0]), named_lines(after[0])
         for name, line in was.items():
             cells = now.get(name, ["not run"] * len(line))
-            if any(is_measured(cell) and found == "not run" for cell, found in zip(line, cells, strict=False)):
+            if any(is_measured(cell) and found == "not run" for cell, found in zip(line[1:], cells[1:], strict=False)):
                 lost.append(name)
     return lost
 
