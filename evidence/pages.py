@@ -117,6 +117,9 @@ def place_for(folder: Path, config: dict, target: Path) -> Path:
     raise UserError(f"{parent} already holds 9,999 runs called {folder.name}")
 
 
+AGAIN = "of the new with the options and seed of an earlier record, which the tables go on to show"
+
+
 def is_of_one_run(there: dict, config: dict) -> bool:
     """Whether two records are of the same run, which may have gone on to more epochs since the first was copied."""
     return there == config or (there.get("started") is not None
@@ -132,8 +135,7 @@ def is_again(place: Path, config: dict) -> bool:
 
 def collect(sources: list[Path], target: Path) -> None:
     """Copy the records (not the checkpoints) of the runs below `sources`, but for those still at work."""
-    counts = {"new": 0, "newer": 0, "the same": 0, "still running, left out": 0,
-              "of the new with the options and seed of an earlier record, which the tables go on to show": 0}
+    counts = {"new": 0, "newer": 0, "the same": 0, "still running, left out": 0, AGAIN: 0}
     runs = {source: sorted(source.glob("*/*/config.json")) for source in sources}
     for source, found in runs.items():
         if not found:
@@ -147,7 +149,7 @@ def collect(sources: list[Path], target: Path) -> None:
         before = {name: text for name in RECORDS if (text := read_record(place, name)) is not None} \
             if os.path.lexists(place / "config.json") else {}
         counts["the same" if before == records else "newer" if before else "new"] += 1
-        counts[list(counts)[-1]] += not before and is_again(place, json.loads(records["config.json"]))
+        counts[AGAIN] += not before and is_again(place, json.loads(records["config.json"]))
         if before != records:
             place.mkdir(parents=True, exist_ok=True)
             for name, text in records.items():
