@@ -16,7 +16,9 @@
         records.py   the files of a run: written whole, checked when they are read
         curves.py    curves.png from log.csv
         machine.py   device, threads, versions; whether an update fits into memory
-        run.py       a run's folder: log, checkpoints, signals, resume; the counted loop `updates`
+        progress.py  what a loop counts: its place, means, recent values
+        folder.py    a run's folder on the disk: its name, log, checkpoints, result; what `--resume` finds there
+        run.py       what a training loop sees: the counted loop `updates`, reports, signals
 
 Layers: a module imports only from those below it, at the top of its file (tests/test_layers.py holds this).
 

@@ -12,7 +12,8 @@ from torch import nn
 from common.data import CopyingTask
 from common.network import ReadOut, mean_cross_entropy
 from common.optim import step
-from common.runs.run import Progress, Recent, Run
+from common.runs.progress import Progress, Recent
+from common.runs.run import Run
 
 NAME = "copytask"
 REVISION = 2  # raised by every change of what the same options compute; CHANGES.md lists them

@@ -15,7 +15,8 @@ from common.data import Characters
 from common.errors import UserError
 from common.network import mean_cross_entropy, read_out
 from common.optim import step
-from common.runs.run import Meter, Progress, Run
+from common.runs.progress import Meter, Progress
+from common.runs.run import Run
 
 EVALUATION_STREAMS = 10
 PENN_SYMBOLS, PENN_LENGTH = 50, 5_017_483  # for the estimate of the memory, before the text is read

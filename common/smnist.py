@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 from common.data import PixelSequences
 from common.network import ReadOut
 from common.optim import step
-from common.runs.run import Meter, Progress, Run
+from common.runs.progress import Meter, Progress
+from common.runs.run import Run
 
 NAME = "smnist"
 REVISION = 2  # raised by every change of what the same options compute; CHANGES.md lists them

@@ -16,8 +16,8 @@ import shlex
 from pathlib import Path
 
 from common.errors import UserError
+from common.runs.folder import is_same_run
 from common.runs.records import RECORDS, plain_file, read_config, read_record, write_atomically
-from common.runs.run import is_same_run
 from evidence import pictures, table
 
 TABLE = re.compile(r"(<!-- python -m evidence (.+?) -->\n).*?(<!-- end -->)", flags=re.DOTALL)

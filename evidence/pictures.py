@@ -11,7 +11,7 @@
     python -m evidence.pictures --gradients RUN_FOLDER ...       how far back a gradient reaches, copying task
 
 -o names the picture (curves.png). Lines differ in dash and marker as well as in colour, so that they can be told apart
-in greyscale; a picture with more lines than that allows is refused. Folders are those of runs (common/runs/run.py).
+in greyscale; a picture with more lines than that allows is refused. Folders are those of runs (common/runs/folder.py).
 W and the gradients need their best.pt; α is read from stair.csv.
 """
 

@@ -288,7 +288,7 @@ def test_save_freq(main, few_images, monkeypatch, frequency, saves):
     """Checkpoints at the first report, epochs that it divides and the end; the clock's own come only every minute."""
     written = []
     save = records.save_tensors
-    monkeypatch.setattr(run, "save_tensors", lambda path, content: written.append(path.name) or save(path, content))
+    monkeypatch.setattr(records, "save_tensors", lambda path, content: written.append(path.name) or save(path, content))
     main(*MNIST, "--epochs", "5", "--save_freq", frequency)
     assert written.count("last.pt") == saves
 

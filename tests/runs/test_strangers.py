@@ -372,7 +372,7 @@ def test_the_first_report_makes_a_checkpoint(main, monkeypatch):
     monkeypatch.setattr(run.Run, "finish", lambda *given: None)
     monkeypatch.setattr(run.Run, "stop_if_asked", lambda this: None)
     saved, save = [], records.save_tensors
-    monkeypatch.setattr(run, "save_tensors", lambda path, content: saved.append((
+    monkeypatch.setattr(records, "save_tensors", lambda path, content: saved.append((
         path.name, content.get("parts", {}).get("progress", {}).get("update"))) or save(path, content))
     main("copytask_nvar", *COPY, "--updates", "8")
     assert [update for name, update in saved if name == "last.pt"] == [2, 8]
