@@ -19,14 +19,15 @@ class Progress:
 
     def load_state_dict(self, state: dict) -> None:
         """Raises ValueError for the state of another loop."""
-        state = {name: vars(self)[name].fill_up(new) if isinstance(vars(self).get(name), Recent) else new
+        own, kept = self.state_dict(), vars(self)
+        state = {name: kept[name].fill_up(new) if isinstance(kept.get(name), Recent) else new
                  for name, new in state.items()}
-        check_like(self.state_dict(), state, "its place")
+        check_like(own, state, "its place")
         for name, new in state.items():
             if torch.is_tensor(new):
-                self.state_dict()[name].copy_(new)   # in place: a meter shares it
+                own[name].copy_(new)   # in place: a meter shares it
             else:
-                vars(self)[name] = new
+                kept[name] = new
 
 
 class Meter:

@@ -52,7 +52,7 @@ class Run:
         self.folder = Folder(options, label)
         self.signal, self.why = None, ""  # the signal that asked to stop; its cause, where a line should name it
         self.bar = None
-        self.reported = False             # since the last checkpoint
+        self.reported = False             # since `checkpoint` was called last
         self.best_loaded = False
         self.started = time.monotonic()   # earlier by the time of the sessions before this one
         self.saved_at = -math.inf         # the first report makes the first checkpoint
