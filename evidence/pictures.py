@@ -52,6 +52,7 @@ from evidence.published import curve_points
 from evidence.rows import RUNS, SEEDS, TASKS, find_runs, rows_of, select, task_of, vary
 
 FAINT = 1e-5  # of a gradient that is 1 at the recall
+APART = 45  # steps between two markers of a line
 
 
 def rows_with_runs(task: str, only: list[str] | None, runs: list[Path], seeds, extra: list[str]) -> list:
@@ -85,7 +86,7 @@ def draw_rows(rows: list, task: str, path: Path, published: bool) -> None:
         found = [points(log[x], log[y]) for log in map(read_log, row.runs.values()) if log]
         longest = max(longest, *(len(places) for places, _ in found), 0)
         draw_band(axes, found, kind, **line(number, f"{row.model}, {row.stair} (n = {len(found)})"),
-                  marker=MARKERS[number], markersize=4, markevery=(number % 5, 5) if kind == "update" else 1)
+                  markevery=(number % 5, 5) if kind == "update" else 1)
         if published and row.model in curve_points(task)[0]:
             every = 3 if task == "copytask" else 1           # 150 dots a row would hide each other
             curve = curve_points(task)[number % every::every]
@@ -116,8 +117,7 @@ def draw_training(rows: list, task: str, path: Path, published: bool) -> None:
         an_epoch = max(log["batch"])
         places = [(epoch - 1) * an_epoch + batch for epoch, batch in zip(log["epoch"], log["batch"], strict=True)]
         train, valid = ([None if value is None else scale * value for value in log[name]] for name in names)
-        axes.plot(*points(places, train), **line(number, f"{row.model}, {row.stair}"), marker=MARKERS[number],
-                  markersize=4)
+        axes.plot(*points(places, train), **line(number, f"{row.model}, {row.stair}"))
         axes.plot(*points(places, valid), linestyle="none", marker=MARKERS[number], markersize=9,
                   markerfacecolor="none", markeredgecolor=f"C{number}", markeredgewidth=1.6)
         whole[row.baseline] = max(whole.get(row.baseline, (0, 0)), (an_epoch, len(points(places, valid)[0])))
@@ -175,7 +175,7 @@ def draw_vary(columns: dict[str, list], task: str, name: str, path: Path) -> Non
         aside = 1 + 0.015 * (number - len(lines) / 2)  # so that no bar hides another
         axes.errorbar([value * aside for value in values], list(map(statistics.mean, values.values())),
                       [statistics.stdev(found) if len(found) > 1 else 0 for found in values.values()], capsize=3,
-                      marker=MARKERS[number], markersize=5, **line(number, f"{row.model}, {row.stair}"))
+                      **line(number, f"{row.model}, {row.stair}"))
     if task == "copytask":
         mark_memoryless(axes, 1 / 8)
     axes.set(xlabel=f"{name}: {flags.FLAGS[name.replace('-', '_')][2]}", ylabel=ylabel, xscale="log")
@@ -189,7 +189,7 @@ def draw_stairs(path: Path, steps: int = 40) -> None:
     """The schedules ρ_t of nvar over the first `steps` steps."""
     picture, axes = figure()
     for number, name in enumerate(SCHEDULES):
-        axes.plot(range(steps), schedule(name, steps).tolist(), marker=".", markersize=4, **line(number, name))
+        axes.plot(range(steps), schedule(name, steps).tolist(), **line(number, name), markevery=(number, 9))
     axes.axhline(0, color="0.3", linewidth=0.8)
     axes.set(xlabel="step t", ylabel="ρ_t")
     axes.legend(fontsize=8)
@@ -222,7 +222,8 @@ def draw_alpha(folders: list[Path], path: Path) -> None:
         axes = picture.add_subplot(len(scripts), 1, place + 1)
         axes.grid(alpha=0.3)
         for number, folder in enumerate(f for f in folders if read_config(f)["script"] == script):
-            axes.plot(learned_numbers(folder), **{**line(number, name_of(folder)), "linewidth": 1.2})
+            axes.plot(learned_numbers(folder), **{**line(number, name_of(folder)), "linewidth": 1.2},
+                      markevery=(5 * number, APART))
         axes.set(xlabel="step t", ylabel="α_t")
         axes.set_title({"alpha": "g_t = α_t", "expalpha": "g_t = 1 − exp(−α_t |z|)"}.get(script.split("_")[-1]),
                        fontsize=9)
@@ -302,6 +303,7 @@ def draw_gradients(folders: list[Path], path: Path) -> None:
     picture, left = figure(10.0, 4.4)
     left.remove()
     left, right = picture.subplots(1, 2, sharey=True)
+    thin = dict(color="0", linewidth=0.6)
     for number, folder in enumerate(map(Path, folders)):
         config = read_config(folder)
         if task_of(config) != "copytask" or config["options"]["net_type"]["value"] == "LSTM":
@@ -312,13 +314,14 @@ def draw_gradients(folders: list[Path], path: Path) -> None:
         task, recall = CopyingTask(options.T, options.labels, options.c_length, seed=1), options.T + options.c_length
         for axes, model in ((left, script.build(options).double()), (right, trained.double())):
             norms, stair = gradient_norms(model, task)[:recall], model.network.stair
-            axes.semilogy((norms / norms[-1]).tolist(), **line(number, name_of(folder)))
+            axes.semilogy((norms / norms[-1]).tolist(), **line(number, name_of(folder)), markevery=(5 * number, APART))
             if stair.rule == "scale" and stair(1).ndim == 1:
-                axes.semilogy(product_after(stair(recall).detach()).tolist(), color="0", linewidth=0.6)
+                axes.semilogy(product_after(stair(recall).detach()).tolist(), **thin)
     for axes, title in ((left, "at the start"), (right, "after training")):
         axes.set(xlabel="step t", title=title, ylim=(FAINT, 30))
         axes.grid(alpha=0.3)
     left.set_ylabel("‖∂L/∂h_t‖, L the loss of the recall")
+    right.plot([], [], **thin, label="the product of g_t alone")
     right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     save(picture, path)
 

@@ -13,7 +13,7 @@ from common.runs.flags import THIS_TIME
 from common.runs.records import log_rows, read_config, write_atomically
 
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 2)), (0, (3, 1, 1, 1)))
-MARKERS = "osD^vPX*"
+MARKERS = "osD^vP<*"
 MOST_LINES = 8  # that can be told apart in one picture, in greyscale too
 # What a log counts: the columns of log.csv that a curve shows, and the names of the axes.
 CURVES = {
@@ -42,8 +42,9 @@ def literal(text: str) -> str:
 
 
 def line(number: int, label: str) -> dict:
-    """The look of line `number`, whose name is `label`."""
-    return dict(linestyle=DASHES[number % len(DASHES)], color=f"C{number % 10}", label=literal(label), linewidth=1.6)
+    """The look of line `number`, whose name is `label`: dash, marker and colour of its own."""
+    return dict(linestyle=DASHES[number % len(DASHES)], marker=MARKERS[number % len(MARKERS)], markersize=4,
+                color=f"C{number % 10}", label=literal(label), linewidth=1.6)
 
 
 def check_lines(count: int, advice: str) -> None:
@@ -137,15 +138,15 @@ def draw_curves(folders: list[Path], path: Path) -> None:
     for number, group in enumerate(groups):
         logs = [log for log in map(read_log, group) if y in log]
         label = group[0].name + (f" and {len(group) - 1} more" if len(group) > 1 else "")
-        look, marker = line(number, label), MARKERS[number]
+        look = line(number, label)
         if kind == "epoch":
             draw_band(axes, [points(within_epochs(log), log["train_accuracy"]) for log in logs], kind,
-                      **{**look, "label": f"{label}: training", "linewidth": 1.0}, marker=marker, markersize=2)
+                      **{**look, "label": f"{label}: training", "linewidth": 1.0, "markersize": 2})
             look.update(label=f"{label}: validation", linestyle="none")
         curves = [points(log[x], log[y]) for log in logs]
-        few = sum(map(len, (places for places, _ in curves))) < 30 * len(curves)
-        draw_band(axes, curves, kind, **look, marker=marker if few or kind == "epoch" else None, markersize=6,
-                  markerfacecolor="none")
+        longest = max((len(places) for places, _ in curves), default=1)
+        draw_band(axes, curves, kind, **{**look, "markersize": 6}, markerfacecolor="none",
+                  markevery=1 if kind == "epoch" else 1 + longest // 30)
     prepare_axes(axes, kind, memoryless_line(folders[0]))
     axes.legend(fontsize=8)
     save(picture, path)
