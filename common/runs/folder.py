@@ -73,8 +73,8 @@ class Folder:
                 try:
                     aside.rename(path) if auto else path.mkdir()
                     break
-                except OSError:
-                    if not (path.is_dir() if auto else os.path.lexists(path)):
+                except OSError as error:  # a rename onto a folder has a number of its own on every system
+                    if not (path.is_dir() if auto else isinstance(error, FileExistsError)):
                         raise
                 if auto and is_same_run(records.read_config(path), config):
                     self.resumed = True
@@ -105,7 +105,7 @@ class Folder:
                 raise UserError(f"{self.path} cannot be written to ({error.strerror})", 1) from None
             notes.append(f"the file system of {self.path} has no locks ({error.strerror}): see to it that no second "
                          "process works on this run")
-        if not self.resumed:
+        if not self.resumed and self.options.resume != AUTO:  # with `auto` it is there
             records.write_json(self.path / "config.json", config)
         for temporary in self.path.glob(".*.tmp"):  # of a process that was killed
             with contextlib.suppress(OSError):
@@ -150,12 +150,13 @@ class Folder:
                             "new run", 1)
         if os.path.lexists(log):
             with self._open_log("r+b") as file:
-                if file.seek(0, os.SEEK_END) < size:
+                if (found := file.seek(0, os.SEEK_END)) < size:
                     raise shorter
                 rows = records.log_rows(self.path, size)
                 if columns != (list(rows[0]) if rows else None):
                     raise ValueError(f"its log has the columns {str(columns)[:40]}")
-                file.truncate(size)
+                if found > size:
+                    os.truncate(file.fileno(), size)
         elif size:
             raise shorter
         self.log_size, self.columns = size, columns
