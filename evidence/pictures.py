@@ -46,7 +46,7 @@ from common.runs.curves import (
     save,
 )
 from common.runs.flags import FLAGS
-from common.runs.records import load_tensors, read_config, read_result, read_stair
+from common.runs.records import load_tensors, own_stair, read_config, read_result, read_stair
 from common.stair import SCHEDULES, FixedStair, schedule
 from evidence.published import curve_points
 from evidence.rows import RUNS, SEEDS, TASKS, find_runs, rows_of, select, task_of, vary
@@ -199,9 +199,10 @@ def draw_stairs(path: Path, steps: int = 40) -> None:
 def name_of(folder: Path) -> str:
     """What a run is, for a legend: its row, its start where that was typed, and its stair."""
     config = read_config(folder)
-    options, stair = config["options"], config["script"].split("_")[1]
+    options, kind = config["options"], config["script"].split("_")[1]
     start_of = [options["rinit"]["value"]] if options["rinit"]["origin"] == "typed" else []
-    return ", ".join([config["row"] or Path(folder).name, *start_of, options.get("nvar", {"value": stair})["value"]])
+    stair = own_stair(config) or options.get("nvar", {"value": kind})["value"]
+    return ", ".join([config["row"] or Path(folder).name, *start_of, stair])
 
 
 def learned_numbers(folder: Path) -> list[float]:

@@ -16,12 +16,12 @@ from pathlib import Path
 from common import copytask, language, smnist
 from common.errors import UserError, nearest
 from common.runs import flags
-from common.runs.records import is_diverged, is_not_finite, log_rows, plain, read_config
+from common.runs.records import is_diverged, is_not_finite, log_rows, own_stair, plain, read_config
 from common.stair import SCHEDULES
 from evidence.published import script_of
 
 TASKS = {"copytask": copytask, "sMNIST": smnist, "language": language}
-STAIRS = {"nvar": "FixedStair", "alpha": "LearnedStair", "expalpha": "ExponentialStair"}  # by kind of script
+KINDS = ("nvar", "alpha", "expalpha")  # of scripts, by the stair
 SIZES = {"nhid", "epochs", "updates", "T", "c_length", "labels", "vari"}  # which make another experiment of a row
 SEEDS = (400, 401, 402, 403, 404)
 RUNS = Path("results/runs")
@@ -203,7 +203,7 @@ def task_of(config: dict) -> str:
 def differences_of(config: dict) -> list[str]:
     """What makes a run none of a published row, whatever its options: its script, its data, edited files."""
     task, _, kind = config["script"].partition("_")
-    found = [] if task in TASKS and kind in STAIRS else [f"{config['script']}.py"]
+    found = [] if task in TASKS and kind in KINDS else [f"{config['script']}.py"]
     if isinstance(config.get("data"), dict) and config["data"].get("official") is False:
         found.append("other data")
     if config.get("edited_files"):
@@ -211,11 +211,6 @@ def differences_of(config: dict) -> list[str]:
                   if entry["origin"] == "edited"]
         found.append(" ".join(["edited", ", ".join(config["edited_files"]), *values]))
     return found
-
-
-def own_stair(config: dict) -> str | None:
-    """The class of a stair that is none of the three."""
-    return config.get("stair") if config.get("stair") not in (*STAIRS.values(), "NoneType") else None
 
 
 # ── what a run says ──────────────────────────────────────────────────────────────────────────────────────

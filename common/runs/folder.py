@@ -45,12 +45,20 @@ class Folder:
     def __init__(self, options: Options, label: str):
         self.options = options
         self.place = Path(options.save) / options.script
-        self.name = f"{label}-s{options.random_seed}" + (f"-{options.name}" if options.name else "")
+        self.label = label
         self.resumed = options.resume not in (None, AUTO)  # a run that was started before
         self.path = options.resume if self.resumed else None
         self.lock = None
         self.log_size, self.columns = 0, None
         self.length = {name: getattr(options, name) for name in MAY_GROW_ON_RESUME if name in options.origin}
+
+    def name_of(self, config: dict) -> str:
+        """What a new run is, its seed and --name. A stair of one's own stands in the place of the schedule."""
+        label, options = self.label, self.options
+        if (own := records.own_stair(config)) is not None:
+            rest = label.removeprefix(options.net_type).removeprefix(f"-{vars(options).get('nvar')}")
+            label = f"{options.net_type}-{own}{rest}"
+        return f"{label}-s{options.random_seed}" + (f"-{options.name}" if options.name else "")
 
     def resume_command(self) -> str:
         script = self.options.script
@@ -62,14 +70,15 @@ class Folder:
         With `auto` a new one is prepared aside and appears under its name with its config.json in it, so that of two
         processes with the same command one makes it and the other finds it.
         """
-        auto, aside = self.options.resume == AUTO, self.place.parent / f".{self.name}.{os.getpid()}.{time.time_ns()}"
+        auto, name = self.options.resume == AUTO, self.name_of(config)
+        aside = self.place.parent / f".{name}.{os.getpid()}.{time.time_ns()}"
         try:
             self.place.mkdir(parents=True, exist_ok=True)
             if auto:
                 aside.mkdir()
                 records.write_json(aside / "config.json", config)
             for ending in ("", *(f"-{number}" for number in range(2, 10_000))):
-                path = self.place / f"{self.name}{ending}"
+                path = self.place / f"{name}{ending}"
                 try:
                     aside.rename(path) if auto else path.mkdir()
                     break
@@ -80,7 +89,7 @@ class Folder:
                     self.resumed = True
                     break
             else:
-                raise UserError(f"{self.place} already holds 9,999 runs called {self.name}; choose a --name or another "
+                raise UserError(f"{self.place} already holds 9,999 runs called {name}; choose a --name or another "
                                 "--save")
         except OSError as error:
             raise UserError(f"no folder could be made in {self.place} ({error.strerror}); "

@@ -343,6 +343,12 @@ def is_diverged(folder: Path) -> bool:
     return any(is_not_finite(name, value) for row in log_rows(folder)[-1:] for name, value in row.items())
 
 
+def own_stair(config: dict) -> str | None:
+    """The class of a stair that is none of the three of common/stair.py."""
+    name = config.get("stair")
+    return None if name in (None, "NoneType", "FixedStair", "LearnedStair", "ExponentialStair") else name
+
+
 def plain(value):
     """An option's value as config.json holds it."""
     return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value

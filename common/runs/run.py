@@ -177,9 +177,13 @@ class Run:
         `data` is the `common.data.Source` of what the run reads.
         """
         net, options, folder = parts["model"].network, self.options, self.folder
-        if hasattr(net, "stair") and (reason := unfit_reason(options.engine, net.hidden_size, net.stair,
-                                                             net.nonlinearity)):
-            raise UserError(reason)
+        if hasattr(net, "stair"):
+            try:
+                net.stair(options.task.sizes(options)[0])
+            except ValueError as error:  # it is too short
+                raise UserError(str(error)) from None
+            if (reason := unfit_reason(options.engine, net.hidden_size, net.stair, net.nonlinearity)) is not None:
+                raise UserError(reason)
         self.parts, self.data = {"progress": progress, **parts}, data
         config = None if folder.resumed else config_of(options, net, self.device, data)
         if options.resume == AUTO and not options.dry_run:
@@ -191,7 +195,7 @@ class Run:
             check_stair(parts["model"], folder.path)
         if options.dry_run:
             self.say(f"{count_of(parts['model']):,} parameters, about {self.memory / 1e9:.2g} GB of memory; "
-                     f"a run would be written to {folder.place / folder.name}")
+                     f"a run would be written to {folder.path or folder.place / folder.name_of(config)}")
             return progress
         if options.evaluate is not None:
             self.load_best()

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from conftest import LOOPS, ROOT, SCRIPTS, environment, module_of, task_of, tiny
 
 from common.errors import UserError
 from common.runs import flags
-from evidence import pages, published, rows, table
+from evidence import pages, pictures, published, rows, table
 
 
 def parse(*typed, script="copytask_nvar", paper=None, without=(), **edited):
@@ -192,6 +193,16 @@ def build(''', 1)
     own, = rows.own_rows("copytask", (400,), copied / "saves")
     assert (own.model, own.stair) == ("sRNN (exponential)", "Half")
     folder, = own.runs.values()
+    assert folder.name == "expRNN-Half-s400"
+    assert pictures.name_of(folder) == "sRNN (exponential), Half"
+    done = run(copied, "copytask_nvar.py", "--threads", "1", *tiny("copytask_nvar"), "--name", "b", "--dry-run")
+    assert f"would be written to {Path('saves', 'copytask_nvar', 'expRNN-Half-s400-b')}" in done.stdout
+    script.write_text(script.read_text(encoding="utf-8").replace("Half(task.steps)", "Half(task.steps - 1)"))
+    done = run(copied, "copytask_nvar.py", "--threads", "1", *tiny("copytask_nvar"), "--name", "c")
+    assert done.returncode == 2
+    said = r"copytask_nvar.py: the stair has \d+ steps, the sequence \d+; build a longer stair\n"
+    assert re.fullmatch(said, done.stderr)
+    assert [path.name for path in (copied / "saves" / "copytask_nvar").iterdir()] == [folder.name]
     assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["stair"] == "Half"
     done = run(copied, "-m", "evidence", "copytask", "--save", "saves", "--only", "Half")
     assert "| sRNN (exponential) | Half |" in done.stdout
