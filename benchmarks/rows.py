@@ -1,4 +1,4 @@
-"""What the published rows cost on this machine: the memory and the hours that --dry-run of each script foresees.
+"""What the published rows cost on this machine: the memory and the hours that --dry-run of each script finds.
 
     python -m benchmarks.rows --threads 1 --data data -o results/speed.md
 
@@ -17,8 +17,8 @@ from common.runs.records import write_atomically
 from evidence.rows import TASKS, rows_of
 
 PLACE = "<!-- python -m benchmarks.rows -->\n"
-SAID = re.compile(r"([\d,]+) parameters, about (\S+ GB) of memory.*an update takes (\S+ s), the (\d+) updates of the "
-                  r"run about ([^\n]+)", re.DOTALL)
+SAID = re.compile(r"([\d,]+) parameters;.*an update takes (\S+ s), the (\d+) updates of the run about ([^;\n]+)"
+                  r"(?:; this took (\S+ GB) of memory)?", re.DOTALL)
 
 
 def line_of(row, more: list[str]) -> str:
@@ -27,8 +27,9 @@ def line_of(row, more: list[str]) -> str:
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
     if (said := SAID.search(done.stdout)) is None:
         raise UserError(f"python {' '.join(command)} ended with {done.stderr.strip() or done.stdout.strip()}", 1)
-    parameters, memory, update, updates, whole = said.groups()
-    return f"| {row.script.split('_')[0]} | {row.model} | {parameters} | {memory} | {update} | {updates} | {whole} |"
+    parameters, update, updates, whole, memory = said.groups()
+    return f"| {row.script.split('_')[0]} | {row.model} | {parameters} | {memory or '—'} | {update} | {updates} | " \
+           f"{whole} |"
 
 
 def main(argv=None) -> None:

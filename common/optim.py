@@ -9,6 +9,8 @@ of parameters, each by its own rule (arXiv 1901.08428, section 4; arXiv 1905.120
     Adam       the bias-corrected update of Kingma and Ba 2015                      (as torch.optim.Adam)
 """
 
+import inspect
+
 import torch
 
 METHODS = {"RMSprop": {"square_avg"}, "Adam": {"step", "exp_avg", "exp_avg_sq"}}  # name: what it keeps of a parameter
@@ -27,6 +29,11 @@ class OrthogonalRMSprop(torch.optim.Optimizer):
         minimum        the parameters are kept at or above it (None: no bound)
     What a group leaves out is taken from the arguments. `parameter_groups` makes the groups of a model.
     """
+
+    # torch wraps these three so that the first call imports its compiler: 1.4 s and 150 MB that no run here needs.
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
 
     def __init__(self, params, lr=1e-3, method="RMSprop", alpha=0.99, betas=(0.9, 0.999), eps=1e-8,
                  weight_decay=0.0, minimum=None):

@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,11 @@ import torch
 
 from common.errors import UserError
 from common.runs.flags import Options
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 
 def prepare_machine(cuda: bool, threads: int | None, tf32: bool = False) -> torch.device:
@@ -151,16 +157,23 @@ def memory_available(device: torch.device) -> int | None:
     return min(found, default=None)
 
 
-def check_memory(options: Options, device: torch.device, *sizes) -> int:
-    """→ the bytes that an update of these options and `sizes` needs. Raises UserError where it cannot fit.
+def memory_taken(device: torch.device) -> int | None:
+    """Bytes that this process has held at most, of the GPU for a GPU; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    if resource is None:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
-    The system would kill such a run without a message. Where it fits easily, freed memory is kept for the next update.
+
+def check_memory(options: Options, device: torch.device, *sizes) -> bool:
+    """→ whether an update of these options and `sizes` fits easily, so that freed memory may be kept for the next one.
+
+    Raises UserError where it cannot fit: the system would kill such a run without a message.
     """
     needed, available = memory_needed(options, *sizes), memory_available(device)
     if available is not None and needed > available:
         length = "".join(f"--{flag}, " for flag in ("T", "bptt") if flag in options.origin)
         raise UserError(f"this needs about {needed / 1e9:,.1f} GB of memory and {max(0, available) / 1e9:,.1f} GB are "
                         f"free; lower {length}--batch or --nhid", 1)
-    if needed < LARGE and (available is None or needed < available / 4):
-        keep_freed_memory()
-    return needed
+    return needed < LARGE and (available is None or needed < available / 4)

@@ -20,7 +20,15 @@ from common.recurrence import unavailable_reason, unfit_reason
 from common.runs.curves import draw_run
 from common.runs.flags import AUTO, Options, describe
 from common.runs.folder import Folder, check_stair, config_of, put_best
-from common.runs.machine import check_memory, device_name, git_commit, prepare_machine, versions
+from common.runs.machine import (
+    check_memory,
+    device_name,
+    git_commit,
+    keep_freed_memory,
+    memory_taken,
+    prepare_machine,
+    versions,
+)
 from common.runs.progress import Progress
 from common.runs.records import is_diverged, is_not_finite, read_config, read_result, reason_of, save_tensors
 
@@ -57,7 +65,7 @@ class Run:
         self.started = time.monotonic()   # earlier by the time of the sessions before this one
         self.saved_at = -math.inf         # the first report makes the first checkpoint
         self.at_exit = contextlib.ExitStack()
-        self.memory = check_memory(options, self.device, *options.task.sizes(options))
+        self.is_roomy = check_memory(options, self.device, *options.task.sizes(options))
         torch.manual_seed(options.random_seed)
         self.say(f"{options.script}: {options.row}", describe(options))
 
@@ -132,7 +140,9 @@ class Run:
             torch.cuda.synchronize()
         seconds = (time.monotonic() - started) / 3
         left = self.bar.total - self.bar.n
-        self.say(f"an update takes {seconds:.3g} s, the {left} updates of the run about {duration(seconds * left)}")
+        taken = memory_taken(self.device)
+        self.say(f"an update takes {seconds:.3g} s, the {left} updates of the run about {duration(seconds * left)}"
+                 + (f"; this took {taken / 1e9:.2g} GB of memory" if taken else ""))
         sys.exit(0)
 
     def _open_bar(self, total: int, done: int, unit: str) -> None:
@@ -185,6 +195,8 @@ class Run:
             if (reason := unfit_reason(options.engine, net.hidden_size, net.stair, net.nonlinearity)) is not None:
                 raise UserError(reason)
         self.parts, self.data = {"progress": progress, **parts}, data
+        if self.is_roomy:
+            keep_freed_memory()    # from here on: what loading the data has freed is given back
         config = None if folder.resumed else config_of(options, net, self.device, data)
         if options.resume == AUTO and not options.dry_run:
             folder.find_or_make(config)
@@ -194,8 +206,8 @@ class Run:
         if folder.resumed:
             check_stair(parts["model"], folder.path)
         if options.dry_run:
-            self.say(f"{count_of(parts['model']):,} parameters, about {self.memory / 1e9:.2g} GB of memory; "
-                     f"a run would be written to {folder.path or folder.place / folder.name_of(config)}")
+            self.say(f"{count_of(parts['model']):,} parameters; a run would be written to "
+                     f"{folder.path or folder.place / folder.name_of(config)}")
             return progress
         if options.evaluate is not None:
             self.load_best()

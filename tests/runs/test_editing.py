@@ -280,7 +280,8 @@ def test_dry_run(script, main, data_folder, capsys, tmp_path, monkeypatch):
         module_of(script).main([*tiny(script), *data_folder(script), "--dry-run", "--save", str(tmp_path / "saves")])
     assert not stop.value.code
     said = capsys.readouterr().out
-    for part in ("typed: ", "default: ", "PAPER ", "parameters, about", "GB of memory", "an update takes", "updates"):
+    for part in ("typed: ", "default: ", "PAPER ", "parameters; a run would be", "an update takes", "updates",
+                 "GB of memory"):
         assert part in said
     assert not (tmp_path / "saves").exists()
     assert all("saves" not in str(path) for path in set(tmp_path.rglob("*")) - before)

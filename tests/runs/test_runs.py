@@ -11,12 +11,13 @@ import shutil
 import signal
 import struct
 import subprocess
+import sys
 import termios
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import SCRIPTS, TINY, command, environment, module_of, task_of, tiny
+from conftest import ROOT, SCRIPTS, TINY, command, environment, module_of, task_of, tiny
 
 from common import language, smnist
 from common.data import Characters, PixelSequences
@@ -129,6 +130,17 @@ def test_a_run_from_another_folder(run_script, data_folder, tmp_path, script):
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert len(log_of(folder)) == 1
     assert "seconds" in log_of(folder, ())[0]
+
+
+@pytest.mark.parametrize("engine", ["auto", "torch"])
+def test_a_run_imports_nothing_heavy(tmp_path, engine):
+    """torch's compiler, sympy and matplotlib take longer to import than a short run takes."""
+    code = "import sys, copytask_alpha; copytask_alpha.main(sys.argv[1:]); " \
+           "print(sorted({name for name in sys.modules} & {'torch._dynamo', 'sympy', 'matplotlib'}))"
+    typed = [*tiny("copytask_alpha"), "--engine", engine, "--no-curves", "--save", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-c", code, *typed], cwd=ROOT, env=environment(), capture_output=True,
+                          text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_sequential_mnist_at_full_size(start_script, data_folder, tmp_path):
