@@ -189,7 +189,7 @@ class Run:
         net, options, folder = parts["model"].network, self.options, self.folder
         if hasattr(net, "stair"):
             try:
-                net.stair(options.task.sizes(options)[0])
+                net.stair.forward(options.task.sizes(options)[0])    # no call: hooks see those of the loop
             except ValueError as error:  # it is too short
                 raise UserError(str(error)) from None
             if (reason := unfit_reason(options.engine, net.hidden_size, net.stair, net.nonlinearity)) is not None:
