@@ -3,6 +3,7 @@
 A claim that no longer holds fails here: change the sentence, or find out why the runs differ.
 """
 
+import itertools
 import re
 import statistics
 
@@ -186,26 +187,45 @@ def characters(copying):
             assert all(abs(value - records.first_epoch(name)) < 0.005 for value in run)
 
 
-@claim(README, "Of the published size only the first epoch of the characters was run")
+@claim(README, "The characters are being run. The published results of these two tasks, whose networks are larger, are "
+               "neither confirmed nor refuted here.")
 def unfinished(copying):
     assert all(len(epochs_of(folder)) == 1 for row in Records("language").rows.values() for folder in row.runs.values())
     assert not any(row.runs for row in Records("sMNIST").rows.values())
 
 
-@claim(README, "so far with one seed. On permuted MNIST no stair is a point away from the plain network.")
-@claim(RESULTS, "Every difference that a stair makes is below one point.")
-@claim(RESULTS, "So far seed 400 alone has ended; seeds 401 and 402 were not run.")
-@claim(RESULTS, "At this size the plain cells stand in the order expRNN, nnRNN, RNN-Orth.")
+@claim(README, "so far with two seeds. The learned α is best on every cell, by a point or less; the exponential stair "
+               "loses four to five points.")
+@claim(RESULTS, "So far seeds 400 and 401 have ended, and one run of seed 402.")
+@claim(RESULTS, "At this size the plain cells stand in the order expRNN, nnRNN, RNN-Orth, further apart than the seeds "
+                "of a cell.")
+@claim(RESULTS, "The exponential stair loses between four and five points on every cell, more than twice the spread.")
+@claim(RESULTS, "The learned α has the highest mean on every cell, by 0.4 to 1.0 points. On RNN-Orth and expRNN this "
+                "is more than the spread, on nnRNN it is not.")
+@claim(RESULTS, "A fixed schedule changes less than half a point, with one exception: n on expRNN loses 0.7.")
+@claim(RESULTS, "Two seeds are few.")
 def small_pixels(copying):
-    run = {row.name: row for row in small_rows("sMNIST", [])}
+    run = {(row.cell, row.stair): row for row in small_rows("sMNIST", []) if row.model != "LSTM"}
     find_runs(list(run.values()), SEEDS, ROOT / RUNS)
-    reached = {name: read_result(row.runs[400])["test_accuracy"] for name, row in run.items() if row.runs}
-    assert all(row.runs.keys() <= {400} for row in run.values())
-    plain = [reached[name] for name in ("expRNN none", "nnRNN none", "RNN-Orth, henaff none")]
-    assert plain == sorted(plain, reverse=True)
-    stairs = {name: row for name, row in run.items() if row.runs and row.stair != "none"}
-    assert len(stairs) >= 9
-    assert all(abs(reached[name] - reached[f"{row.cell} none"]) < 0.01 for name, row in stairs.items())
+    assert [seed for row in run.values() for seed in row.runs if seed not in (400, 401)] == [402]
+    reached = {place: {seed: 100 * read_result(folder)["test_accuracy"] for seed, folder in row.runs.items()}
+               for place, row in run.items()}
+    assert all({400, 401} <= found.keys() for found in reached.values())
+    cells = ("expRNN", "nnRNN", "RNN-Orth, henaff")
+    spans = [sorted(reached[cell, "none"].values()) for cell in cells]
+    assert all(low[-1] < high[0] for high, low in itertools.pairwise(spans))
+    for cell in cells:
+        gains = {stair: [reached[cell, stair][seed] - reached[cell, "none"][seed] for seed in (400, 401)]
+                 for stair in ("n", "n2", "expn", "alpha", "expalpha")}
+        gain, spread = ({stair: of(found) for stair, found in gains.items()}
+                        for of in (statistics.mean, statistics.stdev))
+        assert -5 < gain["expalpha"] < -4
+        assert -gain["expalpha"] > 2 * spread["expalpha"]
+        assert max(gain, key=gain.get) == "alpha"
+        assert 0.4 <= round(gain["alpha"], 1) <= 1
+        assert (gain["alpha"] > spread["alpha"]) == (cell != "nnRNN")
+        assert all(abs(gain[stair]) < 0.5 for stair in ("n", "n2", "expn") if (cell, stair) != ("expRNN", "n"))
+        assert cell != "expRNN" or round(gain["n"], 1) == -0.7
 
 
 @claim(RESULTS, "The learned α of seed 400 is largest at the first step in every run shown. The exponential stair "
