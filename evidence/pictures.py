@@ -46,10 +46,10 @@ from common.runs.curves import (
     save,
 )
 from common.runs.flags import FLAGS
-from common.runs.records import load_tensors, own_stair, read_config, read_result, read_stair
+from common.runs.records import load_tensors, read_config, read_result, read_stair
 from common.stair import SCHEDULES, FixedStair, schedule
 from evidence.published import curve_points
-from evidence.rows import RUNS, SEEDS, TASKS, find_runs, rows_of, select, task_of, vary
+from evidence.rows import RUNS, SEEDS, TASKS, find_runs, rows_of, select, stair_of, task_of, vary
 
 FAINT = 1e-5  # of a gradient that is 1 at the recall
 APART = 45  # steps between two markers of a line
@@ -199,10 +199,9 @@ def draw_stairs(path: Path, steps: int = 40) -> None:
 def name_of(folder: Path) -> str:
     """What a run is, for a legend: its row, its start where that was typed, and its stair."""
     config = read_config(folder)
-    options, kind = config["options"], config["script"].split("_")[1]
+    options = config["options"]
     start_of = [options["rinit"]["value"]] if options["rinit"]["origin"] == "typed" else []
-    stair = own_stair(config) or options.get("nvar", {"value": kind})["value"]
-    return ", ".join([config["row"] or Path(folder).name, *start_of, stair])
+    return ", ".join([config["row"] or Path(folder).name, *start_of, stair_of(config)])
 
 
 def learned_numbers(folder: Path) -> list[float]:

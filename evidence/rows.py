@@ -182,8 +182,8 @@ def own_rows(task: str, seeds, *folders: Path) -> list[Row]:
         options = {name: entry["value"] for name, entry in config["options"].items()}
         science_ = {name: value for name, value in flags.science(config["options"]).items() if name != "random_seed"}
         key = (config["script"], stair, *differences, json.dumps(science_, sort_keys=True))
-        stair = stair or options.get("nvar") or ("expalpha" if "literal" in options else "alpha")
-        row = rows.setdefault(key, Row(config["script"], ", ".join([config["row"], *differences]), stair, [], own=True))
+        model = ", ".join([config["row"], *differences])
+        row = rows.setdefault(key, Row(config["script"], model, stair_of(config), [], own=True))
         if options["random_seed"] in seeds:
             row.runs[options["random_seed"]] = run
     return [row for row in rows.values() if row.runs]
@@ -198,6 +198,13 @@ def records_below(*folders: Path) -> list[tuple[Path, dict]]:
 def task_of(config: dict) -> str:
     """The task's name; an older record names the task in its script only."""
     return config.get("task") or config["script"].split("_")[0].lower()
+
+
+def stair_of(config: dict) -> str:
+    """The name of a run's stair: a class of one's own, a schedule, or the kind that is learned."""
+    options = config["options"]
+    schedule = options.get("nvar", {}).get("value")
+    return own_stair(config) or schedule or ("expalpha" if "literal" in options else "alpha")
 
 
 def differences_of(config: dict) -> list[str]:

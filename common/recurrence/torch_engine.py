@@ -97,9 +97,11 @@ class _Sequence(torch.autograd.Function):
                     torch.addmm(grad[t], dz[t + 1], transposed, out=dh_t)
                 torch.mul(dh_t, slope[t - start], out=dz[t])
             wanted = [p for p in (step, b) if p is not None and p.requires_grad]
+            if not wanted:
+                continue
             with torch.enable_grad():
-                total = torch.dot(out.flatten(), dh.flatten()) if wanted else None
-            for p, found in zip(wanted, torch.autograd.grad(total, wanted) if wanted else (), strict=True):
+                total = torch.dot(out.flatten(), dh.flatten())
+            for p, found in zip(wanted, torch.autograd.grad(total, wanted), strict=True):
                 if p is step:
                     d_numbers[start:end] = found.view_as(d_numbers[start:end])
                 else:

@@ -169,6 +169,7 @@ def test_a_copy_works_under_any_name_and_is_tabled_as_itself(copied):
     own, = rows.own_rows("copytask", (400,), copied / "saves")
     assert own.model == "sRNN (exponential), my-copy.py"
     assert "my-copy.py" in table.table("copytask", [own])
+    assert pictures.name_of(folder) == "sRNN (exponential), expn"
     assert run(copied, "my-copy.py", "--resume", folder).returncode == 0
     said = run(copied, "-c", f"import importlib; print(importlib.import_module('my-copy').load({str(folder)!r})[1].T)")
     assert said.stdout.strip() == "6", said.stderr
