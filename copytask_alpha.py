@@ -74,7 +74,7 @@ def load(folder):
 
 def main(argv=None):
     args = flags.parse(argv, SCRIPT, __doc__, DEFAULTS, PAPER, copytask)
-    with Run(args, label=f"{args.net_type}") as run:
+    with Run(args) as run:
         task = CopyingTask(args.T, args.labels, args.c_length, args.vari, seed=args.random_seed)
         model = build(args).to(run.device)
         optimizer = optimizer_for(model, method=args.optimizer, lr=args.lr, lr_orth=args.lr_orth, alpha=args.alpha,

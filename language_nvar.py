@@ -79,7 +79,7 @@ def load(folder):
 
 def main(argv=None):
     args = flags.parse(argv, SCRIPT, __doc__, DEFAULTS, PAPER, language)
-    with Run(args, label=f"{args.net_type}-{args.nvar}-bptt{args.bptt}") as run:
+    with Run(args, label=f"bptt{args.bptt}") as run:
         corpus = load_characters(args.data, args.text)
         args.vocabulary = corpus.vocabulary
         model = build(args).to(run.device)

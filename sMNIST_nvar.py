@@ -73,7 +73,7 @@ def load(folder):
 
 def main(argv=None):
     args = flags.parse(argv, SCRIPT, __doc__, DEFAULTS, PAPER, smnist)
-    with Run(args, label=f"{args.net_type}-{args.nvar}{'-permuted' if args.permute else ''}") as run:
+    with Run(args, label="permuted" if args.permute else "") as run:
         images = load_mnist(args.data, args.permute)
         model = build(args).to(run.device)
         optimizer = optimizer_for(model, method=args.optimizer, lr=args.lr, lr_orth=args.lr_orth, alpha=args.alpha,

@@ -368,7 +368,14 @@ class Options(argparse.Namespace):
 
     `origin`  where each came from: typed, PAPER row, default, edited, not used
     `row`     the PAPER row's name;  `script` the stem of the script's file;  `task` the module of the task
+    `asked`   the names that were read as args.x
     """
+
+    def __getattribute__(self, name):
+        values = super().__getattribute__("__dict__")
+        if "asked" in values:
+            values["asked"].update(values["origin"] if name == "__dict__" else (name,))
+        return super().__getattribute__(name)
 
     def __getattr__(self, name):
         if name.startswith("__"):
@@ -440,6 +447,13 @@ def science(options: dict) -> dict:
     """The values that decide what is computed, of options as config.json holds them."""
     return {name: entry["value"] for name, entry in options.items()
             if name not in NOT_SCIENCE and entry["origin"] != "not used" and entry["value"] is not None}
+
+
+def unread(options: Options, asked: set, group: str | None = None) -> list[str]:
+    """The flags that decide what is computed, of one group or of all, and are not in `asked`."""
+    return [dest for dest, source in options.origin.items()
+            if dest not in asked and source != "not used" and dest not in NOT_SCIENCE
+            and (group is None or FLAGS.get(dest, ("new",))[0] == group)]
 
 
 def new_keys(options: Options) -> list[str]:

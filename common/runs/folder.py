@@ -42,7 +42,7 @@ WRONG_CONTENT = (LookupError, TypeError, ValueError, RuntimeError, AttributeErro
 class Folder:
     """The folder of the run with these options: `path`, None until a new run has one, and what is done to its files."""
 
-    def __init__(self, options: Options, label: str):
+    def __init__(self, options: Options, label: str = ""):
         self.options = options
         self.place = Path(options.save) / options.script
         self.label = label
@@ -53,12 +53,11 @@ class Folder:
         self.length = {name: getattr(options, name) for name in MAY_GROW_ON_RESUME if name in options.origin}
 
     def name_of(self, config: dict) -> str:
-        """What a new run is, its seed and --name. A stair of one's own stands in the place of the schedule."""
-        label, options = self.label, self.options
-        if (own := records.own_stair(config)) is not None:
-            rest = label.removeprefix(options.net_type).removeprefix(f"-{vars(options).get('nvar')}")
-            label = f"{options.net_type}-{own}{rest}"
-        return f"{label}-s{options.random_seed}" + (f"-{options.name}" if options.name else "")
+        """Cell, stair, what the script adds, seed and --name; a class in the place of an option that is not used."""
+        options = self.options
+        cell = options.row if options.origin["net_type"] == "not used" else options.net_type
+        stair = records.own_stair(config) or vars(options).get("nvar")
+        return "-".join(filter(None, (cell, stair, self.label, f"s{options.random_seed}", options.name)))
 
     def resume_command(self) -> str:
         script = self.options.script

@@ -344,9 +344,12 @@ def is_diverged(folder: Path) -> bool:
 
 
 def own_stair(config: dict) -> str | None:
-    """The class of a stair that is none of the three of common/stair.py."""
-    name = config.get("stair")
-    return None if name in (None, "NoneType", "FixedStair", "LearnedStair", "ExponentialStair") else name
+    """The class of a run's stair where it is not the one that the options name."""
+    options, stair = config["options"], config.get("stair")
+    usual = "ExponentialStair" if "literal" in options else "LearnedStair"
+    if "nvar" in options:
+        usual = "FixedStair" if options["nvar"]["origin"] != "not used" else None
+    return None if stair in (None, "NoneType", usual) else stair
 
 
 def plain(value):

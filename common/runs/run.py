@@ -4,6 +4,7 @@ It prints, moves the progress bar, and stops when a signal asks for it. What is 
 """
 
 import contextlib
+import copy
 import math
 import signal
 import sys
@@ -18,7 +19,7 @@ from common.errors import UserError, close_output, printable, when_asked_to_stop
 from common.orthogonal import largest_norm
 from common.recurrence import unavailable_reason, unfit_reason
 from common.runs.curves import draw_run
-from common.runs.flags import AUTO, Options, describe
+from common.runs.flags import AUTO, Options, describe, unread
 from common.runs.folder import Folder, check_stair, config_of, put_best
 from common.runs.machine import (
     check_memory,
@@ -44,7 +45,7 @@ class Stopped(UserError):
 class Run:
     """A run of a script. Use as a context: Ctrl-C, SIGTERM and a closed terminal then save before they stop.
 
-        with Run(options, label="expRNN-expn") as run:
+        with Run(options) as run:
             ...load the data, make the model...
             progress = run.track(Progress(update=0), model=model, optimizer=optimizer)
             for update in run.updates(progress, until=1500):
@@ -52,12 +53,13 @@ class Run:
             run.finish({...})
     """
 
-    def __init__(self, options: Options, label: str):
-        self.options = options
+    def __init__(self, options: Options, label: str = ""):
+        self.options = copy.copy(options)
+        self.asked = options.asked = set()  # what the script reads of its own from here on
         self.device = prepare_machine(options.cuda, options.threads, options.tf32)
         if (reason := unavailable_reason(options.engine, self.device)) is not None:
             raise UserError(reason)
-        self.folder = Folder(options, label)
+        self.folder = Folder(self.options, label)
         self.signal, self.why = None, ""  # the signal that asked to stop; its cause, where a line should name it
         self.bar = None
         self.reported = False             # since `checkpoint` was called last
@@ -65,9 +67,9 @@ class Run:
         self.started = time.monotonic()   # earlier by the time of the sessions before this one
         self.saved_at = -math.inf         # the first report makes the first checkpoint
         self.at_exit = contextlib.ExitStack()
-        self.is_roomy = check_memory(options, self.device, *options.task.sizes(options))
+        self.is_roomy = check_memory(self.options, self.device, *options.task.sizes(self.options))
         torch.manual_seed(options.random_seed)
-        self.say(f"{options.script}: {options.row}", describe(options))
+        self.say(f"{options.script}: {options.row}", describe(self.options))
 
     def __enter__(self):
         self.at_exit.enter_context(when_asked_to_stop(self._ask_to_stop, *STOPPING))
@@ -106,6 +108,8 @@ class Run:
         for number in range(done + 1, until + 1):
             yield number
             setattr(progress, counter, number)
+            if number == done + 1:
+                self._leave_out_unread()
             self.advance()
             if self.reported:
                 self.checkpoint(autosave=number < until or counter != "update")
@@ -136,6 +140,7 @@ class Run:
         yield done + 1
         started = time.monotonic()
         yield from range(done + 2, done + 5)
+        self._leave_out_unread()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = (time.monotonic() - started) / 3
@@ -144,6 +149,13 @@ class Run:
         self.say(f"an update takes {seconds:.3g} s, the {left} updates of the run about {duration(seconds * left)}"
                  + (f"; this took {taken / 1e9:.2g} GB of memory" if taken else ""))
         sys.exit(0)
+
+    def _leave_out_unread(self, group: str | None = None) -> None:
+        """Flags that the script has not read decide nothing: one line names them, and their origin is "not used"."""
+        if names := unread(self.options, self.asked, group):
+            self.say(f"{self.options.script}.py reads no {', '.join(f'args.{name}' for name in names)}: what stands "
+                     "there decides nothing of this run")
+        self.options.origin.update(dict.fromkeys(names, "not used"))
 
     def _open_bar(self, total: int, done: int, unit: str) -> None:
         """On a terminal only; there are plain lines otherwise."""
@@ -197,6 +209,9 @@ class Run:
         self.parts, self.data = {"progress": progress, **parts}, data
         if self.is_roomy:
             keep_freed_memory()    # from here on: what loading the data has freed is given back
+        self._leave_out_unread("network")
+        if options.origin["net_type"] == "not used":    # the script names the cell itself
+            options.row = type(getattr(net, "cell", net)).__name__
         config = None if folder.resumed else config_of(options, net, self.device, data)
         if options.resume == AUTO and not options.dry_run:
             folder.find_or_make(config)

@@ -218,6 +218,52 @@ def build(''', 1)
         assert "is a run with the stair Half, and the script now builds FixedStair" in done.stderr
 
 
+def test_another_stair_of_ours_bears_its_own_name(copied):
+    """A learned stair in the script of the fixed ones is not a run of --nvar."""
+    script = copied / "copytask_nvar.py"
+    text = script.read_text(encoding="utf-8").replace("import FixedStair", "import LearnedStair")
+    script.write_text(text.replace("FixedStair(args.nvar, task.steps)", "LearnedStair(task.steps)"))
+    done = run(copied, "copytask_nvar.py", "--threads", "1", *tiny("copytask_nvar"))
+    assert done.returncode == 0, done.stderr
+    own, = rows.own_rows("copytask", (400,), copied / "saves")
+    folder, = own.runs.values()
+    assert (own.stair, folder.name) == ("LearnedStair", "expRNN-LearnedStair-s400")
+    assert pictures.name_of(folder) == "sRNN (exponential), LearnedStair"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_reads_all_of_its_values(capture, script):
+    for net in ("RNN", "nnRNN", *(["LSTM"] if script.endswith("_nvar") else [])):
+        run_ = capture(script, "--net-type", net, *(["--nvar", "none"] if net == "LSTM" else [])).run
+        assert flags.unread(run_.options, run_.asked) == []
+
+
+def test_a_value_that_nothing_reads_is_named(copied):
+    """A schedule, a cell or a rate that stands in the line itself: what the options say of it is not recorded."""
+    script = copied / "copytask_nvar.py"
+    text = script.read_text(encoding="utf-8").replace("    # network", "    dropout=0.1,\n    # network", 1)
+    text = text.replace("clip=args.clip", "clip=0.5").replace("FixedStair(args.nvar,", 'FixedStair("n2",')
+    script.write_text(text, encoding="utf-8")
+    command = ["copytask_nvar.py", "--threads", "1", *tiny("copytask_nvar")]
+    for asked in (["--nvar", "n"], ["--dry-run"]):
+        done = run(copied, *command, *asked)
+        assert done.returncode == 0, done.stderr
+        said = re.findall(r"copytask_nvar.py reads no (.*): what stands there decides nothing of this run", done.stdout)
+        assert said == ["args.nvar", "args.clip, args.dropout"]
+    own, = rows.own_rows("copytask", (400,), copied / "saves")
+    folder, = own.runs.values()
+    assert (own.stair, folder.name) == ("FixedStair", "expRNN-FixedStair-s400")
+    assert run(copied, "copytask_nvar.py", "--resume", str(folder)).returncode == 0
+    rows.find_runs(published_rows := rows.rows_of("copytask", list(tiny("copytask_nvar"))), (400,), copied / "saves")
+    assert not any(row.runs for row in published_rows)
+
+    script.write_text(text.replace("build_network(args.net_type,", 'build_network("nnRNN",'), encoding="utf-8")
+    done = run(copied, *command)
+    assert done.returncode == 0, done.stderr
+    assert "writing to " + str(Path("saves", "copytask_nvar", "NNRNN-FixedStair-s400")) in done.stdout
+    assert json.loads((copied / "saves/copytask_nvar/NNRNN-FixedStair-s400/result.json").read_text())["row"] == "NNRNN"
+
+
 def test_numbers_per_unit_name_the_engine_before_a_folder_is_made(copied):
     script = copied / "copytask_nvar.py"
     text = script.read_text(encoding="utf-8").replace("from common.stair import FixedStair", """import torch
