@@ -321,7 +321,8 @@ def draw_gradients(folders: list[Path], path: Path) -> None:
         axes.set(xlabel="step t", title=title, ylim=(FAINT, 30))
         axes.grid(alpha=0.3)
     left.set_ylabel("‖∂L/∂h_t‖, L the loss of the recall")
-    right.plot([], [], **thin, label="the product of g_t alone")
+    if any(drawn.get_linewidth() == thin["linewidth"] for drawn in right.lines):
+        right.plot([], [], **thin, label="the product of g_t alone")
     right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     save(picture, path)
 
