@@ -368,7 +368,7 @@ class Options(argparse.Namespace):
 
     `origin`  where each came from: typed, PAPER row, default, edited, not used
     `row`     the PAPER row's name;  `script` the stem of the script's file;  `task` the module of the task
-    `asked`   the names that were read as args.x
+    `asked`   the names that the script has read as args.x
     """
 
     def __getattribute__(self, name):
@@ -377,6 +377,11 @@ class Options(argparse.Namespace):
             values["asked"].update(values["origin"] if name == "__dict__" else (name,))
         return super().__getattribute__(name)
 
+    def uncounted(self) -> "Options":
+        """The same values, whose reading is not counted."""
+        values = super().__getattribute__("__dict__")
+        return Options(**{name: value for name, value in values.items() if name != "asked"})
+
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
@@ -384,8 +389,14 @@ class Options(argparse.Namespace):
         raise NotInDefaults(f"{script}.py uses args.{name}, but its DEFAULTS have no {name}; add {name}=VALUE to them")
 
 
-def parse(argv, script: str, doc: str, defaults: dict, paper: dict, task: ModuleType, resuming=False) -> Options:
+def parse(argv, script: str, doc: str, defaults: dict, paper: dict, task: ModuleType) -> Options:
     """Resolve every flag of `script`, one of `task`. Raises UserError with one sentence for what has no meaning."""
+    options = _resolved(argv, script, doc, defaults, paper, task)
+    options.asked = set()  # from here on it is the script that reads
+    return options
+
+
+def _resolved(argv, script: str, doc: str, defaults: dict, paper: dict, task: ModuleType, resuming=False) -> Options:
     argv = list(map(str, sys.argv[1:] if argv is None else argv))
     if not re.fullmatch(r"[\w-]+", script, flags=re.ASCII):
         raise UserError(f"{script}.py cannot be the name of a script; use letters, digits, _ and -")
@@ -411,7 +422,8 @@ def parse(argv, script: str, doc: str, defaults: dict, paper: dict, task: Module
     if "until_epoch" in typed and "epochs" not in known:
         raise UserError("--until-epoch has no meaning here: this task has updates and no epochs; leave it out")
     if typed.get("resume") not in (None, AUTO):
-        return _resumed(typed, lambda saved: parse(saved, script, doc, own, paper, task, resuming=True), script, known)
+        return _resumed(typed, lambda saved: _resolved(saved, script, doc, own, paper, task, resuming=True), script,
+                        known)
 
     row_name, row = picked_row(script, paper, {**defaults, **typed})
     values, origin = {}, {}

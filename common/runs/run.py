@@ -4,7 +4,6 @@ It prints, moves the progress bar, and stops when a signal asks for it. What is 
 """
 
 import contextlib
-import copy
 import math
 import signal
 import sys
@@ -54,8 +53,7 @@ class Run:
     """
 
     def __init__(self, options: Options, label: str = ""):
-        self.options = copy.copy(options)
-        self.asked = options.asked = set()  # what the script reads of its own from here on
+        self.options, self.asked = options.uncounted(), options.asked
         self.device = prepare_machine(options.cuda, options.threads, options.tf32)
         if (reason := unavailable_reason(options.engine, self.device)) is not None:
             raise UserError(reason)

@@ -238,6 +238,14 @@ def test_a_script_reads_all_of_its_values(capture, script):
         assert flags.unread(run_.options, run_.asked) == []
 
 
+@pytest.mark.parametrize("read", [lambda args: args.nvar, lambda args: vars(args)["nvar"], lambda args: {**vars(args)}])
+def test_a_value_counts_as_read_before_the_run_begins(read):
+    options = parse("--nvar", "n2")
+    assert "nvar" in flags.unread(options.uncounted(), options.asked)
+    read(options)
+    assert "nvar" not in flags.unread(options.uncounted(), options.asked)
+
+
 def test_a_value_that_nothing_reads_is_named(copied):
     """A schedule, a cell or a rate that stands in the line itself: what the options say of it is not recorded."""
     script = copied / "copytask_nvar.py"
