@@ -24,9 +24,10 @@ from pathlib import Path
 
 import torch
 
+from common.cells import NNRNN
 from common.data import CopyingTask
 from common.errors import UserError, start
-from common.network import build_network, mean_cross_entropy
+from common.network import mean_cross_entropy
 from common.recurrence import stair_recurrence
 from common.runs import flags
 from common.runs.curves import (
@@ -46,8 +47,8 @@ from common.runs.curves import (
     save,
 )
 from common.runs.flags import FLAGS
-from common.runs.records import load_tensors, read_config, read_result, read_stair
-from common.stair import SCHEDULES, FixedStair, schedule
+from common.runs.records import read_config, read_result, read_stair
+from common.stair import SCHEDULES, schedule
 from evidence.published import curve_points
 from evidence.rows import RUNS, SEEDS, TASKS, find_runs, rows_of, select, stair_of, task_of, vary
 
@@ -231,32 +232,26 @@ def draw_alpha(folders: list[Path], path: Path) -> None:
     save(picture, path)
 
 
-def departure(weights: dict) -> str:
+def departure(cell) -> str:
     """nnRNN's departure from normality, ‖T‖_F / ‖Λ‖_F, for a legend; nothing for another cell."""
-    if "cell.gamma" not in weights:
-        return ""
-    return f": ‖T‖ / ‖Λ‖ = {(weights['cell.upper'].norm() / (2 ** 0.5 * weights['cell.gamma'].norm())).item():.2g}"
+    return f": ‖T‖ / ‖Λ‖ = {(cell.upper.norm() / (2 ** 0.5 * cell.gamma.norm())).item():.2g}" \
+        if isinstance(cell, NNRNN) else ""
 
 
+@torch.no_grad()
 def draw_spectrum(folders: list[Path], path: Path) -> None:
     """The eigenvalues of W, of any cell: how far from the unit circle, and where. They come in conjugate pairs."""
     check_lines(len(folders), "name fewer folders")
     picture, axes = figure(8.6, 4.4)
     axes.axhline(1.0, color="0.3", linewidth=0.8)
     for number, folder in enumerate(map(Path, folders)):
-        options = {name: entry["value"] for name, entry in read_config(folder)["options"].items()}
-        weights = {name.removeprefix("network."): value for name, value in load_tensors(folder / "best.pt").items()
-                   if name.startswith("network.cell.")}
-        if not weights:
+        network = script_of_run(folder).load(folder)[0].network
+        if not hasattr(network, "cell"):
             raise UserError(f"{folder} has no recurrent matrix W (an LSTM has four); name a run of another cell")
-        network = build_network(options["net_type"], weights["cell.input_weight"].shape[0], options["nhid"],
-                              FixedStair("none", 1), "none", options["rinit"], options["iinit"])
-        network.load_state_dict(weights)
-        with torch.no_grad():
-            eigenvalues = torch.linalg.eigvals(network.kernel().double())
+        eigenvalues = torch.linalg.eigvals(network.kernel().double())
         angle, modulus = eigenvalues.angle().abs(), eigenvalues.abs()
         axes.scatter(angle.tolist(), modulus.tolist(), s=18, marker=MARKERS[number], facecolors="none",
-                     edgecolors=f"C{number}", label=name_of(folder) + departure(weights), linewidths=0.9)
+                     edgecolors=f"C{number}", label=name_of(folder) + departure(network.cell), linewidths=0.9)
     low, high = axes.get_ylim()
     axes.set(xlabel="|angle of λ|, radians", ylabel="|λ|", ylim=(min(low, 0.99), max(high, 1.01)))  # no rounding errors
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -281,9 +276,10 @@ def gradient_norms(model, task: CopyingTask, batch: int = 100) -> torch.Tensor:
     return batch * through.norm(dim=2).mean(1)
 
 
-def script_named(name: str):
-    """The script of a run as a module: it builds the model. Scripts lie in the current folder."""
-    if not Path(f"{name}.py").exists():
+def script_of_run(folder: Path):
+    """The script of a run as a module: it builds the model."""
+    name = read_config(folder)["script"]
+    if not (Path(__file__).parents[1] / f"{name}.py").exists():
         raise UserError(f"there is no {name}.py here, which made the run; draw in the folder of the scripts")
     return importlib.import_module(name)
 
@@ -308,7 +304,7 @@ def draw_gradients(folders: list[Path], path: Path) -> None:
         config = read_config(folder)
         if task_of(config) != "copytask" or config["options"]["net_type"]["value"] == "LSTM":
             raise UserError(f"{folder} is no run of the copying task with a stair; name runs of copytask_*.py")
-        script = script_named(config["script"])
+        script = script_of_run(folder)
         trained, options = script.load(folder)
         torch.manual_seed(options.random_seed)
         task, recall = CopyingTask(options.T, options.labels, options.c_length, seed=1), options.T + options.c_length

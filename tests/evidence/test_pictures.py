@@ -1,10 +1,11 @@
 """The pictures: each kind is drawn, from records or weights as a run leaves them."""
 
+import json
 import math
 
 import pytest
 import torch
-from conftest import ROOT, module_of, tiny
+from conftest import module_of, tiny
 from test_table import log_of, row_of, write_run
 
 from common.copytask import CopyModel
@@ -178,9 +179,6 @@ def test_gradients_are_drawn(tmp_path, monkeypatch, drawn):
     module_of("copytask_nvar").main([*tiny("copytask_nvar"), "--nvar", "n"])
     module_of("copytask_expalpha").main([*tiny("copytask_expalpha")])
     folders = sorted(map(str, tmp_path.glob("saves/*/*")))
-    with pytest.raises(UserError, match=r"there is no copytask_expalpha\.py here"):
-        pictures.main(["--gradients", *folders])
-    monkeypatch.chdir(ROOT)
     pictures.main(["--gradients", *folders])
     assert [axes.get_title() for axes in drawn["axes"]] == ["at the start", "after training"]
     for axes in drawn["axes"]:
@@ -231,6 +229,15 @@ def test_runs_of_two_tasks_share_no_axis(tmp_path):
     folders = [write_run(tmp_path, row_of(task, "expRNN", "none"), 400) for task in ("copytask", "sMNIST")]
     with pytest.raises(UserError, match="different tasks"):
         pictures.main([*map(str, folders), "-o", str(tmp_path / "x.png")])
+
+
+@pytest.mark.parametrize("kind", ["--gradients", "--spectrum"])
+def test_a_script_that_is_not_there(tmp_path, kind):
+    folder = write_run(tmp_path, row_of("copytask", "expRNN", "none"), 400)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "task": "copytask", "script": "my-copy"}))
+    with pytest.raises(UserError, match=r"there is no my-copy\.py here"):
+        pictures.main([kind, str(folder)])
 
 
 def test_weights_that_are_not_there(tmp_path):

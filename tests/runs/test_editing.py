@@ -268,8 +268,12 @@ def test_a_value_that_nothing_reads_is_named(copied):
     script.write_text(text.replace("build_network(args.net_type,", 'build_network("nnRNN",'), encoding="utf-8")
     done = run(copied, *command)
     assert done.returncode == 0, done.stderr
-    assert "writing to " + str(Path("saves", "copytask_nvar", "NNRNN-FixedStair-s400")) in done.stdout
-    assert json.loads((copied / "saves/copytask_nvar/NNRNN-FixedStair-s400/result.json").read_text())["row"] == "NNRNN"
+    folder = Path("saves", "copytask_nvar", "NNRNN-FixedStair-s400")
+    assert f"writing to {folder}" in done.stdout
+    assert json.loads((copied / folder / "result.json").read_text(encoding="utf-8"))["row"] == "NNRNN"
+    for kind in ("--spectrum", "--gradients"):
+        done = run(copied, "-m", "evidence.pictures", kind, str(folder))
+        assert done.stdout == "wrote curves.png\n", done.stderr
 
 
 def test_numbers_per_unit_name_the_engine_before_a_folder_is_made(copied):
