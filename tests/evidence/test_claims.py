@@ -187,45 +187,73 @@ def characters(copying):
             assert all(abs(value - records.first_epoch(name)) < 0.005 for value in run)
 
 
-@claim(README, "The characters are being run. The published results of these two tasks, whose networks are larger, are "
-               "neither confirmed nor refuted here.")
-def unfinished(copying):
+@claim(README, "Published results of these two tasks, of larger networks, are not tested here.")
+def published_size(copying):
     assert all(len(epochs_of(folder)) == 1 for row in Records("language").rows.values() for folder in row.runs.values())
     assert not any(row.runs for row in Records("sMNIST").rows.values())
 
 
-@claim(README, "so far with two seeds. The learned α is best on every cell, by a point or less; the exponential stair "
-               "loses four to five points.")
-@claim(RESULTS, "So far seeds 400 and 401 have ended, and one run of seed 402.")
+def small_runs(task):
+    """{(cell, stair): {seed: test accuracy, %}} of the runs at a size for two cores that have ended."""
+    rows = [row for row in small_rows(task, []) if row.model != "LSTM"]
+    find_runs(rows, SEEDS, ROOT / RUNS)
+    results = {(row.cell, row.stair): {seed: read_result(folder) for seed, folder in row.runs.items()} for row in rows}
+    return {place: {seed: 100 * result["test_accuracy"] for seed, result in found.items() if result is not None}
+            for place, found in results.items()}
+
+
+def gains_of(reached, cell, seeds):
+    """{stair: the gain over the plain network of the cell, a list over the seeds}."""
+    stairs = [stair for found, stair in reached if found == cell and stair != "none"]
+    return {stair: [reached[cell, stair][seed] - reached[cell, "none"][seed] for seed in seeds] for stair in stairs}
+
+
+@claim(README, "On permuted MNIST, run at a size for two cores, the learned α is best on every cell, by a point or less; "
+               "the exponential stair loses three to five points.")
 @claim(RESULTS, "At this size the plain cells stand in the order expRNN, nnRNN, RNN-Orth, further apart than the seeds "
                 "of a cell.")
-@claim(RESULTS, "The exponential stair loses between four and five points on every cell, more than twice the spread.")
-@claim(RESULTS, "The learned α has the highest mean on every cell, by 0.4 to 1.0 points. On RNN-Orth and expRNN this "
-                "is more than the spread, on nnRNN it is not.")
-@claim(RESULTS, "A fixed schedule changes less than half a point, with one exception: n on expRNN loses 0.7.")
-@claim(RESULTS, "Two seeds are few.")
+@claim(RESULTS, "The exponential stair loses between three and five points on every cell, more than twice the spread.")
+@claim(RESULTS, "The learned α has the highest mean on every cell. Its gain is 0.9 on RNN-Orth and 0.5 on nnRNN, more "
+                "than the spread. On expRNN it is 0.2, less than the spread.")
+@claim(RESULTS, "The schedule n gains 0.4 on RNN-Orth and 0.3 on nnRNN and loses 0.7 on expRNN, each more than the "
+                "spread. The schedules n2 and expn change a quarter of a point at most.")
+@claim(RESULTS, "Three seeds are few for fifteen differences.")
 def small_pixels(copying):
-    run = {(row.cell, row.stair): row for row in small_rows("sMNIST", []) if row.model != "LSTM"}
-    find_runs(list(run.values()), SEEDS, ROOT / RUNS)
-    assert [seed for row in run.values() for seed in row.runs if seed not in (400, 401)] == [402]
-    reached = {place: {seed: 100 * read_result(folder)["test_accuracy"] for seed, folder in row.runs.items()}
-               for place, row in run.items()}
-    assert all({400, 401} <= found.keys() for found in reached.values())
+    reached, seeds = small_runs("sMNIST"), (400, 401, 402)
+    assert len(reached) == 18
+    assert all(found.keys() == set(seeds) for found in reached.values())
     cells = ("expRNN", "nnRNN", "RNN-Orth, henaff")
     spans = [sorted(reached[cell, "none"].values()) for cell in cells]
     assert all(low[-1] < high[0] for high, low in itertools.pairwise(spans))
-    for cell in cells:
-        gains = {stair: [reached[cell, stair][seed] - reached[cell, "none"][seed] for seed in (400, 401)]
-                 for stair in ("n", "n2", "expn", "alpha", "expalpha")}
+    for cell, alpha, n in zip(cells, (0.2, 0.5, 0.9), (-0.7, 0.3, 0.4), strict=True):
+        gains = gains_of(reached, cell, seeds)
         gain, spread = ({stair: of(found) for stair, found in gains.items()}
                         for of in (statistics.mean, statistics.stdev))
-        assert -5 < gain["expalpha"] < -4
+        assert -5 < gain["expalpha"] < -3
         assert -gain["expalpha"] > 2 * spread["expalpha"]
         assert max(gain, key=gain.get) == "alpha"
-        assert 0.4 <= round(gain["alpha"], 1) <= 1
-        assert (gain["alpha"] > spread["alpha"]) == (cell != "nnRNN")
-        assert all(abs(gain[stair]) < 0.5 for stair in ("n", "n2", "expn") if (cell, stair) != ("expRNN", "n"))
-        assert cell != "expRNN" or round(gain["n"], 1) == -0.7
+        assert round(gain["alpha"], 1) == alpha
+        assert (gain["alpha"] > spread["alpha"]) == (cell != "expRNN")
+        assert round(gain["n"], 1) == n
+        assert abs(gain["n"]) > spread["n"]
+        assert all(abs(gain[stair]) < 0.25 for stair in ("n2", "expn"))
+
+
+@claim(README, "On the characters, at such a size too, one seed of every stair has ended: none gains a point.")
+@claim(RESULTS, "Seed 400 of every cell and stair has ended, and of seed 401 those where n is 2.")
+@claim(RESULTS, "On seed 400 the plain cells stand in the order nnRNN, expRNN, RNN-Orth, more than three points apart.")
+@claim(RESULTS, "On seed 400 no stair gains a point, and the largest loss is that of n on RNN-Orth, 1.5 points.")
+def small_characters(copying):
+    reached = small_runs("language")
+    assert len(reached) == 18
+    assert all({400} <= found.keys() <= {400, 401} for found in reached.values())
+    plain = [reached[cell, "none"][400] for cell in ("nnRNN", "expRNN", "RNN-Orth, henaff")]
+    assert all(high - low > 3 for high, low in itertools.pairwise(plain))
+    gains = {(cell, stair): gain for cell in ("nnRNN", "expRNN", "RNN-Orth, henaff")
+             for stair, (gain,) in gains_of(reached, cell, (400,)).items()}
+    assert max(gains.values()) < 1
+    assert min(gains, key=gains.get) == ("RNN-Orth, henaff", "n")
+    assert round(min(gains.values()), 1) == -1.5
 
 
 @claim(RESULTS, "The learned α of seed 400 is largest at the first step in every run shown. The exponential stair "
