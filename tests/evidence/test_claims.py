@@ -208,8 +208,8 @@ def gains_of(reached, cell, seeds):
     return {stair: [reached[cell, stair][seed] - reached[cell, "none"][seed] for seed in seeds] for stair in stairs}
 
 
-@claim(README, "On permuted MNIST, run at a size for two cores, the learned α is best on every cell, by a point or less; "
-               "the exponential stair loses three to five points.")
+@claim(README, "On permuted MNIST, run at a size for two cores, the learned α is best on every cell, by a point or "
+               "less; the exponential stair loses three to five points.")
 @claim(RESULTS, "At this size the plain cells stand in the order expRNN, nnRNN, RNN-Orth, further apart than the seeds "
                 "of a cell.")
 @claim(RESULTS, "The exponential stair loses between three and five points on every cell, more than twice the spread.")
