@@ -187,7 +187,7 @@ def characters(copying):
             assert all(abs(value - records.first_epoch(name)) < 0.005 for value in run)
 
 
-@claim(README, "Published results of these two tasks, of larger networks, are not tested here.")
+@claim(README, "No run of a published size has ended.")
 def published_size(copying):
     assert all(len(epochs_of(folder)) == 1 for row in Records("language").rows.values() for folder in row.runs.values())
     assert not any(row.runs for row in Records("sMNIST").rows.values())
@@ -239,21 +239,30 @@ def small_pixels(copying):
         assert all(abs(gain[stair]) < 0.25 for stair in ("n2", "expn"))
 
 
-@claim(README, "On the characters, at such a size too, one seed of every stair has ended: none gains a point.")
-@claim(RESULTS, "Seed 400 of every cell and stair has ended, and of seed 401 those where n is 2.")
-@claim(RESULTS, "On seed 400 the plain cells stand in the order nnRNN, expRNN, RNN-Orth, more than three points apart.")
-@claim(RESULTS, "On seed 400 no stair gains a point, and the largest loss is that of n on RNN-Orth, 1.5 points.")
+@claim(README, "On the characters, at such a size too, one stair gains more than its spread: the exponential on "
+               "RNN-Orth, by 0.35 points.")
+@claim(RESULTS, "At this size the plain cells stand in the order nnRNN, expRNN, RNN-Orth, further apart than the seeds "
+                "of a cell.")
+@claim(RESULTS, "One gain is more than its spread: the exponential stair on RNN-Orth, by 0.35 points.")
+@claim(RESULTS, "On RNN-Orth every other stair loses more than its spread: n 1.7 points, the learned α 1.1, n2 0.4, "
+                "expn 0.2.")
+@claim(RESULTS, "On nnRNN the schedule n loses 0.8 and the learned α 0.3, each more than the spread. The other stairs "
+                "change a tenth of a point at most.")
+@claim(RESULTS, "On expRNN no difference is more than its spread.")
 def small_characters(copying):
-    reached = small_runs("language")
+    reached, seeds = small_runs("language"), (400, 401, 402)
     assert len(reached) == 18
-    assert all({400} <= found.keys() <= {400, 401} for found in reached.values())
-    plain = [reached[cell, "none"][400] for cell in ("nnRNN", "expRNN", "RNN-Orth, henaff")]
-    assert all(high - low > 3 for high, low in itertools.pairwise(plain))
-    gains = {(cell, stair): gain for cell in ("nnRNN", "expRNN", "RNN-Orth, henaff")
-             for stair, (gain,) in gains_of(reached, cell, (400,)).items()}
-    assert max(gains.values()) < 1
-    assert min(gains, key=gains.get) == ("RNN-Orth, henaff", "n")
-    assert round(min(gains.values()), 1) == -1.5
+    assert all(found.keys() == set(seeds) for found in reached.values())
+    cells = ("nnRNN", "expRNN", "RNN-Orth, henaff")
+    spans = [sorted(reached[cell, "none"].values()) for cell in cells]
+    assert all(low[0] > high[-1] for low, high in itertools.pairwise(spans))
+    gains = {(cell, stair): found for cell in cells for stair, found in gains_of(reached, cell, seeds).items()}
+    beyond_spread = {place: round(statistics.mean(found), 1) for place, found in gains.items()
+                     if abs(statistics.mean(found)) > statistics.stdev(found)}
+    free = {"expalpha": 0.4, "n": -1.7, "alpha": -1.1, "n2": -0.4, "expn": -0.2}
+    assert beyond_spread == {**{("RNN-Orth, henaff", stair): gain for stair, gain in free.items()},
+                             ("nnRNN", "n"): -0.8, ("nnRNN", "alpha"): -0.3}
+    assert all(abs(statistics.mean(gains["nnRNN", stair])) <= 0.1 for stair in ("n2", "expn", "expalpha"))
 
 
 @claim(RESULTS, "The learned α of seed 400 is largest at the first step in every run shown. The exponential stair "
