@@ -194,19 +194,33 @@ def published_size(copying):
     assert not any(row.runs for row in Records("sMNIST").rows.values())
 
 
-def small_runs(task):
-    """{(cell, stair): {seed: test accuracy, %}} of the runs at a size for two cores that have ended."""
+SMALL_SEEDS = (400, 401, 402)
+
+
+def small_runs(task, *cells):
+    """Test accuracy in % of the runs at a size for two cores → {(cell, stair): {seed: %}}, that of the LSTM.
+
+    Every run has ended, and the plain `cells` stand in this order, further apart than the seeds of a cell.
+    """
     rows = small_rows(task, [])
     find_runs(rows, SEEDS, ROOT / RUNS)
     results = {(row.cell, row.stair): {seed: read_result(folder) for seed, folder in row.runs.items()} for row in rows}
-    return {place: {seed: 100 * result["test_accuracy"] for seed, result in found.items() if result is not None}
-            for place, found in results.items()}
+    reached = {place: {seed: 100 * result["test_accuracy"] for seed, result in found.items() if result is not None}
+               for place, found in results.items()}
+    lstm = reached.pop(("LSTM", "none"))
+    assert lstm.keys() == {400}
+    assert len(reached) == 18
+    assert all(found.keys() == set(SMALL_SEEDS) for found in reached.values())
+    spans = [sorted(reached[cell, "none"].values()) for cell in cells]
+    assert all(high[0] > low[-1] for high, low in itertools.pairwise(spans))
+    return reached, lstm[400]
 
 
-def gains_of(reached, cell, seeds):
+def gains_of(reached, cell):
     """{stair: the gain over the plain network of the cell, a list over the seeds}."""
     stairs = [stair for found, stair in reached if found == cell and stair != "none"]
-    return {stair: [reached[cell, stair][seed] - reached[cell, "none"][seed] for seed in seeds] for stair in stairs}
+    return {stair: [reached[cell, stair][seed] - reached[cell, "none"][seed] for seed in SMALL_SEEDS]
+            for stair in stairs}
 
 
 @claim(README, "On permuted MNIST, run at a size for two cores, the learned α is best on every cell, by a point or "
@@ -221,17 +235,11 @@ def gains_of(reached, cell, seeds):
                 "spread. The schedules n2 and expn change a quarter of a point at most.")
 @claim(RESULTS, "Three seeds are few for fifteen differences.")
 def small_pixels(copying):
-    reached, seeds = small_runs("sMNIST"), (400, 401, 402)
-    lstm = reached.pop(("LSTM", "none"))
-    assert lstm.keys() == {400}
-    assert round(statistics.mean(reached["RNN-Orth, henaff", "none"].values()) - lstm[400], 1) == 12.5
-    assert len(reached) == 18
-    assert all(found.keys() == set(seeds) for found in reached.values())
     cells = ("expRNN", "nnRNN", "RNN-Orth, henaff")
-    spans = [sorted(reached[cell, "none"].values()) for cell in cells]
-    assert all(low[-1] < high[0] for high, low in itertools.pairwise(spans))
+    reached, lstm = small_runs("sMNIST", *cells)
+    assert round(statistics.mean(reached["RNN-Orth, henaff", "none"].values()) - lstm, 1) == 12.5
     for cell, alpha, n in zip(cells, (0.2, 0.5, 0.9), (-0.7, 0.3, 0.4), strict=True):
-        gains = gains_of(reached, cell, seeds)
+        gains = gains_of(reached, cell)
         gain, spread = ({stair: of(found) for stair, found in gains.items()}
                         for of in (statistics.mean, statistics.stdev))
         assert -5 < gain["expalpha"] < -3
@@ -257,25 +265,20 @@ def small_pixels(copying):
                 "change a tenth of a point at most.")
 @claim(RESULTS, "On expRNN no difference is more than its spread.")
 def small_characters(copying):
-    reached, seeds = small_runs("language"), (400, 401, 402)
-    lstm = reached.pop(("LSTM", "none"))
-    assert lstm.keys() == {400}
-    assert round(lstm[400] - statistics.mean(reached["nnRNN", "none"].values()), 1) == 7.5
+    cells = ("nnRNN", "expRNN", "RNN-Orth, henaff")
+    reached, lstm = small_runs("language", *cells)
+    assert round(lstm - statistics.mean(reached["nnRNN", "none"].values()), 1) == 7.5
     more, less = (read_result(ROOT / RUNS / "language_nvar" / folder)["parameters"]
                   for folder in ("LSTM-none-bptt150-s400", "nnRNN-none-bptt150-s401"))
     assert round(more / less, 1) == 3.5
-    assert lstm[400] - max(number for found in reached.values() for number in found.values()) > 7
-    assert len(reached) == 18
-    assert all(found.keys() == set(seeds) for found in reached.values())
-    cells = ("nnRNN", "expRNN", "RNN-Orth, henaff")
-    spans = [sorted(reached[cell, "none"].values()) for cell in cells]
-    assert all(low[0] > high[-1] for low, high in itertools.pairwise(spans))
-    gains = {(cell, stair): found for cell in cells for stair, found in gains_of(reached, cell, seeds).items()}
+    assert lstm - max(number for found in reached.values() for number in found.values()) > 7
+    gains = {(cell, stair): found for cell in cells for stair, found in gains_of(reached, cell).items()}
     beyond_spread = {place: round(statistics.mean(found), 1) for place, found in gains.items()
                      if abs(statistics.mean(found)) > statistics.stdev(found)}
     free = {"expalpha": 0.4, "n": -1.7, "alpha": -1.1, "n2": -0.4, "expn": -0.2}
     assert beyond_spread == {**{("RNN-Orth, henaff", stair): gain for stair, gain in free.items()},
                              ("nnRNN", "n"): -0.8, ("nnRNN", "alpha"): -0.3}
+    assert round(statistics.mean(gains["RNN-Orth, henaff", "expalpha"]), 2) == 0.35
     assert all(abs(statistics.mean(gains["nnRNN", stair])) <= 0.1 for stair in ("n2", "expn", "expalpha"))
 
 
