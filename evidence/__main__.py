@@ -8,7 +8,6 @@
     python -m evidence sMNIST --seeds 400 --run --until-epoch 1     one epoch of every row; another call goes on
     python -m evidence copytask --short --vary T 200 500 1000       a column a value of --T
     python -m evidence copytask --grid              a line a stair, a column a cell
-    python -m evidence sMNIST --grid --at-epoch 1   the same, of the validation after an epoch
     python -m evidence --best                       of every task and cell, the plain network beside the best stair
     python -m evidence --update                     write README.md, results/*.md and their pictures anew
     python -m evidence --collect FOLDER ...         copy the records of the runs in FOLDER to results/runs
@@ -47,9 +46,6 @@ def main(argv=None) -> None:
         parser.error(f"--vary {args.vary[0]} needs values, as in --vary T 200 500")
     if args.until_epoch and args.task == "copytask":
         parser.error("--until-epoch has no meaning here: the copying task has updates and no epochs")
-
-    if args.at_epoch and (not args.grid or args.task == "copytask"):
-        parser.error("--at-epoch needs --grid, and a task with epochs: sMNIST or language")
     if args.grid and args.vary:
         parser.error("--grid has a column a cell, --vary one a value; ask for one of them")
 

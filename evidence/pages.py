@@ -126,10 +126,14 @@ def is_of_one_run(there: dict, config: dict) -> bool:
                                and all(there.get(name) == config.get(name) for name in ("started", "argv", "versions")))
 
 
-def is_again(place: Path, config: dict) -> bool:
-    """Whether another record beside `place` has the same options and seed: the tables show the first."""
+def is_again(place: Path, config: dict, finished: bool) -> bool:
+    """Whether another record beside `place` has the same options and seed, and is the one that the tables show.
+
+    They show the first finished one, or the first.
+    """
     name = re.sub(r"(-\d+)+$", "", place.name)
     return any(path.parent != place and is_same_run(read_config(path.parent), config)
+               and ((path.parent / "result.json").exists() or not finished)
                for path in place.parent.glob(f"{glob.escape(name)}*/config.json"))
 
 
@@ -149,7 +153,7 @@ def collect(sources: list[Path], target: Path) -> None:
         before = {name: text for name in RECORDS if (text := read_record(place, name)) is not None} \
             if os.path.lexists(place / "config.json") else {}
         counts["the same" if before == records else "newer" if before else "new"] += 1
-        counts[AGAIN] += not before and is_again(place, json.loads(records["config.json"]))
+        counts[AGAIN] += not before and is_again(place, json.loads(records["config.json"]), "result.json" in records)
         if before != records:
             place.mkdir(parents=True, exist_ok=True)
             for name, text in records.items():

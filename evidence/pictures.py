@@ -2,7 +2,6 @@
 
     python -m evidence.pictures RUN_FOLDER [RUN_FOLDER ...]      learning curves, a line for each configuration
     python -m evidence.pictures --task copytask --only expn      learning curves, a line a row of the table, over seeds
-    python -m evidence.pictures --task sMNIST --training --only "expRNN none" --published    the score within the epochs
     python -m evidence.pictures --task copytask --vary T 200 500 1000 --only "expRNN none"   the score against a flag
     python -m evidence.pictures --stairs                         the schedules ρ_t over t
     python -m evidence.pictures --alpha RUN_FOLDER ...           the learned α_t over t
@@ -17,7 +16,6 @@ W and the gradients need their best.pt; α is read from stair.csv.
 
 import argparse
 import importlib
-import math
 import shlex
 import statistics
 from pathlib import Path
@@ -49,7 +47,7 @@ from common.runs.curves import (
 from common.runs.flags import FLAGS
 from common.runs.records import read_config, read_result, read_stair
 from common.stair import SCHEDULES, schedule
-from evidence.published import curve_points
+from evidence.published import curve_of
 from evidence.rows import RUNS, SEEDS, TASKS, find_runs, rows_of, select, stair_of, task_of, vary
 
 FAINT = 1e-5  # of a gradient that is 1 at the recall
@@ -88,61 +86,18 @@ def draw_rows(rows: list, task: str, path: Path, published: bool) -> None:
         longest = max(longest, *(len(places) for places, _ in found), 0)
         draw_band(axes, found, kind, **line(number, f"{row.model}, {row.stair} (n = {len(found)})"),
                   markevery=(number % 5, 5) if kind == "update" else 1)
-        if published and row.model in curve_points(task)[0]:
+        if published and (curve := curve_of(task, row)):
             every = 3 if task == "copytask" else 1           # 150 dots a row would hide each other
-            curve = curve_points(task)[number % every::every]
-            axes.plot([float(point[x]) for point in curve], [float(point[row.model]) for point in curve],
-                      linestyle="none", marker=MARKERS[number], markersize=3, color=f"C{number}",
-                      markerfacecolor="none", markeredgewidth=0.7, label=f"{row.model}, published")
+            what = "published test accuracy" if task == "language" else "published"
+            axes.plot(*zip(*curve[number % every::every], strict=True), linestyle="none", marker=MARKERS[number],
+                      markersize=6 if len(curve) == 1 else 3, color=f"C{number}", markerfacecolor="none",
+                      markeredgewidth=0.7, label=f"{row.model}, {what}")
     if longest < 2:
-        raise UserError(f"no run that was picked has two {x}s to join" +
-                        ("; --training draws the score within the first one" if kind == "epoch" else ""))
+        raise UserError(f"no run that was picked has two {x}s to join; python -m evidence.pictures RUN_FOLDER draws "
+                        "a run from its first report on")
     prepare_axes(axes, kind, memoryless_line(next(iter(rows[0].runs.values()))))
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     save(picture, path)
-
-
-def draw_training(rows: list, task: str, path: Path, published: bool) -> None:
-    """The training score at every report within the epochs, one run a row, and the validation after each of them.
-
-    psMNIST: accuracy; characters: bits per character. `published` adds the published validation of the row's cell.
-    """
-    names, scale = (("train_accuracy", "validation_accuracy"), 1) if task == "sMNIST" else \
-        (("train_loss", "validation_loss"), 1 / math.log(2))
-    picture, axes = figure(8.0, 5.0)
-    whole = {}                                               # published curve → updates and number of epochs to draw
-    for number, row in enumerate(rows):
-        log = read_log(next(iter(row.runs.values())))
-        if not log:
-            continue
-        an_epoch = max(log["batch"])
-        places = [(epoch - 1) * an_epoch + batch for epoch, batch in zip(log["epoch"], log["batch"], strict=True)]
-        train, valid = ([None if value is None else scale * value for value in log[name]] for name in names)
-        axes.plot(*points(places, train), **line(number, f"{row.model}, {row.stair}"))
-        axes.plot(*points(places, valid), linestyle="none", marker=MARKERS[number], markersize=9,
-                  markerfacecolor="none", markeredgecolor=f"C{number}", markeredgewidth=1.6)
-        whole[row.baseline] = max(whole.get(row.baseline, (0, 0)), (an_epoch, len(points(places, valid)[0])))
-    if published and task == "sMNIST":
-        draw_published_marks(axes, whole)
-    axes.set(xlabel="update", ylabel="accuracy" if task == "sMNIST" else "bits per character")
-    axes.set_title("joined: training, the mean since the last report; large: validation after an epoch", fontsize=9)
-    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    save(picture, path)
-
-
-def draw_published_marks(axes, whole: dict) -> None:
-    """Bars where the published curves stand after each epoch. whole: {curve: (updates an epoch, epochs)}."""
-    marks = {name: [(int(point["epoch"]) * updates, float(point[name])) for point in curve_points("sMNIST")[:epochs]]
-             for name, (updates, epochs) in whole.items() if epochs}
-    height = -math.inf
-    for name, places in sorted(marks.items(), key=lambda item: item[1][-1][1]):
-        axes.plot(*zip(*places, strict=True), linestyle="none", marker="_", markersize=16, markeredgewidth=2, color="0")
-        low, high = axes.get_ylim()
-        height = max(height + 0.035 * (high - low), places[-1][1])          # names of marks that lie close
-        axes.annotate(f"{name}, published", (places[-1][0], height), xytext=(12, -3), fontsize=7,
-                      textcoords="offset points")
-    if marks:
-        axes.set_xlim(right=1.25 * axes.dataLim.x1)                         # room for the names
 
 
 def draw_vary(columns: dict[str, list], task: str, name: str, path: Path) -> None:
@@ -334,12 +289,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=FLAGS["random_seed"][1], nargs="+", default=SEEDS,
                         help="with --task; default: 400 to 404")
     parser.add_argument("--save", type=Path, nargs="+", default=[RUNS], help="with --task: the folders of runs")
-    parser.add_argument("--training", action="store_true",
-                        help="with --task sMNIST or language: the score within the epochs")
     parser.add_argument("--vary", nargs="+", metavar=("FLAG", "VALUE"),
                         help="with --task: the score against the values of a flag, as in --vary T 200 500")
     parser.add_argument("--published", action="store_true",
-                        help="with --task copytask or sMNIST: the published curves of the same rows too")
+                        help="with --task: the published curves of the same rows too; of the characters the last value")
     parser.add_argument("--stairs", action="store_true", help="draw the schedules of nvar")
     parser.add_argument("--alpha", action="store_true", help="draw the learned α_t of runs, or of the rows of --task")
     parser.add_argument("--spectrum", action="store_true", help="draw the eigenvalues of W of the runs")
@@ -351,10 +304,8 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv=None) -> None:
     parser = make_parser()
     args = parser.parse_args(argv)
-    if args.training and args.task not in ("sMNIST", "language"):
-        parser.error("--training needs --task sMNIST or language; the copying task's curve is its training")
-    if args.published and (args.task not in ("copytask", "sMNIST") or args.vary or args.alpha):
-        parser.error("--published needs --task copytask or sMNIST: only their learning curves are published")
+    if args.published and (not args.task or args.vary or args.alpha):
+        parser.error("--published needs --task, and learning curves")
     if args.vary and (len(args.vary) < 2 or not args.task):
         parser.error("--vary needs --task, a flag and its values, as in --task copytask --vary T 200 500")
     if args.task and (args.runs or args.spectrum or args.gradients):
@@ -376,7 +327,7 @@ def main(argv=None) -> None:
         if args.alpha:
             draw_alpha([next(iter(row.runs.values())) for row in rows], args.output)
         else:
-            (draw_training if args.training else draw_rows)(rows, args.task, args.output, args.published)
+            draw_rows(rows, args.task, args.output, args.published)
     elif args.runs:
         draw = draw_alpha if args.alpha else draw_spectrum if args.spectrum else draw_gradients if args.gradients \
             else draw_runs

@@ -46,6 +46,18 @@ def curve_points(task: str) -> list[dict]:
         return list(csv.DictReader(file))
 
 
+def curve_of(task: str, row) -> list[tuple[float, float]]:
+    """The published curve of a row's model as (update or epoch, value); empty where none is known.
+
+    Of the characters the test accuracy at the end alone is known.
+    """
+    if task == "language":
+        final = FINAL[task].get(row.model) if row.as_published else None
+        return [(row.options(400)["epochs"], float(final.split()[0]) / 100)] if final else []
+    x = "update" if task == "copytask" else "epoch"
+    return [(float(point[x]), float(point[row.model])) for point in curve_points(task) if row.model in point]
+
+
 def validation_at(row, epoch: int) -> str:
     """Where the published psMNIST curve of the row's cell stands after `epoch`, in %; nothing at another size."""
     point = next((point for point in curve_points("sMNIST") if int(point["epoch"]) == epoch), None)

@@ -125,8 +125,11 @@ def table(task: str, rows: list[Row], short: bool = False) -> str:
                      for line in lines])
 
 
-def vary_cell(task: str, row: Row) -> str:
-    """What a row's runs say, in one cell: the main measure, in the copying task recall too, and how many runs."""
+def score(task: str, row: Row) -> str:
+    """What a row's runs say, in one cell: the main measure, in the copying task recall too, and how many runs.
+
+    As in 0.0123 ± 0.0020; recall 0.900 ± 0.010; n = 3 of 5, 1 diverged. Empty without a run.
+    """
     done, unfinished = split(row)
     if not done:
         return f"**{states(unfinished)}**" if unfinished else ""
@@ -134,39 +137,22 @@ def vary_cell(task: str, row: Row) -> str:
     parts = [mean_and_deviation([r[main] for r in done], scale, form)]
     if task == "copytask":
         parts.append(f"recall {mean_and_deviation([r['recall'] for r in done], 1, '.3f')}")
-    return "; ".join([*parts, count_of(row, len(done))])
-
-
-def count_of(row: Row, shown: int) -> str:
-    """As in n = 3 of 5, 1 diverged: how many runs a number is made of, how many there are, how many have no number."""
-    gone = sum(map(is_diverged, split(row)[1]))
-    return f"n = {shown}" + (f" of {len(row.runs)}" if shown < len(row.runs) else "") + \
-        (f", {gone} diverged" if gone else "")
+    gone = sum(map(is_diverged, unfinished))
+    parts.append(f"n = {len(done)}" + (f" of {len(row.runs)}" if unfinished else "") +
+                 (f", {gone} diverged" if gone else ""))
+    return "; ".join(parts)
 
 
 def vary_table(task: str, name: str, columns: dict[str, list[Row]], short: bool = False) -> str:
     """A column a value of the flag `name`: columns[value] holds the same rows, run with that value."""
     lines = [{"model": rows[0].model, "stair": rows[0].stair,
-              **{f"{name} {value}": vary_cell(task, row) for value, row in zip(columns, rows, strict=True)}}
+              **{f"{name} {value}": score(task, row) for value, row in zip(columns, rows, strict=True)}}
              for rows in zip(*columns.values(), strict=True) if not short or any(row.runs for row in rows)]
     memoryless = {f"{name} {value}": f"{r['memoryless_loss']:.4f}" for value, rows in columns.items()
                   for row in rows for r in split(row)[0] if "memoryless_loss" in r}
     if memoryless:  # it depends on T, and shows how good a loss is
         lines.append(dict.fromkeys(lines[0], "") | {"model": "a memoryless model"} | memoryless)
     return markdown(lines)
-
-
-def grid_cell(task: str, row: Row, epoch: int | None) -> str:
-    """A row's results in one cell; with `epoch` its validation after that one, the accuracy first."""
-    if epoch is None:
-        return vary_cell(task, row) or "not run"
-    logged = [line for folder in row.runs.values() for line in epochs_of(folder) if line["epoch"] == epoch]
-    if not logged:
-        return states(list(row.runs.values())) if row.runs else "not run"
-    accuracy, *others = (mean_and_deviation([line[key] for line in logged], scale, form)
-                         for key, (_, scale, form) in MEASURES[task].items() if key.startswith("validation"))
-    count = f"; {count_of(row, len(logged))}" if len(row.runs) > 1 else ""
-    return " ".join([accuracy, *(f"({other})" for other in others)]) + count
 
 
 def paired_cell(task: str, row: Row, plain: Row | None) -> str:
@@ -178,8 +164,8 @@ def paired_cell(task: str, row: Row, plain: Row | None) -> str:
     return f"{mean_and_deviation(pairs, scale, '+' + form)}; n = {len(pairs)}" if pairs else "not run"
 
 
-def grid_table(task: str, rows: list[Row], epoch: int | None, short: bool = False, paired: bool = False) -> str:
-    """A line a stair, a column a cell, to see which stair does best on which. `epoch`: the validation after it.
+def grid_table(task: str, rows: list[Row], short: bool = False, paired: bool = False) -> str:
+    """A line a stair, a column a cell, to see which stair does best on which.
 
     `paired`: the differences from the same seeds without a stair in the place of the scores. `short` leaves out the
     cells and the stairs of which no row was run.
@@ -192,59 +178,37 @@ def grid_table(task: str, rows: list[Row], epoch: int | None, short: bool = Fals
     plain = {row.cell: row for row in rows if row.stair == "none"}
     for row in rows:
         lines[row.stair][row.cell] = paired_cell(task, row, plain.get(row.cell)) if paired and row.stair != "none" \
-            else grid_cell(task, row, epoch)
+            else score(task, row) or "not run"
         if row.stair == "none":
-            published = FINAL[task].get(row.baseline, "") if row.as_published else ""
-            lines["none, published"][row.cell] = published if epoch is None else \
-                validation_at(row, epoch) if task == "sMNIST" else ""
+            lines["none, published"][row.cell] = FINAL[task].get(row.baseline, "") if row.as_published else ""
     return markdown([line for line in lines.values() if any(line[row.cell] for row in rows)])
 
 
 def best_table(tables: dict[str, list[Row]], small: bool) -> str:
     """A line a task and cell: the plain network beside the stair that did best on this cell, and what was published.
 
-    Best is the highest mean: of the recall in the copying task; in the others of the test accuracy where all runs of
-    the cell have ended, else of the validation accuracy after the last epoch that all of them have completed.
+    Best is the highest mean over the finished runs: of the recall in the copying task, of the test accuracy in the
+    others.
     """
     lines = []
     for task, rows in tables.items():
         size = ", ".join(f"{flag} {value}" for flag, value in SMALL[task].items())
         title = f"{TASK_TITLES[task]} ({size})" if small and size else TASK_TITLES[task]
-        with_stair = [row for row in rows if row.stair != "none" and row.runs]
-        cells = [row for row in rows if row.runs and row.cell in {r.cell for r in with_stair} and row.stair == "none"]
-        for plain in cells:
-            lines.append({"task": f"{title}, {plain.cell}",
-                          **best_line(task, plain, [row for row in with_stair if row.cell == plain.cell])})
-        if not cells:
-            lines.append({"task": title, "measured": "", "plain network": "not run", "best stair": "not run",
-                          "published, without a stair": ""})
+        main, (measured, _, _) = next(iter(MEASURES[task].items()))
+        key, measured = ("recall", "loss; recall") if task == "copytask" else (main, measured)
+        means = {row.name: statistics.mean([r[key] for r in done]) for row in rows if (done := split(row)[0])}
+        found = []
+        for plain in (row for row in rows if row.stair == "none" and row.runs):
+            stairs = [r for r in rows if r.cell == plain.cell and r.stair != "none" and r.name in means]
+            if stairs:
+                best = max(stairs, key=lambda row: means[row.name])
+                published = FINAL[task].get(plain.baseline, "none known") if plain.as_published else "of another size"
+                found.append({"task": f"{title}, {plain.cell}", "measured": measured,
+                              "plain network": score(task, plain), "best stair": f"{best.stair}: {score(task, best)}",
+                              "published, without a stair": published})
+        lines += found or [{"task": title, "measured": "", "plain network": "not run", "best stair": "not run",
+                            "published, without a stair": ""}]
     return markdown(lines)
-
-
-def best_line(task: str, plain: Row, stairs: list[Row]) -> dict[str, str]:
-    """The columns of `best_table` for one cell: its `plain` row and its rows with a stair."""
-    rows = [plain, *stairs]
-    ended = all(split(row)[0] for row in rows)
-    if task == "copytask":
-        measured, key, epoch = "loss; recall", "recall", None
-    elif ended:
-        measured, key, epoch = MEASURES[task]["test_accuracy"][0], "test_accuracy", None
-    else:
-        key, logs = "validation_accuracy", [epochs_of(folder) for row in rows for folder in row.runs.values()]
-        epoch = min((len(log) for log in logs if log), default=0)
-        measured = f"{MEASURES[task][key][0]}, after epoch {epoch} of {rows[0].options(SEEDS[0])['epochs']}"
-
-    def mean(row: Row) -> float:
-        found = split(row)[0] if epoch is None else \
-            [line for f in row.runs.values() for line in epochs_of(f) if line["epoch"] == epoch]
-        return statistics.mean([line[key] for line in found]) if found else -math.inf
-
-    best = max(stairs, key=mean)
-    published = FINAL[task].get(plain.baseline, "none known") if plain.as_published else "of another size"
-    if epoch is not None:
-        published = validation_at(plain, epoch) if task == "sMNIST" else f"{published} at the end"
-    return {"measured": measured, "plain network": grid_cell(task, plain, epoch),
-            "best stair": f"{best.stair}: {grid_cell(task, best, epoch)}", "published, without a stair": published}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -269,8 +233,6 @@ def make_parser() -> argparse.ArgumentParser:
                         help="the rows at a size for two cores: psMNIST H 128, 10 epochs; characters H 256, 15 epochs")
     parser.add_argument("--best", action="store_true",
                         help="of every task, a line a cell: the plain network beside the best stair")
-    parser.add_argument("--at-epoch", type=flags.number(int, 1), metavar="K",
-                        help="with --grid, the validation of every run after this epoch, finished or not")
     parser.add_argument("--vary", nargs="+", metavar=("FLAG", "VALUE"),
                         help="a column a value of this flag of the scripts, as in --vary T 200 500")
     parser.add_argument("--seeds", type=flags.FLAGS["random_seed"][1], nargs="+", default=SEEDS,
@@ -313,7 +275,7 @@ def text_of(args) -> str:
     elif args.vary:
         text = vary_table(args.task, args.vary[0].lstrip("-"), columns, args.short)
     elif args.grid:
-        text = grid_table(args.task, columns[""], args.at_epoch, args.short, args.paired)
+        text = grid_table(args.task, columns[""], args.short, args.paired)
     else:
         text = table(args.task, *columns.values(), args.short)
     engines = Counter(result["engine"] for rows in columns.values() for row in rows for result in split(row)[0]

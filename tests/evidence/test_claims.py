@@ -46,9 +46,6 @@ class Records:
     def deviation(self, name, key="loss"):
         return statistics.stdev(self.of(name, key))
 
-    def first_epoch(self, name):
-        return epochs_of(self.rows[name].runs[400])[0]["validation_accuracy"]
-
 
 CELLS = {"RNN-Orth none": "sRNN", "RNN-Orth, henaff none": "sRNN, henaff", "expRNN none": "sRNN (exponential)",
          "nnRNN none": "sRNN (non-normal)"}
@@ -171,24 +168,8 @@ def longer_delays(copying):
     assert max(DELAYS, key=lambda name: at["1000"].mean(name, "recall")) == "expRNN none"
 
 
-@claim(RESULTS, "After one epoch the plain cells stand in the order expRNN, nnRNN, RNN-Orth, RNN.")
-@claim(RESULTS, "On expRNN and nnRNN every stair that was run is above the plain network. On the free matrices every "
-                "stair is within half a point of it.")
-def characters(copying):
-    records = Records("language")
-    plain = [records.first_epoch(f"{cell} none") for cell in ("expRNN", "nnRNN", "RNN-Orth, henaff", "RNN-Orth", "RNN")]
-    assert plain == sorted(plain, reverse=True)
-    for name, cell in CELLS.items():
-        run = [records.first_epoch(f"{cell} {stair}") for stair in STAIRS if records.rows[f"{cell} {stair}"].runs]
-        assert run
-        if cell.startswith("sRNN ("):
-            assert min(run) > records.first_epoch(name)
-        else:
-            assert all(abs(value - records.first_epoch(name)) < 0.005 for value in run)
-
-
 @claim(RESULTS, "The rows of the published size were not run with the present read-out")
-@claim(RESULTS, "Every run was stopped after the first of its 100 epochs: seed 400 alone.")
+@claim(RESULTS, "At the published size every run was stopped after the first of its 100 epochs")
 def published_size(copying):
     assert all(len(epochs_of(folder)) == 1 for row in Records("language").rows.values() for folder in row.runs.values())
     assert not any(row.runs for row in Records("sMNIST").rows.values())

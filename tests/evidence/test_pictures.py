@@ -1,7 +1,6 @@
 """The pictures: each kind is drawn, from records or weights as a run leaves them."""
 
 import json
-import math
 
 import pytest
 import torch
@@ -43,8 +42,7 @@ def records(tmp_path):
     ["--stairs"],
     ["--task", "copytask", "--published"],
     ["--task", "sMNIST", "--published", "--only", "expRNN none"],
-    ["--task", "sMNIST", "--training", "--published"],
-    ["--task", "language", "--training", "--only", "expRNN none"],
+    ["--task", "language", "--published", "--only", "expRNN none"],
     ["--task", "copytask", "--vary", "T", "200", "500", "1000", "--only", "expRNN none", "LSTM none"],
 ], ids=" ".join)
 def test_every_kind_is_drawn(asked, records, tmp_path, capsys):
@@ -66,21 +64,6 @@ def test_what_a_run_learned_is_drawn(tmp_path, monkeypatch):
     assert [pictures.name_of(folder) for folder in learned] == ["sRNN, henaff, alpha", "sRNN (exponential), expalpha"]
 
 
-def test_training_is_drawn_in_updates_and_bits(records, monkeypatch, tmp_path):
-    """Over both epochs of 500 updates; nats become bits; the published marks stand at the ends of the epochs."""
-    drawn = {}
-    monkeypatch.setattr(pictures, "save", lambda picture, path: drawn.update(axes=picture.axes[0]))
-    pictures.main(["--task", "language", "--training", "--only", "expRNN none", "--save", str(records)])
-    training, validation = drawn["axes"].lines
-    assert list(training.get_xdata()) == [100, 500, 600, 1000, 1100]
-    assert training.get_ydata()[0] == pytest.approx(1 / math.log(2))
-    assert list(validation.get_xdata()) == [500, 1000]
-    pictures.main(["--task", "sMNIST", "--training", "--published", "--only", "expRNN none", "--save", str(records)])
-    marks = drawn["axes"].lines[2]
-    assert list(zip(*marks.get_data(), strict=True)) == [(500, 0.8401), (1000, 0.8678)]
-    assert [text.get_text() for text in drawn["axes"].texts] == ["expRNN, published"]
-
-
 @pytest.fixture
 def drawn(monkeypatch):
     """The axes of the last picture, in the place of its file."""
@@ -88,6 +71,18 @@ def drawn(monkeypatch):
     for module in (pictures, curves):
         monkeypatch.setattr(module, "save", lambda picture, path: kept.update(axes=picture.axes))
     return kept
+
+
+def test_the_published_curves_stand_beside_the_rows(records, drawn):
+    """Of the characters the last value: the test accuracy after as many epochs as the row has."""
+    pictures.main(["--task", "sMNIST", "--only", "expRNN none", "--published", "--save", str(records)])
+    _, marks = drawn["axes"][0].lines
+    assert list(zip(*marks.get_data(), strict=True))[:2] == [(1, 0.8401), (2, 0.8678)]
+    assert len(marks.get_xdata()) == 70
+    pictures.main(["--task", "language", "--only", "expRNN none", "--published", "--save", str(records)])
+    _, mark = drawn["axes"][0].lines
+    assert list(zip(*mark.get_data(), strict=True)) == [(100, pytest.approx(0.6751))]
+    assert mark.get_label() == "expRNN, published test accuracy"
 
 
 def test_seeds_of_one_configuration_are_one_line_with_their_span(tmp_path, drawn):
@@ -133,7 +128,7 @@ def test_what_cannot_be_read_is_refused(tmp_path):
                             (nine, "9 lines .* fewer configurations"),
                             (["--alpha", *nine], "9 lines"), (["--spectrum", *nine], "9 lines"),
                             (["--gradients", *nine], "9 lines"),
-                            (["--task", "language"], "has two epochs to join; --training draws"),
+                            (["--task", "language"], "has two epochs to join; .* RUN_FOLDER draws"),
                             (["--task", "copytask", "--vary", "T", "200", "500"], "a line needs two values")):
         with pytest.raises(UserError, match=sentence):
             pictures.main([*asked, "--save", str(runs), "-o", str(tmp_path / "x.png")])
@@ -215,8 +210,8 @@ def test_a_mistake_ends_in_a_sentence(asked, sentence, tmp_path, monkeypatch):
         pictures.main(asked)
 
 
-@pytest.mark.parametrize("asked", [[], ["--task", "copytask", "--training"], ["--vary", "T", "5"],
-                                   ["--published", "--stairs"], ["--task", "language", "--published"],
+@pytest.mark.parametrize("asked", [[], ["--task", "copytask", "--alpha", "--published"], ["--vary", "T", "5"],
+                                   ["--published", "--stairs"],
                                    ["--task", "copytask", "--spectrum"], ["--task", "copytask", "--with='"],
                                    ["--task", "copytask", "--vary", "T"]])
 def test_what_has_no_meaning_is_refused(asked, capsys):
