@@ -3,10 +3,10 @@
     h_t = ρ_t · φ(x_t U + h_{t-1} W)                       ρ_t: a fixed schedule, --nvar
 
     python language_nvar.py                                  sRNN (non-normal), the default: 46.00 %
-    python language_nvar.py --net-type expRNN --nvar none    expRNN, a baseline: 49.71 %
+    python language_nvar.py --net-type expRNN --nvar none    expRNN, a baseline: 67.05 %
 
-The numbers are the validation accuracy of seed 400 after the first of 100 epochs. An epoch takes about 5 minutes on
-one core.
+The first number is the validation accuracy of seed 400 after the first of 100 epochs. The second is the test accuracy
+after all of them. An epoch takes about 5 minutes on one core.
 """
 
 from pathlib import Path
