@@ -88,9 +88,14 @@ def draw_rows(rows: list, task: str, path: Path, published: bool) -> None:
                   markevery=(number % 5, 5) if kind == "update" else 1)
         if published and (curve := curve_of(task, row)):
             every = 3 if task == "copytask" else 1           # 150 dots a row would hide each other
-            what = "published test accuracy" if task == "language" else "published"
-            axes.plot(*zip(*curve[number % every::every], strict=True), linestyle="none", marker=MARKERS[number],
-                      markersize=6 if len(curve) == 1 else 3, color=f"C{number}", markerfacecolor="none",
+            dots = dict(linestyle="none", marker=MARKERS[number], markersize=3, color=f"C{number}")
+            what = "published"
+            if task == "language":                           # the last value alone, of the test: ours stands beside it
+                what, dots["markersize"] = "published test accuracy", 7
+                ended = [result for folder in row.runs.values() if (result := read_result(folder)) is not None]
+                axes.plot([result["best_epoch"] for result in ended], [result["test_accuracy"] for result in ended],
+                          **dots, label=f"{row.model}, {row.stair}, test accuracy")
+            axes.plot(*zip(*curve[number % every::every], strict=True), **dots, markerfacecolor="none",
                       markeredgewidth=0.7, label=f"{row.model}, {what}")
     if longest < 2:
         raise UserError(f"no run that was picked has two {x}s to join; python -m evidence.pictures RUN_FOLDER draws "

@@ -184,7 +184,7 @@ def published_size(copying):
 @claim(RESULTS, "its last epoch is its best.")
 @claim(RESULTS, "That happened three times, after epochs 8, 13 and 54. The next epoch gained 2.5, 1.3 and 0.7 points. "
                 "The 45 epochs after it gained 0.3 points in all.")
-@claim(RESULTS, "The training accuracy of the last epoch is 2.9 points above the validation accuracy.")
+@claim(RESULTS, "The training accuracy of the last epoch is 2.8 points above the validation accuracy.")
 @claim(LANGUAGE, "Plain expRNN was run to its end, every other run was stopped after its first epoch.")
 def published_row(copying):
     (seed, folder), = Records("language").rows["expRNN none"].runs.items()
@@ -201,7 +201,7 @@ def published_row(copying):
     last = log[-1]["validation_accuracy"]
     assert round(100 * (last - halved[-1][1]["validation_accuracy"]), 1) == 0.3
     by_report = [row["train_accuracy"] for row in log_rows(folder) if row["epoch"] == 100]
-    assert round(100 * (statistics.mean(by_report) - last), 1) == 2.9
+    assert round(100 * (statistics.mean(by_report) - last), 1) == 2.8
 
 
 SMALL_SEEDS = (400, 401, 402)

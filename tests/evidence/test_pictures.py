@@ -74,13 +74,15 @@ def drawn(monkeypatch):
 
 
 def test_the_published_curves_stand_beside_the_rows(records, drawn):
-    """Of the characters the last value: the test accuracy after as many epochs as the row has."""
+    """Of the characters the last value, the test accuracy after as many epochs as the row has, and our test score."""
     pictures.main(["--task", "sMNIST", "--only", "expRNN none", "--published", "--save", str(records)])
     _, marks = drawn["axes"][0].lines
     assert list(zip(*marks.get_data(), strict=True))[:2] == [(1, 0.8401), (2, 0.8678)]
     assert len(marks.get_xdata()) == 70
+    write_run(records, row_of("language", "expRNN", "none"), 401, log_of(3), dict(test_accuracy=0.66, best_epoch=3))
     pictures.main(["--task", "language", "--only", "expRNN none", "--published", "--save", str(records)])
-    _, mark = drawn["axes"][0].lines
+    _, tested, mark = drawn["axes"][0].lines
+    assert list(zip(*tested.get_data(), strict=True)) == [(3, 0.66)]
     assert list(zip(*mark.get_data(), strict=True)) == [(100, pytest.approx(0.6751))]
     assert mark.get_label() == "expRNN, published test accuracy"
 
