@@ -45,10 +45,11 @@ from common.runs.curves import (
     save,
 )
 from common.runs.flags import FLAGS
-from common.runs.records import read_config, read_result, read_stair
+from common.runs.records import read_config, read_stair
 from common.stair import SCHEDULES, schedule
 from evidence.published import curve_of
 from evidence.rows import RUNS, SEEDS, TASKS, find_runs, rows_of, select, stair_of, task_of, vary
+from evidence.table import split
 
 FAINT = 1e-5  # of a gradient that is 1 at the recall
 APART = 45  # steps between two markers of a line
@@ -86,23 +87,30 @@ def draw_rows(rows: list, task: str, path: Path, published: bool) -> None:
         longest = max(longest, *(len(places) for places, _ in found), 0)
         draw_band(axes, found, kind, **line(number, f"{row.model}, {row.stair} (n = {len(found)})"),
                   markevery=(number % 5, 5) if kind == "update" else 1)
-        if published and (curve := curve_of(task, row)):
-            every = 3 if task == "copytask" else 1           # 150 dots a row would hide each other
-            dots = dict(linestyle="none", marker=MARKERS[number], markersize=3, color=f"C{number}")
-            what = "published"
-            if task == "language":                           # the last value alone, of the test: ours stands beside it
-                what, dots["markersize"] = "published test accuracy", 7
-                ended = [result for folder in row.runs.values() if (result := read_result(folder)) is not None]
-                axes.plot([result["best_epoch"] for result in ended], [result["test_accuracy"] for result in ended],
-                          **dots, label=f"{row.model}, {row.stair}, test accuracy")
-            axes.plot(*zip(*curve[number % every::every], strict=True), **dots, markerfacecolor="none",
-                      markeredgewidth=0.7, label=f"{row.model}, {what}")
+        if published:
+            draw_published(axes, row, task, number)
     if longest < 2:
         raise UserError(f"no run that was picked has two {x}s to join; python -m evidence.pictures RUN_FOLDER draws "
                         "a run from its first report on")
     prepare_axes(axes, kind, memoryless_line(next(iter(rows[0].runs.values()))))
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     save(picture, path)
+
+
+def draw_published(axes, row, task: str, number: int) -> None:
+    """The published curve of the row's model, hollow; of the characters its final test score, beside ours."""
+    curve = curve_of(task, row)
+    if not curve:
+        return
+    every = 3 if task == "copytask" else 1                   # 150 dots a row would hide each other
+    what, size = ("published test accuracy", 7) if task == "language" else ("published", 3)
+    dots = dict(linestyle="none", marker=MARKERS[number], markersize=size, color=f"C{number}")
+    if task == "language":
+        ours = [result for result in split(row)[0] if {"best_epoch", "test_accuracy"} <= result.keys()]
+        axes.plot([result["best_epoch"] for result in ours], [result["test_accuracy"] for result in ours], **dots,
+                  label=f"{row.model}, {row.stair}, test accuracy")
+    axes.plot(*zip(*curve[number % every::every], strict=True), **dots, markerfacecolor="none", markeredgewidth=0.7,
+              label=f"{row.model}, {what}")
 
 
 def draw_vary(columns: dict[str, list], task: str, name: str, path: Path) -> None:
@@ -116,8 +124,7 @@ def draw_vary(columns: dict[str, list], task: str, name: str, path: Path) -> Non
     except ValueError:
         raise UserError(f"--vary {name} {' '.join(columns)} has no place on a logarithmic axis, which takes numbers "
                         f"above 0; python -m evidence {task} --vary makes a table of any values") from None
-    ended = {value: [[r for r in map(read_result, row.runs.values()) if r is not None] for row in rows]
-             for value, rows in columns.items()}
+    ended = {value: [split(row)[0] for row in rows] for value, rows in columns.items()}
     columns = {value: columns[value] for value, results in ended.items() if any(results)}
     if not columns:
         raise UserError(f"no run of {task} that has ended matches; run some with python -m evidence {task} --run")

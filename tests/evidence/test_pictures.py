@@ -42,6 +42,7 @@ def records(tmp_path):
     ["--stairs"],
     ["--task", "copytask", "--published"],
     ["--task", "sMNIST", "--published", "--only", "expRNN none"],
+    ["--task", "sMNIST", "--published"],
     ["--task", "language", "--published", "--only", "expRNN none"],
     ["--task", "copytask", "--vary", "T", "200", "500", "1000", "--only", "expRNN none", "LSTM none"],
 ], ids=" ".join)
