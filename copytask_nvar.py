@@ -22,7 +22,8 @@ from common.stair import FixedStair
 
 SCRIPT = Path(__file__).stem
 
-# Every value that this script uses, to edit here; lr, lr_orth, alpha, alam, Tdecay and rinit come from a row below.
+# Every value that this script uses, to edit here. The values lr, lr_orth, alpha, alam, Tdecay, rinit, and iinit where a
+# row names it, come from a row below.
 # A value typed on the command line wins over a row, and a row over a value here. A new key becomes a flag of its own.
 DEFAULTS = dict(
     # network
@@ -30,7 +31,7 @@ DEFAULTS = dict(
     nvar="expn",          # none, n, n2, expn, logn, log2n, sqrtlogn
     nhid=128,             # hidden units H
     nonlin="modrelu",     # none, tanh, relu, modrelu, sigmoid
-    iinit="xavier",       # start of U: xavier, kaiming
+    iinit="xavier",       # start of U: xavier, kaiming, linear
     engine="auto",        # time loop: auto, native, torch, reference, triton
     # task
     T=200,                # delay in steps
@@ -55,7 +56,7 @@ PAPER = {
     "RNN-Orth / sRNN":             dict(net_type=("RNN-Orth", "RNN"), lr=2e-4, alpha=0.99, rinit="random"),
     "expRNN / sRNN (exponential)": dict(net_type="expRNN", lr=1e-3, lr_orth=1e-4, alpha=0.99, rinit="henaff"),
     "nnRNN / sRNN (non-normal)":   dict(net_type="nnRNN", lr=5e-4, lr_orth=1e-6, alpha=0.99, alam=1e-4, Tdecay=1e-4,
-                                        rinit="henaff"),
+                                        rinit="henaff", iinit="linear"),
     "LSTM":                        dict(net_type="LSTM", nvar="none", lr=5e-4, alpha=0.99, rinit="xavier"),
 }
 

@@ -22,7 +22,8 @@ from common.stair import LearnedStair
 
 SCRIPT = Path(__file__).stem
 
-# Every value that this script uses, to edit here; lr, lr_orth, alpha, alam, Tdecay and rinit come from a row below.
+# Every value that this script uses, to edit here. The values lr, lr_orth, alpha, alam, Tdecay, rinit, and iinit where a
+# row names it, come from a row below.
 # A value typed on the command line wins over a row, and a row over a value here. A new key becomes a flag of its own.
 DEFAULTS = dict(
     # network
@@ -30,7 +31,7 @@ DEFAULTS = dict(
     alpha_start=0.98,     # every α_t before training
     nhid=1024,            # hidden units H
     nonlin="modrelu",     # none, tanh, relu, modrelu, sigmoid
-    iinit="kaiming",      # start of U: xavier, kaiming
+    iinit="kaiming",      # start of U: xavier, kaiming, linear
     emsize=200,           # size of an embedding
     tied=False,           # decoder = embedding (needs emsize = nhid)
     engine="auto",        # time loop: auto, native, torch, reference, triton
@@ -53,9 +54,9 @@ PAPER = {
     "sRNN":                     dict(net_type=("RNN-Orth", "RNN"), lr=1e-4, alpha=0.9, rinit="random"),
     "sRNN (exponential)":       dict(net_type="expRNN", lr=5e-3, lr_orth=1e-4, alpha=0.9, rinit="cayley"),
     "sRNN (non-normal)":        dict(net_type="nnRNN", bptt=150, lr=8e-4, lr_orth=8e-5, alpha=0.9,
-                                     alam=1.0, Tdecay=1e-4, rinit="cayley"),
+                                     alam=1.0, Tdecay=1e-4, rinit="cayley", iinit="linear"),
     "sRNN (non-normal) 300":    dict(net_type="nnRNN", bptt=300, lr=8e-4, lr_orth=6e-5, alpha=0.9,
-                                     alam=1e-4, Tdecay=1e-4, rinit="cayley"),
+                                     alam=1e-4, Tdecay=1e-4, rinit="cayley", iinit="linear"),
 }
 
 

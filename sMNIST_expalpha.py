@@ -22,7 +22,8 @@ from common.stair import ExponentialStair
 
 SCRIPT = Path(__file__).stem
 
-# Every value that this script uses, to edit here; lr, lr_orth, alpha, alam, Tdecay and rinit come from a row below.
+# Every value that this script uses, to edit here. The values lr, lr_orth, alpha, alam, Tdecay, rinit, and iinit where a
+# row names it, come from a row below.
 # A value typed on the command line wins over a row, and a row over a value here. A new key becomes a flag of its own.
 DEFAULTS = dict(
     # network
@@ -31,7 +32,7 @@ DEFAULTS = dict(
     literal=False,        # z in the place of |z|, as in the authors' code
     nhid=512,             # hidden units H
     nonlin="modrelu",     # none, tanh, relu, modrelu, sigmoid
-    iinit="xavier",       # start of U: xavier, kaiming
+    iinit="xavier",       # start of U: xavier, kaiming, linear
     engine="auto",        # time loop: auto, native, torch, reference, triton
     # task
     permute=False,        # one fixed order of the pixels
@@ -52,7 +53,7 @@ PAPER = {
     "sRNN":                 dict(net_type=("RNN-Orth", "RNN"), lr=5e-5, alpha=0.99, rinit="random"),
     "sRNN (exponential)":   dict(net_type="expRNN", lr=5e-4, lr_orth=5e-5, alpha=0.99, rinit="cayley"),
     "sRNN (non-normal)":    dict(net_type="nnRNN", lr=2e-4, lr_orth=2e-5, alpha=0.99, alam=0.1, Tdecay=1e-4,
-                                 rinit="cayley"),
+                                 rinit="cayley", iinit="linear"),
 }
 
 

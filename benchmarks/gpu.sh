@@ -14,7 +14,6 @@ mkdir -p "$out/runs" && out=$(cd "$out" && pwd) && cd "$(dirname "$0")/.." || ex
 closing=60                                      # seconds in which a run that is stopped saves
 
 archive() {
-    cp "${XDG_CACHE_HOME:-$HOME/.cache}"/stair-rnn/triton-*.json "$out" 2>/dev/null
     tar czf "$out.tgz" -C "$(dirname "$out")" "$(basename "$out")" && echo "all of it: $out.tgz"
 }
 trap archive EXIT
@@ -30,30 +29,22 @@ part() {                                        # SECONDS NAME COMMAND...; if it
     fi
     echo "$name: $how" | tee -a "$out/summary.txt"
 }
-verify() { part 110 "verify $*" "${verify[@]}" --seconds 100 "$@"; }
 bench() { part 150 "benchmark $*" "$python" -m benchmarks "${device[@]}" --tasks "$@"; }
 row() { part 86400 "row $1 $2" "$python" -m evidence "$1" --only "$2" --seeds 400 --short --run "${flags[@]}" \
     --data "$data" --save "$out/runs"; }
 
-verify=("$python" -m common.recurrence.verify)
 if [ "${SMALL:-}" ]; then
-    verify=(env TRITON_INTERPRET=1 "${verify[@]}" --steps 1 --repetitions 2) sizes=("3 5") more="" workers=0
-    device=(--small --quick) engines=torch flags=(--with="--nhid 8 --batch 500 --epochs 1")
+    device=(--small --quick) engines=torch workers=0 flags=(--with="--nhid 8 --batch 500 --epochs 1")
     rows=("sRNN (exponential) expn")
 else
-    sizes=("100 512" "128 1024" "10 1024" "10 128") more="--tf32 --rule=exponential" workers=4
-    device=(--cuda) engines="triton torch" flags=(--cuda)       # sizes: pixels, characters, their evaluation, copying
+    device=(--cuda) engines="triton torch" workers=4 flags=(--cuda)
     rows=("sRNN (exponential) expn" "expRNN none" "nnRNN none" "sRNN, henaff expn" "RNN-Orth, henaff none")
 fi
 part 60 environment "$python" -m torch.utils.collect_env
 part 60 version git describe --always --dirty
-for size in "${sizes[@]}"; do verify --batch "${size% *}" --hidden "${size#* }"; done
 part 420 tests "$python" -m pytest -q -m gpu -rfE --tb=short -n $workers tests/engines/test_gpu.py
 for engine in $engines; do
     for task in psMNIST characters copying; do bench $task --engine $engine; done
-done
-for flag in $more; do
-    for size in "${sizes[@]:0:2}"; do verify --batch "${size% *}" --hidden "${size#* }" "$flag"; done
 done
 for row in "${rows[@]}"; do
     for task in sMNIST language; do row $task "$row"; done

@@ -25,7 +25,7 @@ from common.recurrence import native_engine
 
 NET_TYPES = ("RNN", "RNN-Orth", "expRNN", "nnRNN", "LSTM")
 RECURRENT_STARTS = ("xavier", *ROTATION_STARTS)
-INPUT_STARTS = ("xavier", "kaiming")
+INPUT_STARTS = ("xavier", "kaiming", "linear")
 
 
 def glorot_normal(rows: int, columns: int) -> torch.Tensor:
@@ -34,11 +34,13 @@ def glorot_normal(rows: int, columns: int) -> torch.Tensor:
 
 
 def input_start(name: str, input_size: int, hidden_size: int) -> torch.Tensor:
-    """U (I, H): `xavier` N(0, 2/(I + H)) or `kaiming` N(0, 2/I)."""
+    """U (I, H): `xavier` N(0, 2/(I + H)), `kaiming` N(0, 2/I) or `linear` U(±1/√I), the start of torch.nn.Linear."""
     if name == "xavier":
         return glorot_normal(input_size, hidden_size)
     if name == "kaiming":
         return torch.randn(input_size, hidden_size) * math.sqrt(2 / input_size)
+    if name == "linear":
+        return torch.empty(input_size, hidden_size).uniform_(-1, 1) / math.sqrt(input_size)
     raise ValueError(f"there is no input start '{name}'; choose one of {', '.join(INPUT_STARTS)}")
 
 

@@ -4,11 +4,14 @@
 h (T, B, H); `ReadOut` maps states to logits, and `mean_cross_entropy` is their loss.
 """
 
+import math
+
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
-from common.cells import NNRNN, RNN, Cell, ExpRNN, check_start, glorot_normal, input_start
-from common.recurrence import automatic, native_engine, stair_recurrence
+from common.cells import NNRNN, RNN, Cell, ExpRNN, check_start, glorot_normal
+from common.recurrence import automatic, stair_recurrence
 from common.stair import Nonlinearity
 
 
@@ -44,26 +47,28 @@ class StairRNN(nn.Module):
 
 
 class LSTM(nn.Module):
-    """The gated baseline of the nnRNN paper: torch.nn.LSTM with the starts of this project.
+    """The gated baseline of the nnRNN paper: torch.nn.LSTM with the starts of that paper's code.
 
-    Every H × H block of the recurrent weights starts at `rinit`: xavier, or random (orthogonal). The biases
-    start at 0, those of the forget gate at 1 (Jozefowicz et al. 2015).
+    Each gate has one matrix over (h, x), Glorot normal N(0, 2/(2H + I)), and one bias vector U(±1/√(H + I)). With
+    `rinit` random the part over h is orthogonal. torch.nn.LSTM has a second bias vector: it stays 0.
     """
 
-    engine = "torch"
+    cell = stair = None
 
-    def __init__(self, input_size: int, hidden_size: int, rinit: str = "xavier", iinit: str = "xavier"):
+    def __init__(self, input_size: int, hidden_size: int, rinit: str = "xavier"):
         super().__init__()
         check_start("LSTM", rinit)
         self.input_size, self.hidden_size = input_size, hidden_size
         self.lstm = nn.LSTM(input_size, hidden_size)
+        bound = 1 / math.sqrt(hidden_size + input_size)
         with torch.no_grad():
-            for gate in self.lstm.weight_ih_l0.chunk(4):
-                gate.copy_(input_start(iinit, input_size, hidden_size).t())
-            for gate in self.lstm.weight_hh_l0.chunk(4):
-                gate.copy_(glorot_normal(hidden_size, hidden_size)) if rinit == "xavier" else nn.init.orthogonal_(gate)
-            self.lstm.bias_ih_l0.zero_()[hidden_size:2 * hidden_size] = 1.0
+            for over_x, over_h in zip(self.lstm.weight_ih_l0.chunk(4), self.lstm.weight_hh_l0.chunk(4), strict=True):
+                gate = glorot_normal(hidden_size, hidden_size + input_size)
+                over_x.copy_(gate[:, hidden_size:])
+                over_h.copy_(gate[:, :hidden_size]) if rinit == "xavier" else nn.init.orthogonal_(over_h)
+            self.lstm.bias_ih_l0.uniform_(-bound, bound)
             self.lstm.bias_hh_l0.zero_()
+        self.lstm.bias_hh_l0.requires_grad_(False)
 
     def start(self, batch: int) -> torch.Tensor:
         """Hidden and cell state before the first step: zeros (2, B, H)."""
@@ -88,36 +93,25 @@ class LSTM(nn.Module):
 
 def build_network(net_type: str, input_size: int, hidden_size: int, stair, nonlin, rinit: str, iinit: str,
                   engine: str = "auto") -> nn.Module:
-    """The network that the options name: a `StairRNN`, or an `LSTM` (which leaves stair and `nonlin` out).
+    """The network that the options name: a `StairRNN`, or an `LSTM` (which leaves stair, `nonlin` and `iinit` out).
 
     nonlin   φ: one of `NONLINEARITIES`, or a function of z
     Raises ValueError for a combination that has no meaning.
     """
     check_start(net_type, rinit)
     if net_type == "LSTM":
-        return LSTM(input_size, hidden_size, rinit, iinit)
+        return LSTM(input_size, hidden_size, rinit)
     cell = {"RNN": RNN, "RNN-Orth": RNN, "expRNN": ExpRNN, "nnRNN": NNRNN}[net_type]
     made = cell(input_size, hidden_size, rinit, iinit)     # before φ: both draw from one generator
     return StairRNN(made, stair, nonlin if callable(nonlin) else Nonlinearity(nonlin, hidden_size), engine)
 
 
 class ReadOut(nn.Linear):
-    """torch.nn.Linear with its own start, U(±1/√H) for weight (C, H) and bias; `engine` as of the recurrence."""
-
-    def __init__(self, hidden_size: int, classes: int, engine: str = "auto"):
-        super().__init__(hidden_size, classes)
-        self.engine = engine
+    """torch.nn.Linear with its own start, U(±1/√H) for weight (C, H) and bias. Logits lie class by class, (C, N)."""
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         """h (..., H) → logits (..., C)."""
-        return read_out(h, self.weight, self.bias, self.engine)
-
-
-def read_out(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, engine: str = "auto") -> torch.Tensor:
-    """h (..., H), weight (C, H), bias (C,) → logits (..., C), in compiled code where `engine` means that."""
-    if engine in ("auto", "native") and h.dtype == weight.dtype == bias.dtype and native_engine.serves(h):
-        return native_engine.native_read_out(h, weight, bias)
-    return class_by_class(h, weight, bias)
+        return class_by_class(h, self.weight, self.bias)
 
 
 def class_by_class(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -130,9 +124,8 @@ def class_by_class(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) ->
 
 
 def mean_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Over all positions: logits (..., C), best as `read_out` lays them out, and target (...) → a scalar."""
-    # Logits that lie row by row come from compiled code, or from a read-out of a reader's own.
-    if logits.is_contiguous() and target.dtype == torch.int64 and native_engine.serves(logits):
-        return native_engine.native_cross_entropy(logits, target)
-    log_probabilities = logits.flatten(0, -2).t().log_softmax(0)                         # (C, N)
-    return -log_probabilities.gather(0, target.flatten().unsqueeze(0)).mean()
+    """torch's cross entropy over all positions: logits (..., C), target (...) → a scalar.
+
+    torch takes C as the second dimension, which suits the logits of `class_by_class`.
+    """
+    return cross_entropy(logits.flatten(0, -2).t().unsqueeze(0), target.flatten().unsqueeze(0))

@@ -102,12 +102,12 @@ def parameter_groups(model, lr: float, lr_orth: float, method: str = "RMSprop", 
     triangular   nnRNN's T, `method` with `lr` and the weight decay `Tdecay`
     bounded      numbers of a stair that has a minimum
     """
-    cell, stair = getattr(model.network, "cell", None), getattr(model.network, "stair", None)
+    cell, stair = model.network.cell, model.network.stair
     rotation = cell.rotation_parameters() if cell else []
     triangular = cell.triangular_parameters() if cell else []
     bounded = list(stair.parameters()) if stair and stair.minimum is not None else []
     named = {id(p) for p in (*rotation, *triangular, *bounded)}
-    free = [p for p in model.parameters() if id(p) not in named]
+    free = [p for p in model.parameters() if p.requires_grad and id(p) not in named]
 
     common = dict(method=method, lr=lr, alpha=alpha, betas=betas)
     groups = [

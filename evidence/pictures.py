@@ -27,7 +27,6 @@ from common.data import CopyingTask
 from common.errors import UserError, start
 from common.network import mean_cross_entropy
 from common.recurrence import stair_recurrence
-from common.runs import flags
 from common.runs.curves import (
     CURVES,
     MARKERS,
@@ -146,7 +145,7 @@ def draw_vary(columns: dict[str, list], task: str, name: str, path: Path) -> Non
                       **line(number, f"{row.model}, {row.stair}"))
     if task == "copytask":
         mark_memoryless(axes, 1 / 8)
-    axes.set(xlabel=f"{name}: {flags.FLAGS[name.replace('-', '_')][2]}", ylabel=ylabel, xscale="log")
+    axes.set(xlabel=f"{name}: {FLAGS[name.replace('-', '_')].help}", ylabel=ylabel, xscale="log")
     axes.set_xticks([float(value) for value in columns], list(columns))
     axes.minorticks_off()
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -213,7 +212,7 @@ def draw_spectrum(folders: list[Path], path: Path) -> None:
     axes.axhline(1.0, color="0.3", linewidth=0.8)
     for number, folder in enumerate(map(Path, folders)):
         network = script_of_run(folder).load(folder)[0].network
-        if not hasattr(network, "cell"):
+        if network.cell is None:
             raise UserError(f"{folder} has no recurrent matrix W (an LSTM has four); name a run of another cell")
         eigenvalues = torch.linalg.eigvals(network.kernel().double())
         angle, modulus = eigenvalues.angle().abs(), eigenvalues.abs()
@@ -298,7 +297,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="with --task: the rows that --only of tables picks")
     parser.add_argument("--with", dest="extra", default="", metavar="FLAGS",
                         help="with --task: of the rows run with these flags, as in --with='--T 500'")
-    parser.add_argument("--seeds", type=FLAGS["random_seed"][1], nargs="+", default=SEEDS,
+    parser.add_argument("--seeds", type=FLAGS["random_seed"].accepts, nargs="+", default=SEEDS,
                         help="with --task; default: 400 to 404")
     parser.add_argument("--save", type=Path, nargs="+", default=[RUNS], help="with --task: the folders of runs")
     parser.add_argument("--vary", nargs="+", metavar=("FLAG", "VALUE"),

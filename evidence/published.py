@@ -8,8 +8,6 @@ import csv
 from functools import cache
 from pathlib import Path
 
-from common.runs import flags
-
 FINAL = {
     "copytask": {"RNN": "0.0945", "RNN-Orth": "0.0016", "expRNN": "0.0003 (H 176)", "nnRNN": "0.0018",
                  "LSTM": "0.0945 (H 63)", "expRNN, H 176": "0.0003", "LSTM, H 63": "0.0945"},
@@ -22,21 +20,6 @@ FINAL_TITLE = {"copytask": "published", "sMNIST": "published: best validation ac
                    "language": "published: test accuracy, % (bits per character)"}
 CURVE_HIDDEN = {"expRNN": 722, "LSTM": 257}  # H of the published psMNIST curves where it is not 512
 FOLDER = Path(__file__).parent.parent / "results" / "published"
-
-
-def script_of(task: str, kind: str) -> tuple[dict, dict]:
-    """DEFAULTS and PAPER of a published script, whatever the script in this folder says by now.
-
-    task is copytask, smnist or language; kind is nvar, alpha or expalpha.
-    """
-    known = flags.published()[task]
-    defaults = {name: tuple(value) if isinstance(value, list) else value
-                for name, value in {**known["DEFAULTS"], **known[kind]}.items()}
-    paper = {name: {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
-             for name, row in known["PAPER"].items()}
-    if kind != "nvar":
-        paper = {name.split(" / ")[-1]: row for name, row in paper.items() if "nvar" not in row}
-    return defaults, paper
 
 
 @cache

@@ -16,9 +16,8 @@ from pathlib import Path
 from common import copytask, language, smnist
 from common.errors import UserError, nearest
 from common.runs import flags
-from common.runs.records import is_diverged, is_not_finite, log_rows, own_stair, plain, read_config
+from common.runs.records import is_diverged, is_not_finite, kind_of, log_rows, own_stair, plain, read_config
 from common.stair import SCHEDULES
-from evidence.published import script_of
 
 TASKS = {"copytask": copytask, "sMNIST": smnist, "language": language}
 KINDS = ("nvar", "alpha", "expalpha")  # of scripts, by the stair
@@ -68,7 +67,7 @@ class Row:
 
     def takes(self, flag: str) -> bool:
         """Whether the row's script has the flag `flag`, spelled without dashes in front."""
-        return flag.replace("-", "_") in {**flags.SHARED, **flags.FROM_ROW, **script_of(*self.place)[0]}
+        return flag.replace("-", "_") in {**flags.SHARED, **flags.FROM_ROW, **flags.published(*self.place)[0]}
 
     @property
     def place(self) -> tuple[str, str]:
@@ -79,7 +78,7 @@ class Row:
     def options(self, seed: int) -> dict:
         """What the command resolves to, as a run's config.json holds it."""
         task, _ = self.script.split("_")
-        resolved = flags.parse(self.command(seed)[1:], self.script, "", *script_of(*self.place), TASKS[task])
+        resolved = flags.parse(self.command(seed)[1:], self.script, "", *flags.published(*self.place), TASKS[task])
         return flags.science({name: {"value": plain(getattr(resolved, name)), "origin": origin}
                               for name, origin in resolved.origin.items()})
 
@@ -90,7 +89,7 @@ def rows_of(task: str, extra: list[str]) -> list[Row]:
     for kind, with_stair in (("nvar", False), ("nvar", True), ("alpha", True), ("expalpha", True)):
         script = f"{task}_{kind}"
         stairs = [s for s in SCHEDULES if s != "none"] if kind == "nvar" else [kind]
-        for names, row in script_of(TASKS[task].NAME, kind)[1].items():
+        for names, row in flags.published(TASKS[task].NAME, kind)[1].items():
             if with_stair and "nvar" in row:
                 continue
             model = names.split(" / ")[with_stair and kind == "nvar"]
@@ -150,23 +149,21 @@ def vary(task: str, flag: str, values: list[str], extra: list[str], only: list[s
 def find_runs(rows: list[Row], seeds, *folders: Path, data: str | None = None) -> None:
     """Give every row the folders of its runs below `folders`; of several with the same values, the first finished one.
 
-    A run of another REVISION of its task does not count; a record without the number is of revision 1. A run on other
-    data than the published counts only where `data` names their folder.
+    A run on other data than the published counts only where `data` names their folder.
     """
     found = {}
     for run, config in records_below(*folders):
         differences = differences_of(config)
         if differences == ["other data"] and data and config["data"].get("path") == str(Path(data).absolute()):
             differences = []
-        if not differences and own_stair(config) is None:
+        if not differences and own_stair(config) is None and is_current(config):
             science = json.dumps(flags.science(config["options"]), sort_keys=True)
-            key = (config["script"], config.get("revision", 1), science)
+            key = (config["script"], science)
             if key not in found or ((run / "result.json").exists() and not (found[key] / "result.json").exists()):
                 found[key] = run
     for row in rows:
-        revision = TASKS[row.script.split("_")[0]].REVISION
         for seed in seeds:
-            key = (row.script, revision, json.dumps(row.options(seed), sort_keys=True))
+            key = (row.script, json.dumps(row.options(seed), sort_keys=True))
             if key in found:
                 row.runs[seed] = found[key]
 
@@ -176,8 +173,7 @@ def own_rows(task: str, seeds, *folders: Path) -> list[Row]:
     rows = {}
     for run, config in records_below(*folders):
         differences, stair = differences_of(config), own_stair(config)
-        if not (differences or stair) or task_of(config) != TASKS[task].NAME \
-                or config.get("revision", 1) != TASKS[task].REVISION:
+        if not (differences or stair) or task_of(config) != TASKS[task].NAME or not is_current(config):
             continue
         options = {name: entry["value"] for name, entry in config["options"].items()}
         science_ = {name: value for name, value in flags.science(config["options"]).items() if name != "random_seed"}
@@ -195,6 +191,13 @@ def records_below(*folders: Path) -> list[tuple[Path, dict]]:
             for folder in folders for path in sorted(Path(folder).glob("*/*/config.json"))]
 
 
+def is_current(config: dict) -> bool:
+    """Whether the run's options compute today what they computed then. A record without a number is of revision 1."""
+    task = next((task for task in TASKS.values() if task_of(config) == task.NAME), None)
+    number, cell = config.get("revision", 1), config["options"]["net_type"]["value"]
+    return task is not None and (number == task.REVISION or cell in task.AS_BEFORE.get(number, ()))
+
+
 def task_of(config: dict) -> str:
     """The task's name; an older record names the task in its script only."""
     return config.get("task") or config["script"].split("_")[0].lower()
@@ -204,7 +207,7 @@ def stair_of(config: dict) -> str:
     """The name of a run's stair: a class of one's own, a schedule, or the kind that is learned."""
     options = config["options"]
     schedule = options.get("nvar", {}).get("value")
-    return own_stair(config) or schedule or ("expalpha" if "literal" in options else "alpha")
+    return own_stair(config) or schedule or kind_of(options)
 
 
 def differences_of(config: dict) -> list[str]:

@@ -235,7 +235,7 @@ def make_parser() -> argparse.ArgumentParser:
                         help="of every task, a line a cell: the plain network beside the best stair")
     parser.add_argument("--vary", nargs="+", metavar=("FLAG", "VALUE"),
                         help="a column a value of this flag of the scripts, as in --vary T 200 500")
-    parser.add_argument("--seeds", type=flags.FLAGS["random_seed"][1], nargs="+", default=SEEDS,
+    parser.add_argument("--seeds", type=flags.FLAGS["random_seed"].accepts, nargs="+", default=SEEDS,
                         help="default: 400 to 404")
     parser.add_argument("--jobs", type=flags.number(int, 1), default=1, help="runs at a time (default: %(default)s)")
     parser.add_argument("--with", dest="extra", default="", metavar="FLAGS",

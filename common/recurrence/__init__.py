@@ -5,14 +5,14 @@
     native      the same in one call of compiled code; float32 and float64 on the CPU
     triton      the same in one launch on a GPU; float32 and float64
 
-`auto` is native on a CPU where a compiler is found; triton on a GPU where it has passed its test for these sizes,
-`python -m common.recurrence.verify`; else torch. Where an engine cannot compute a stair or φ of one's own, `auto` takes
+`auto` is native on a CPU where a compiler is found; triton on a GPU where its numbers for these sizes are right; else
+torch. Where an engine cannot compute a stair or φ of one's own, `auto` takes
 the next slower one and a line says why. `stair_recurrence` is the only function that callers need.
 """
 
 import torch
 
-from common.recurrence import native_engine, triton_engine, verdicts
+from common.recurrence import native_engine, triton_engine
 from common.recurrence.native_build import say_once
 from common.recurrence.reference_engine import reference_recurrence
 from common.recurrence.torch_engine import is_elementwise, sequence_recurrence
@@ -63,9 +63,9 @@ def automatic(x: torch.Tensor, stair, nonlinearity) -> str:
     if (reason := unfit_reason("triton" if on_gpu else "native", hidden, stair, nonlinearity)) is None:
         if native_engine.serves(x):
             return "native"
-        trusted = on_gpu and x.dtype in triton_engine.DTYPES \
-            and verdicts.is_trusted(verdicts.Case.of(x, stair.rule, nonlinearity.name), x.device)
-        return "triton" if trusted else "torch"
+        is_right = on_gpu and triton_engine.is_right(*x.shape[1:], stair.rule, nonlinearity.name, x.dtype, x.device,
+                                                     triton_engine.precision())
+        return "triton" if is_right else "torch"
     slower = unfit_reason("torch", hidden, stair, nonlinearity)
     engine, reason = ("torch", reason) if slower is None else ("reference", slower)
     say_once(f"stair: running the {engine} engine; {reason.partition(';')[0]}")

@@ -8,8 +8,8 @@
 //
 //   gradient    dW = Σ_t h_{t-1}ᵀ δz_t                                                 after the backward pass
 //
-// Beside it the rest of a step, on the same tiles: W = exp(S) and its adjoint, a read-out and its cross entropy. Its
-// products are few. What is saved are calls of torch, each of which finds the caches full of other numbers.
+// Beside it W = exp(S) and its adjoint, on the same tiles. What is saved are calls of torch, each of which finds the
+// caches full of other numbers.
 //
 // Why it is fast. Rows (examples) do not depend on each other, so every thread takes its share of the rows
 // through all T steps and no thread ever waits for another. W is packed once per call into panels of a few
@@ -52,7 +52,6 @@
 #include <limits>
 #include <memory>
 #include <new>
-#include <stdexcept>
 #include <system_error>
 #include <thread>
 #include <type_traits>
@@ -89,10 +88,6 @@ struct Call {
     const double *polynomial;
     void *squares, *kept_products, *rotation, *room, *d_logarithm;
     mutable std::int64_t squarings;
-    // a read-out of `batch` states h to so many classes: kernel (C, H), bias (C,), logits in `last`; grad of the
-    // logits, dz of the states, d_kernel, d_bias. Its loss: logits x, targets `kept`; the loss in `last`, its gradient
-    // in dz
-    std::int64_t classes;
 };
 
 int stair_forward(const Call *call);   // fills h or last, and z where kept
@@ -102,10 +97,6 @@ int stair_kernel_gradient(const Call *call);  // adds Σ_t h_{t-1}ᵀ δz_t to d
 int stair_square(const Call *call);                // fills squares, unscaled, and squarings
 int stair_exponential(const Call *call);           // scales squares, fills kept_products and rotation
 int stair_exponential_backward(const Call *call);  // fills d_logarithm
-
-int stair_read_out(const Call *call);           // fills last
-int stair_read_out_backward(const Call *call);  // fills dz and d_bias, adds to d_kernel
-int stair_cross_entropy(const Call *call);      // fills last and dz; 2 where a target is no class
 
 double stair_smallest(const void *numbers, std::int64_t count);  // the least |number|; NaN counts for nothing
 double stair_multiply_adds(std::int64_t rounds);                 // the yardstick: multiply-adds → how many operations
@@ -964,106 +955,13 @@ void run_exponential(const Call &call) { Exponential<S>(call).forward(); }
 template <class S>
 void run_exponential_backward(const Call &call) { Exponential<S>(call).backward(); }
 
-// ------------------------------------------------------------------------------- the read-out and its loss
-
-// to (rows, columns) = rows (rows, depth) · matrix + bias; a null bias is 0
-template <class S>
-void map_rows(const Call &call, const S *rows, const Packed<S> &matrix, const S *bias, S *to) {
-    Aligned<S> padded(matrix.columns + LANES<S>);
-    if (bias) std::copy_n(bias, matrix.columns, padded.data());
-    share_rows(call, call.batch, [&](Index first, Index end) {
-        product(matrix, rows + first * matrix.depth, matrix.depth, end - first,
-                {{{to + first * matrix.columns, matrix.columns}}},
-                [&](Index row, Index column, Index vectors, const S *sums) {
-                    for_each_vector<S>(column, vectors, matrix.columns, [&](Index offset, Index c, Index n) {
-                        const Vector<S> sum = load(sums + offset) + load(padded.data() + c);
-                        store(to + (first + row) * matrix.columns + c, sum, n);
-                    });
-                });
-    });
-}
-
-template <class S>
-void run_read_out(const Call &call) {
-    const Packed<S> weight(static_cast<const S *>(call.kernel), 1, call.hidden, call.hidden, call.classes);
-    const S *h = static_cast<const S *>(call.h), *bias = static_cast<const S *>(call.bias);
-    map_rows(call, h, weight, bias, static_cast<S *>(call.last));
-}
-
-template <class S>
-void run_read_out_backward(const Call &call) {
-    const S *grad = static_cast<const S *>(call.grad), *h = static_cast<const S *>(call.h);
-    const Packed<S> weight(static_cast<const S *>(call.kernel), call.hidden, 1, call.classes, call.hidden);
-    map_rows(call, grad, weight, static_cast<const S *>(nullptr), static_cast<S *>(call.dz));
-    std::vector<double> sums(std::size_t(call.classes));
-    for (Index row = 0; row < call.batch; row++)
-        for (Index c = 0; c < call.classes; c++) sums[c] += double(grad[row * call.classes + c]);
-    std::copy(sums.begin(), sums.end(), static_cast<S *>(call.d_bias));
-    Call without_bias = call;
-    without_bias.d_bias = nullptr;
-    const Sequence<S> s(without_bias);
-    share_rows(call, call.classes, [&](Index first, Index end) {
-        add_products(s, grad, call.classes, h, call.batch, first, end);
-    });
-}
-
-// The mean over the rows of ln Σ e^logit − the target's logit, and its gradient (softmax − 1 at the target) / rows. As
-// many rows at a time as a vector has lanes, each in a lane.
-template <class S>
-void run_cross_entropy(const Call &call) {
-    constexpr Index lanes = LANES<S>;
-    const Index classes = call.classes, blocks = (call.batch + lanes - 1) / lanes;
-    std::vector<double> losses(std::size_t(call.batch));
-    std::atomic<bool> outside{false};
-    share_rows(call, blocks, [&](Index first, Index end) {
-        Aligned<S> turned(classes * lanes);
-        S *const at = turned.data();
-        for (Index start = first * lanes; start < std::min(end * lanes, Index(call.batch)); start += lanes) {
-            const Index count = std::min(lanes, call.batch - start);
-            const S *logits = static_cast<const S *>(call.x) + start * classes;
-            S *gradient = static_cast<S *>(call.dz) + start * classes;
-            for (Index row = 0; row < count; row++)
-                for (Index c = 0; c < classes; c++) at[c * lanes + row] = logits[row * classes + c];
-            Vector<S> largest = load(at), sum = {};
-            for (Index c = 1; c < classes; c++) {
-                const Vector<S> v = load(at + c * lanes);
-                largest = v > largest ? v : largest;
-            }
-            for (Index c = 0; c < classes; c++) {
-                const Vector<S> e = exponentials<S>(load(at + c * lanes) - largest).exp;
-                store(at + c * lanes, e);
-                sum += e;
-            }
-            const Vector<S> factor = S(1) / (sum * S(call.batch));
-            for (Index c = 0; c < classes; c++) store(at + c * lanes, load(at + c * lanes) * factor);
-            for (Index row = 0; row < count; row++) {
-                const Index target = call.kept[start + row];
-                if (target < 0 || target >= classes) {
-                    outside = true;
-                    return;
-                }
-                const double wanted = double(logits[row * classes + target]);
-                losses[start + row] = std::log(double(sum[row])) + double(largest[row]) - wanted;
-                for (Index c = 0; c < classes; c++) gradient[row * classes + c] = at[c * lanes + row];
-                gradient[row * classes + target] -= S(1) / S(call.batch);
-            }
-        }
-    });
-    if (outside) throw std::out_of_range("a target");
-    double sum = 0;
-    for (double loss : losses) sum += loss;
-    *static_cast<S *>(call.last) = S(sum / double(call.batch));
-}
-
-// 0: done. 1: out of memory. 2: a target is no class.
+// 0: done. 1: out of memory.
 int enter(void (*run)(const Call &), const Call &call) {
     try {
         run(call);
         return 0;
     } catch (const std::bad_alloc &) {
         return 1;
-    } catch (const std::out_of_range &) {
-        return 2;
     }
 }
 
@@ -1103,9 +1001,6 @@ int stair_kernel_gradient(const Call *call) { return enter(run_kernel_gradient<S
 int stair_square(const Call *call) { return enter(run_square<STAIR_SCALAR>, *call); }
 int stair_exponential(const Call *call) { return enter(run_exponential<STAIR_SCALAR>, *call); }
 int stair_exponential_backward(const Call *call) { return enter(run_exponential_backward<STAIR_SCALAR>, *call); }
-int stair_read_out(const Call *call) { return enter(run_read_out<STAIR_SCALAR>, *call); }
-int stair_read_out_backward(const Call *call) { return enter(run_read_out_backward<STAIR_SCALAR>, *call); }
-int stair_cross_entropy(const Call *call) { return enter(run_cross_entropy<STAIR_SCALAR>, *call); }
 double stair_smallest(const void *numbers, std::int64_t count) {
     return smallest(static_cast<const STAIR_SCALAR *>(numbers), count);
 }

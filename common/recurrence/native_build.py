@@ -38,8 +38,7 @@ SAME_ROUNDING = "--param=avoid-fma-max-bits=0"
 PROCESSOR_FLAGS = (("-march=native", SAME_ROUNDING), ("-march=native",), ("-mcpu=native",), ())
 COMPILE_SECONDS = 300
 UNMAPPED = 65534  # the owner that a container shows for users that it does not know
-PASSES = ("forward", "backward", "states", "kernel_gradient", "square", "exponential", "exponential_backward",
-          "read_out", "read_out_backward", "cross_entropy")
+PASSES = ("forward", "backward", "states", "kernel_gradient", "square", "exponential", "exponential_backward")
 
 
 class Unavailable(Exception):
@@ -56,7 +55,7 @@ class Call(ctypes.Structure):
         "openmp_parallel", "kernel", "x", "h0", "numbers", "bias", "kept", "h", "last", "z",
         "grad", "grad_last", "dz", "d_h0", "d_numbers", "d_bias", "d_kernel",
         "logarithm", "grad_rotation", "polynomial", "squares", "kept_products", "rotation", "room", "d_logarithm")]
-    _fields_ += [("squarings", ctypes.c_int64), ("classes", ctypes.c_int64)]
+    _fields_ += [("squarings", ctypes.c_int64)]
 
 
 class Library:
@@ -72,12 +71,8 @@ class Library:
         self.multiply_adds.argtypes, self.multiply_adds.restype = [ctypes.c_int64], ctypes.c_double
 
     def run(self, name, call):
-        found = self.entries[name](ctypes.byref(call))
-        if found == 1:
+        if self.entries[name](ctypes.byref(call)) != 0:
             raise MemoryError("the native engine ran out of memory")
-        if found == 2:
-            raise ValueError(f"a target of the cross entropy is not one of its {call.classes} classes, 0 to "
-                             f"{call.classes - 1}")
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """The native CPU engine: the whole sequence, forward or backward, in one call of compiled code (native.cpp).
 
-Beside the recurrence, what else a step spends its time with: exp(S), a read-out at every step and its cross entropy.
+Beside the recurrence, what else a step of a small network spends its time with: exp(S) and its adjoint.
 
     forward     z_t = x_t + h_{t-1} W,  h_t = g_t(z_t) φ(z_t)                         all t in one call
     backward    δh_t = ∂L/∂h_t + δz_{t+1} Wᵀ,  δz_t = δh_t · ∂h_t/∂z_t                 all t in one call
@@ -24,12 +24,11 @@ import functools
 
 import torch
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import cross_entropy
 
 from common.orthogonal import LARGEST_NORM, POLYNOMIAL, skew_exponential, triangle, triangle_indices
 from common.recurrence import native_build
+from common.recurrence.agreement import disagreement
 from common.recurrence.native_build import SCALARS, Call
-from common.recurrence.torch_engine import sequence_recurrence
 from common.stair import NONLINEARITIES, RULES
 
 WORK_PER_THREAD = 2**20  # multiply-adds; with less of them a thread costs more than it brings
@@ -251,72 +250,6 @@ class _Exponential(torch.autograd.Function):
         return d_logarithm, None, None
 
 
-# ── the read-out and its loss ────────────────────────────────────────────────────────────────────────────
-
-
-def native_read_out(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """h (..., H), weight (C, H), bias (C,), alike in dtype → logits (..., C), row by row.
-
-    Raises ValueError for shapes that do not fit.
-    """
-    if weight.shape != (*bias.shape, h.shape[-1]):
-        raise ValueError(f"states {tuple(h.shape)} do not fit a weight {tuple(weight.shape)} and a bias "
-                         f"{tuple(bias.shape)}")
-    return _ReadOut.apply(h, weight, bias, _library(h.dtype)[0])
-
-
-class _ReadOut(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, h, weight, bias, library):
-        h, weight, bias = h.contiguous(), weight.contiguous(), bias.contiguous()
-        (classes, hidden), rows = weight.shape, h.numel() // h.shape[-1]
-        logits = h.new_empty(*h.shape[:-1], classes)
-        call = _call(rows * hidden * classes, batch=rows, hidden=hidden, classes=classes)
-        call.h, call.kernel, call.bias, call.last = map(_address, (h, weight, bias, logits))
-        library.run("read_out", call)
-        ctx.library, ctx.call = library, call
-        ctx.save_for_backward(h, weight)
-        return logits
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        (h, weight), grad, call = ctx.saved_tensors, grad.contiguous(), ctx.call
-        d_h, d_weight, d_bias = torch.empty_like(h), torch.zeros_like(weight), grad.new_empty(weight.shape[0])
-        call.h, call.kernel, call.bias, call.grad = _address(h), _address(weight), None, _address(grad)
-        call.dz, call.d_kernel, call.d_bias = map(_address, (d_h, d_weight, d_bias))
-        ctx.library.run("read_out_backward", call)
-        return d_h, d_weight, d_bias, None
-
-
-def native_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The mean over all positions of logits (..., C) and target (...) int64 → a scalar.
-
-    Raises ValueError for a target that is no class, and for shapes that do not fit.
-    """
-    if target.numel() * logits.shape[-1] != logits.numel():
-        raise ValueError(f"logits {tuple(logits.shape)} need as many targets as they have rows, not "
-                         f"{tuple(target.shape)}")
-    return _CrossEntropy.apply(logits, target, _library(logits.dtype)[0])
-
-
-class _CrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, logits, target, library):
-        logits, target, classes = logits.contiguous(), target.contiguous(), logits.shape[-1]
-        loss, gradient = logits.new_empty(()), torch.empty_like(logits)
-        call = _call(logits.numel() * 32, batch=target.numel(), classes=classes)   # 32: of an exponential, about
-        call.x, call.kept, call.last, call.dz = map(_address, (logits, target, loss, gradient))
-        library.run("cross_entropy", call)
-        ctx.save_for_backward(gradient)
-        return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        return ctx.saved_tensors[0] * grad, None, None
-
-
 def _call(work: int, **sizes) -> Call:
     """A call of so many multiply-adds, which decide about its threads."""
     threads = min(torch.get_num_threads(), work // WORK_PER_THREAD)
@@ -349,38 +282,18 @@ def _library(dtype):
 
 
 def _agrees(library, dtype) -> bool:
-    """Whether forward and backward give PyTorch's numbers on small problems of odd sizes."""
-    steps, batch, hidden, classes = 3, 7, 21, 5
-    tolerance = 1e-4 if dtype is torch.float32 else 1e-10
+    """Whether the recurrence and exp(S) are right on small problems of odd sizes."""
+    engine, size = functools.partial(_recurrence, library), 21
+    for rule, phi in (("scale", "modrelu"), ("exponential", "tanh")):
+        if disagreement(engine, 3, 7, size, rule, phi, dtype) is not None:
+            return False
     with torch.inference_mode(False), torch.enable_grad():
-        def waves(*shape, start):
-            count = torch.Size(shape).numel()
-            return torch.sin(torch.arange(start, start + count, dtype=dtype, device="cpu") ** 1.1).view(shape)
-
-        for rule, phi, last_only in (("scale", "modrelu", False), ("exponential", "tanh", True)):
-            bias = waves(hidden, start=5) / 100 if phi == "modrelu" else None
-            inputs = [waves(steps, batch, hidden, start=1), waves(hidden, hidden, start=2) / 4,
-                      waves(batch, hidden, start=3), waves(steps, start=4).abs() + 0.5]
-            results = []
-            for engine in (functools.partial(_recurrence, library), sequence_recurrence):
-                leaves = [t.clone().requires_grad_() for t in inputs]
-                b = None if bias is None else bias.clone().requires_grad_()
-                h = engine(*leaves, rule, phi, b, last_only)
-                (h * torch.cos(h.detach())).sum().backward()
-                results.append([h.detach(), *(t.grad for t in leaves), *([] if b is None else [b.grad])])
-            for ours, theirs in zip(*results, strict=True):
-                if not torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance):
-                    return False
-
-        indices, target = triangle_indices(hidden, "cpu"), torch.arange(batch, device="cpu") % classes
-        inputs = [waves(len(indices), start=6), waves(classes, hidden, start=7), waves(classes, start=8)]
+        indices = triangle_indices(size, "cpu")
+        logarithm = torch.sin(torch.arange(6, 6 + len(indices), dtype=dtype, device="cpu") ** 1.1).requires_grad_()
+        upper = triangle(logarithm, indices, size)
         results = []
-        for ours in (True, False):
-            logarithm, weight, bias = leaves = [t.clone().requires_grad_() for t in inputs]
-            upper = triangle(logarithm, indices, hidden)
-            w = _Exponential.apply(logarithm, hidden, library) if ours else skew_exponential(upper - upper.t())
-            logits = _ReadOut.apply(w[:batch], weight, bias, library) if ours else w[:batch] @ weight.t() + bias
-            loss = _CrossEntropy.apply(logits, target, library) if ours else cross_entropy(logits, target)
-            results.append([w.detach(), loss.detach(), *torch.autograd.grad(loss, leaves)])
+        for w in (_Exponential.apply(logarithm, size, library), skew_exponential(upper - upper.t())):
+            results.append([w.detach(), *torch.autograd.grad((w * torch.cos(w.detach())).sum(), logarithm)])
+    tolerance = 1e-4 if dtype is torch.float32 else 1e-10
     return all(torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance)
                for ours, theirs in zip(*results, strict=True))

@@ -37,6 +37,7 @@ from dataclasses import dataclass
 import torch
 from torch.autograd.function import once_differentiable
 
+from common.recurrence.agreement import disagreement
 from common.recurrence.native_build import say_once
 from common.recurrence.torch_engine import sequence_recurrence
 
@@ -79,6 +80,25 @@ def unavailable_reason(device) -> str | None:
     if torch.device(device).type != "cuda" and not interpreted():
         return f"the triton engine needs a GPU, not the {torch.device(device).type}; choose the engine auto there"
     return None
+
+
+@functools.cache
+def is_right(batch, hidden, rule, phi, dtype, device, precision) -> bool:
+    """Whether the kernels compute the right numbers for this case on this GPU; one line says so if not.
+
+    Asked once a process, before the first step. A launch that cannot end traps: the run then ends in a CUDA error
+    before anything is written, and `--engine torch` goes around it.
+    """
+    if dtype not in DTYPES:
+        return False
+    reason = unavailable_reason(device)
+    if reason is None and make_plan(batch, hidden, dtype, precision, *capacity(device)) is None:
+        reason = f"it has no room for H = {hidden} in {dtype}"
+    reason = reason or disagreement(triton_recurrence, 32, batch, hidden, rule, phi, dtype,
+                                    "ieee" if dtype is torch.float64 else precision, device)
+    if reason is not None:
+        say_once(f"stair: running the PyTorch engine; triton: {reason}")
+    return reason is None
 
 
 def interpreted() -> bool:

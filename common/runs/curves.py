@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common.data import CopyingTask
 from common.errors import UserError, printable
-from common.runs.flags import THIS_TIME
+from common.runs.flags import science
 from common.runs.records import log_rows, read_config, write_atomically
 
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 2)), (0, (3, 1, 1, 1)))
@@ -118,12 +118,11 @@ def memoryless_line(folder: Path) -> float | None:
 
 
 def by_configuration(folders: list[Path]) -> list[list[Path]]:
-    """The folders, those of one configuration together: all but the seed, the name and the place is the same."""
+    """The folders, grouped by what their runs compute: all but the seed is the same within a group."""
     groups = {}
     for folder in map(Path, folders):
         config = read_config(folder)
-        same = {name: entry["value"] for name, entry in config["options"].items()
-                if name not in ("random_seed", "name", "save", "threads", "data", "curves", *THIS_TIME)}
+        same = {**science(config["options"]), "random_seed": None}
         groups.setdefault((config["script"], json.dumps(same, sort_keys=True)), []).append(folder)
     return list(groups.values())
 

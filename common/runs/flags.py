@@ -1,9 +1,10 @@
-"""Flags: one meaning each, for all scripts; rows of published hyperparameters; where a value came from.
+"""Flags: one table that says all about each; the rows of published hyperparameters; where a value came from.
 
 A script lists its flags with their defaults (`DEFAULTS`) and the rows of the published tables (`PAPER`).
 `parse` makes an argparse parser of them and resolves every value:
 
     typed on the command line  >  PAPER row that the options pick  >  DEFAULTS
+    typed, where it may change  >  config.json of the run                           with --resume FOLDER
 
 A row is picked by its keys (`ROW_KEYS`): of the rows whose keys all agree, the one with the most keys. A new key in
 DEFAULTS is a new flag, typed by its value. A value that differs from results/published/hyperparameters.json has the
@@ -16,6 +17,9 @@ import math
 import os
 import re
 import sys
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -24,198 +28,219 @@ from common.cells import INPUT_STARTS, NET_TYPES, RECURRENT_STARTS, check_start
 from common.errors import UserError, nearest
 from common.optim import METHODS
 from common.recurrence import ENGINES
-from common.runs.records import read_config
+from common.runs.records import kind_of, read_config
 from common.stair import NONLINEARITIES, SCHEDULE_ALIASES, SCHEDULES
 
-ROW_KEYS = ("net_type", "nvar", "bptt", "nhid")  # what picks a row; everything else in a row is a value
-PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "published" / "hyperparameters.json"
-
-
-# ── what a flag accepts ──────────────────────────────────────────────────────────────────────────────────
+# ── what a flag accepts: functions from text to a value ──────────────────────────────────────────────────
 
 
 def one_of(*names, aliases=None):
     """A name of a list; the nearest one is suggested for a misspelled one."""
-    aliases = aliases or {}
-
     def convert(text):
-        name = aliases.get(text, text)
+        name = (aliases or {}).get(text, text)
         if name in names:
             return name
         hint = "".join(f"; did you mean {near}?" for near in nearest(text, names))
-        raise argparse.ArgumentTypeError(f"'{text}' is not one of {', '.join(names)}{hint}")
+        raise ArgumentTypeError(f"'{text}' is not one of {', '.join(names)}{hint}")
 
-    convert.names = names
+    convert.metavar = "{" + ",".join(names) + "}"
     return convert
-
-
-def text(value):
-    """One line."""
-    if not value or not value.isprintable():
-        raise argparse.ArgumentTypeError(f"{value!r} is not a line of text")
-    return value
 
 
 def number(kind, low=-math.inf, high=math.inf, open_low=False, open_high=False):
     """An int or float within bounds; not-a-number and infinity are out of every bound."""
-    noun = "a whole number" if kind is int else "a number"
     parts = [f"{'above' if open_low else 'at least'} {low}"] if low > -math.inf else []
     parts += [f"{'below' if open_high else 'at most'} {high}"] if high < math.inf else []
-    want = ", ".join(filter(None, (noun, " and ".join(parts))))
+    want = ", ".join(filter(None, ("a whole number" if kind is int else "a number", " and ".join(parts))))
 
     def convert(text):
         try:
             value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"'{text}' is not {want}") from None
+            value = math.nan
         inside = (low < value if open_low else low <= value) and (value < high if open_high else value <= high)
-        if not inside or (kind is float and not math.isfinite(value)):
-            raise argparse.ArgumentTypeError(f"'{text}' is not {want}")
+        if not inside or not math.isfinite(value):
+            raise ArgumentTypeError(f"'{text}' is not {want}")
         return value
 
-    convert.kind, convert.want = kind, want
+    convert.unquoted = True
     return convert
+
+
+def line(text):
+    """One line of text."""
+    if not text or not text.isprintable():
+        raise ArgumentTypeError(f"{text!r} is not a line of text")
+    return text
 
 
 def name_part(text):
     """A piece of a folder's name: what every file system and every terminal takes."""
     if not text or text.startswith(".") or any(c in text for c in "/\\") or not text.isprintable() or len(text) > 100:
-        raise argparse.ArgumentTypeError(f"'{text}' cannot be part of a folder's name; use at most 100 letters, "
-                                         "digits, - and _")
+        raise ArgumentTypeError(f"'{text}' cannot be part of a folder's name; use at most 100 letters, digits, - and _")
     return text
 
 
-def folder(text):
-    """The path of a folder. An empty one is most likely a variable of the shell that was never set."""
-    if not text or not text.isprintable():
-        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a folder")
-    return Path(text)
+def path_of(what):
+    """The path of a file or folder. An empty one is most likely a variable of the shell that was never set."""
+    def convert(text):
+        if not text or not text.isprintable():
+            raise ArgumentTypeError(f"{text!r} is not the name of a {what}")
+        return Path(text)
+    return convert
 
 
-def file(text):
-    """The path of a file."""
-    if not text or not text.isprintable():
-        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a file")
-    return Path(text)
+def switch(text):
+    """True or False in a script or in config.json; on the command line --x or --no-x."""
+    if text not in ("True", "False"):
+        raise ArgumentTypeError("is neither True nor False")
+    return text == "True"
 
 
+switch.unquoted = True
 LARGEST = 1e30  # a float32 ends at 3.4e38, and a rate is multiplied by other numbers
 COUNT = number(int, 1, 2**31 - 1)
 RATE = number(float, 0, LARGEST, open_low=True)
 WEIGHT = number(float, 0, LARGEST)
 SMOOTHING = number(float, 0, 1, open_high=True)
-SWITCH = "switch"
-
-# name: (group, what it accepts, help). The one place where a flag's meaning stands.
-FLAGS = {
-    "net_type": ("network", one_of(*NET_TYPES), "the cell: what the recurrent matrix W is"),
-    "nvar": ("network", one_of(*SCHEDULES, aliases=SCHEDULE_ALIASES), "the stair ρ_t; none is the plain network"),
-    "alpha_start": ("network", number(float, -LARGEST, LARGEST), "start of every α_t, the learned stair"),
-    "literal": ("network", SWITCH, "1 − exp(−α_t z) as in the authors' code, unbounded for z < 0, for comparison only"),
-    "nhid": ("network", COUNT, "hidden units H"),
-    "nonlin": ("network", one_of(*NONLINEARITIES, aliases={"None": "none"}), "the nonlinearity φ"),
-    "rinit": ("network", one_of(*RECURRENT_STARTS), "start of the recurrent matrix"),
-    "iinit": ("network", one_of(*INPUT_STARTS), "start of the input matrix U"),
-    "emsize": ("network", COUNT, "size of a symbol's embedding"),
-    "tied": ("network", SWITCH, "the decoder shares the embedding's weights (needs emsize = nhid)"),
-    "optimizer": ("optimizer", one_of(*METHODS), "the rule that steps every parameter; the rotation takes --lr_orth"),
-    "lr": ("optimizer", RATE, "learning rate"),
-    "lr_orth": ("optimizer", RATE, "learning rate of the rotation's logarithm (expRNN, nnRNN)"),
-    "alpha": ("optimizer", SMOOTHING, "smoothing of RMSprop"),
-    "betas": ("optimizer", (SMOOTHING, SMOOTHING), "decay rates of Adam"),
-    "alam": ("optimizer", WEIGHT, "weight of Σ (γ − 1)² in the loss (nnRNN; δ in the papers)"),
-    "Tdecay": ("optimizer", WEIGHT, "weight decay of T (nnRNN)"),
-    "clip": ("optimizer", WEIGHT, "largest norm of the gradient; 0 leaves it alone"),
-    "batch": ("task", COUNT, "sequences in a batch B"),
-    "T": ("task", COUNT, "delay in steps between the symbols and their recall"),
-    "labels": ("task", number(int, 1, 8), "different symbols to remember"),
-    "c_length": ("task", COUNT, "symbols to remember"),
-    "onehot": ("task", SWITCH, "one input channel a symbol, instead of its number in one channel"),
-    "vari": ("task", SWITCH, "every batch draws its delay uniformly from 1 … T"),
-    "updates": ("task", COUNT, "optimizer steps"),
-    "permute": ("task", SWITCH, "one fixed permutation of the pixels"),
-    "epochs": ("task", COUNT, "passes over the training data"),
-    "bptt": ("task", COUNT, "steps in a segment of backpropagation through time"),
-    "data": ("task", folder, "folder of the data files"),
-    "text": ("task", file, "a UTF-8 text of your own in the place of --data, read by characters"),
-    "log_interval": ("run", COUNT, "updates between two reports"),
-    "save_freq": ("run", COUNT, "epochs between two checkpoints"),
-    "random_seed": ("run", number(int, 0, 2**32 - 1), "seed of the weights and of drawn data"),
-    "cuda": ("run", SWITCH, "run on the GPU"),
-    "tf32": ("run", SWITCH, "float32 products by tensor cores, from 10 bits of mantissa; needs --cuda"),
-    "threads": ("run", number(int, 1, 1024), "CPU threads (OMP_NUM_THREADS, else the cores that this process may use)"),
-    "engine": ("run", one_of("auto", *ENGINES), "time loop of common/recurrence"),
-    "name": ("run", name_part, "added to the name of the run's folder"),
-    "save": ("run", folder, "folder that runs are written to"),
-    "dry_run": ("run", SWITCH, "show every value, the size and about the time of the run, and stop"),
-    "resume": ("run", folder, "go on with the run in this folder, with the options that it was started with; auto: "
-                              "with the run that the same options started, or a new one"),
-    "evaluate": ("run", folder, "print the validation score of best.pt of the run in this folder, and of a finished "
-                                "run the test score, and stop"),
-    "sample": ("run", COUNT, "with --evaluate of a run of the characters: print this many symbols, drawn by best.pt"),
-    "until_epoch": ("run", COUNT, "stop after this epoch, saved; --resume goes on to --epochs"),
-    "curves": ("run", SWITCH, "draw curves.png at the end"),
-}
-ALIASES = {"random_seed": ("--seed",)}
-SPELLING = {"dry_run": "--dry-run", "net_type": "--net-type", "random_seed": "--random-seed", "c_length": "--c-length",
-            "log_interval": "--log-interval", "alpha_start": "--alpha-start", "until_epoch": "--until-epoch"}
-
-# Every script has these: they decide nothing of what is computed.
-SHARED = dict(cuda=False, tf32=False, threads=None, name=None, save=Path("saves"), resume=None, dry_run=False,
-              evaluate=None, sample=None, until_epoch=None, curves=True)
-FROM_ROW = dict(lr=None, lr_orth=None, alpha=None, alam=0.0, Tdecay=0.0, rinit=None)  # where a row leaves it out
-THIS_TIME = ("resume", "dry_run", "evaluate", "sample", "until_epoch")  # what to do now: a resumed run asks anew
-MAY_BE_NONE = ("threads", "name", "data", "text", "resume", "evaluate", "sample", "until_epoch")
-NOT_SCIENCE = ("save", "name", "threads", "cuda", "tf32", "engine", "data", "log_interval", "save_freq", "curves",
-               *THIS_TIME)
-AUTO = Path("auto")
-MAY_CHANGE_ON_RESUME = ("cuda", "tf32", "threads", "engine", "data", "text", "curves", *THIS_TIME)
-MAY_GROW_ON_RESUME = ("updates", "epochs")
+FOLDER, FILE = path_of("folder"), path_of("file")
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse with both spellings of a name, one-sentence errors, and only what was typed in its result."""
-
-    def error(self, message):
-        raise UserError(message.removeprefix("argument "))
-
-    def parse_args(self, argv=None):
-        switches = {action.option_strings[0] for action in self._actions
-                    if isinstance(action, argparse.BooleanOptionalAction)}
-        spelled = {option.replace("_", "-"): option for action in self._actions for option in action.option_strings}
-        tokens = []
-        for token in map(str, sys.argv[1:] if argv is None else argv):
-            name, equals, value = token.partition("=")
-            if name.startswith("--") and len(name) > 2:
-                known = spelled.get(name.replace("_", "-"))
-                if known is None:
-                    near = nearest(name.replace("_", "-"), spelled, cutoff=0.7)
-                    hint = f"did you mean {spelled[near[0]]}?" if near else "--help lists the flags"
-                    raise UserError(f"there is no flag {name}; {hint}")
-                if equals and known in switches:
-                    raise UserError(f"{known} takes no value; type {known} or --no-{known[2:]}")
-                tokens.append(known + equals + value)
-            elif _negative(token) and tokens and tokens[-1].startswith("--") and "=" not in tokens[-1]:
-                tokens[-1] += f"={token}"  # argparse takes -1e-3 for a flag
-            else:
-                tokens.append(token)
-        return super().parse_args(tokens)
+# ── the table of flags ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _negative(text: str) -> bool:
-    """Whether `text` is a negative number."""
-    try:
-        return text.startswith("-") and float(text) <= 0
-    except ValueError:
-        return False
+@dataclass(frozen=True)
+class Group:
+    title: str
+    is_science: bool = True         # its flags decide what is computed
+    on_resume: str = "stays"        # "stays", "grows": only up; "free": may change; "anew": not taken from the run
 
 
-def known_flags(script: str, defaults: dict) -> dict[str, tuple]:
-    """{dest: (group, what it accepts, help)} of a script: its flags of `FLAGS`, and its own new keys.
+NETWORK, TASK, OPTIMIZER = Group("network"), Group("task"), Group("optimizer")
+RECORD = Group("record of the run", is_science=False)
+MACHINE = Group("machine", is_science=False, on_resume="free")
+CALL = Group("this call", is_science=False, on_resume="anew")
+NEW = Group("new in DEFAULTS")
+IN_DEFAULTS = object()              # the default of a flag that the scripts list in their DEFAULTS
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag of the scripts; `help` is what --help prints."""
+
+    spelling: str                   # as the help shows it; - and _ mean the same when typed
+    group: Group
+    accepts: Callable | tuple       # text → value; a tuple where the flag takes several values
+    help: str
+    default: object = IN_DEFAULTS   # else every script has the flag
+    in_row: bool = False            # it stands in the rows of PAPER; `default` where a row leaves it out
+    or_none: bool = False           # None is a value of it in DEFAULTS
+    on_resume: str = ""             # where it is not as its group
+    needs: tuple | None = None      # (whether it has a meaning beside the other options, why not)
+    alias: str = ""
+
+    @property
+    def dest(self) -> str:
+        return self.spelling[2:].replace("-", "_")
+
+    @property
+    def when_resumed(self) -> str:
+        return self.on_resume or self.group.on_resume
+
+
+def only_for(*net_types, why: str):
+    return lambda options: options.net_type in net_types, "{net_type} has " + why
+
+
+WITH_STAIR = tuple(name for name in NET_TYPES if name != "LSTM")
+WITH_ADAM = (lambda options: options.optimizer == "Adam", "RMSprop has no betas; add --optimizer Adam")
+WITHOUT_ADAM = (lambda options: options.optimizer != "Adam", "Adam has no smoothing; use --betas")
+
+FLAGS = {flag.dest: flag for flag in (
+    Flag("--net-type", NETWORK, one_of(*NET_TYPES), "the cell: what the recurrent matrix W is"),
+    Flag("--nvar", NETWORK, one_of(*SCHEDULES, aliases=SCHEDULE_ALIASES), "the stair ρ_t; none is the plain network"),
+    Flag("--alpha-start", NETWORK, number(float, -LARGEST, LARGEST), "start of every α_t, the learned stair"),
+    Flag("--literal", NETWORK, switch,
+         "1 − exp(−α_t z) as in the authors' code, unbounded for z < 0, for comparison only"),
+    Flag("--nhid", NETWORK, COUNT, "hidden units H"),
+    Flag("--nonlin", NETWORK, one_of(*NONLINEARITIES, aliases={"None": "none"}), "the nonlinearity φ",
+         needs=only_for(*WITH_STAIR, why="its own gates")),
+    Flag("--rinit", NETWORK, one_of(*RECURRENT_STARTS), "start of the recurrent matrix", None, in_row=True),
+    Flag("--iinit", NETWORK, one_of(*INPUT_STARTS), "start of the input matrix U",
+         needs=only_for(*WITH_STAIR, why="one start for the whole matrix of a gate")),
+    Flag("--emsize", NETWORK, COUNT, "size of a symbol's embedding"),
+    Flag("--tied", NETWORK, switch, "the decoder shares the embedding's weights (needs emsize = nhid)"),
+    Flag("--optimizer", OPTIMIZER, one_of(*METHODS),
+         "the rule that steps every parameter; the rotation takes --lr_orth"),
+    Flag("--lr", OPTIMIZER, RATE, "learning rate", None, in_row=True),
+    Flag("--lr_orth", OPTIMIZER, RATE, "learning rate of the rotation's logarithm (expRNN, nnRNN)", None, in_row=True,
+         needs=only_for("expRNN", "nnRNN", why="no rotation")),
+    Flag("--alpha", OPTIMIZER, SMOOTHING, "smoothing of RMSprop", None, in_row=True, needs=WITHOUT_ADAM),
+    Flag("--betas", OPTIMIZER, (SMOOTHING, SMOOTHING), "decay rates of Adam", needs=WITH_ADAM),
+    Flag("--alam", OPTIMIZER, WEIGHT, "weight of Σ (γ − 1)² in the loss (nnRNN; δ in the papers)", 0.0, in_row=True,
+         needs=only_for("nnRNN", why="no γ")),
+    Flag("--Tdecay", OPTIMIZER, WEIGHT, "weight decay of T (nnRNN)", 0.0, in_row=True,
+         needs=only_for("nnRNN", why="no T")),
+    Flag("--clip", OPTIMIZER, WEIGHT, "largest norm of the gradient; 0 leaves it alone"),
+    Flag("--batch", TASK, COUNT, "sequences in a batch B"),
+    Flag("--T", TASK, COUNT, "delay in steps between the symbols and their recall"),
+    Flag("--labels", TASK, number(int, 1, 8), "different symbols to remember"),
+    Flag("--c-length", TASK, COUNT, "symbols to remember"),
+    Flag("--onehot", TASK, switch, "one input channel a symbol, instead of its number in one channel"),
+    Flag("--vari", TASK, switch, "every batch draws its delay uniformly from 1 … T"),
+    Flag("--updates", TASK, COUNT, "optimizer steps", on_resume="grows"),
+    Flag("--permute", TASK, switch, "one fixed permutation of the pixels"),
+    Flag("--epochs", TASK, COUNT, "passes over the training data", on_resume="grows"),
+    Flag("--bptt", TASK, COUNT, "steps in a segment of backpropagation through time"),
+    Flag("--text", TASK, FILE, "a UTF-8 text of your own in the place of --data, read by characters", or_none=True,
+         on_resume="free"),
+    Flag("--random-seed", TASK, number(int, 0, 2**32 - 1), "seed of the weights and of drawn data", alias="--seed"),
+    Flag("--name", RECORD, name_part, "added to the name of the run's folder", None),
+    Flag("--save", RECORD, FOLDER, "folder that runs are written to", Path("saves")),
+    Flag("--log-interval", RECORD, COUNT, "updates between two reports"),
+    Flag("--save_freq", RECORD, COUNT, "epochs between two checkpoints"),
+    Flag("--data", MACHINE, FOLDER, "folder of the data files", or_none=True),
+    Flag("--cuda", MACHINE, switch, "run on the GPU", False),
+    Flag("--tf32", MACHINE, switch, "float32 products by tensor cores, from 10 bits of mantissa; needs --cuda", False),
+    Flag("--threads", MACHINE, number(int, 1, 1024),
+         "CPU threads (OMP_NUM_THREADS, else the cores that this process may use)", None),
+    Flag("--engine", MACHINE, one_of("auto", *ENGINES), "time loop of common/recurrence",
+         needs=only_for(*WITH_STAIR, why="its own time loop")),
+    Flag("--curves", MACHINE, switch, "draw curves.png at the end", True),
+    Flag("--dry-run", CALL, switch, "show every value, the size and about the time of the run, and stop", False),
+    Flag("--resume", CALL, FOLDER,
+         "go on with the run in this folder, with the options that it was started with; auto: with the run that the "
+         "same options started, or a new one", None),
+    Flag("--evaluate", CALL, FOLDER,
+         "print the validation score of best.pt of the run in this folder, and of a finished run the test score, and "
+         "stop", None),
+    Flag("--sample", CALL, COUNT,
+         "with --evaluate of a run of the characters: print this many symbols, drawn by best.pt", None),
+    Flag("--until-epoch", CALL, COUNT, "stop after this epoch, saved; --resume goes on to --epochs", None),
+)}
+AUTO = Path("auto")                                               # of --resume
+RESERVED = ("origin", "row", "script", "task", "asked", "plain", "vocabulary")    # what else args.x holds
+ROW_KEYS = ("net_type", "nvar", "bptt", "nhid")  # what picks a row; everything else in a row is a value
+FROM_ROW = {dest: flag.default for dest, flag in FLAGS.items() if flag.in_row}
+SHARED = {dest: flag.default for dest, flag in FLAGS.items()      # of every script
+          if flag.default is not IN_DEFAULTS and not flag.in_row}
+PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "published" / "hyperparameters.json"
+
+
+def spelled(dest: str) -> str:
+    """A flag as the help shows it."""
+    return FLAGS[dest].spelling if dest in FLAGS else f"--{dest}"
+
+
+# ── what stands in a script ──────────────────────────────────────────────────────────────────────────────
+
+
+def known_flags(script: str, defaults: dict) -> dict[str, Flag]:
+    """The flags of a script by dest: its part of `FLAGS`, and its own new keys.
 
     Raises UserError for a key of DEFAULTS that belongs to a row, or that is nearly a known flag.
     """
-    known = {dest: FLAGS[dest] for dest in FLAGS if dest in defaults or dest in FROM_ROW}
+    known = {dest: flag for dest, flag in FLAGS.items() if dest in {**SHARED, **FROM_ROW, **defaults}}
     for key, value in defaults.items():
         where = f"{script}.py, DEFAULTS: {key}={value!r}"
         if key in FROM_ROW:
@@ -224,93 +249,54 @@ def known_flags(script: str, defaults: dict) -> dict[str, tuple]:
             continue
         for near in nearest(key, FLAGS, cutoff=0.8):
             raise UserError(f"{where} is no flag; did you mean {near}?")
-        if not re.fullmatch(r"[A-Za-z]\w*", key) or spelled(key) in {o for names in ALIASES.values() for o in names}:
-            raise UserError(f"{where} cannot become a flag; use letters, digits and _")
-        known[key] = ("new in DEFAULTS", kind_of(value, where), "a flag of this script alone")
+        taken = key in RESERVED or f"--{key}" in {flag.alias for flag in FLAGS.values()}
+        if taken or not re.fullmatch(r"[A-Za-z]\w*", key):
+            why = "the name is taken" if taken else "use letters, digits and _"
+            raise UserError(f"{where} cannot become a flag; {why}")
+        known[key] = Flag(f"--{key}", NEW, kind_of_new(value, where), "a flag of this script alone")
     return known
 
 
-def kind_of(value, where: str):
+def kind_of_new(value, where: str):
     """What the flag of a new key accepts: more values of the same type."""
-    if isinstance(value, bool):
-        return SWITCH
-    if isinstance(value, (int, float)):
-        return number(type(value))
-    if isinstance(value, str):
-        return text
-    if isinstance(value, tuple) and value and all(isinstance(part, (int, float, str)) for part in value):
-        return tuple(number(type(part)) if not isinstance(part, (bool, str)) else text for part in value)
+    for kind, accepts in ((bool, switch), (int, number(int)), (float, number(float)), (str, line)):
+        if isinstance(value, kind):
+            return accepts
+    if isinstance(value, tuple) and value and not any(isinstance(part, (bool, tuple)) for part in value):
+        return tuple(kind_of_new(part, where) for part in value)
     raise UserError(f"{where} is a {type(value).__name__}; use a number, a text, True or False, or a tuple of these")
 
 
-def spelled(dest: str) -> str:
-    """A flag as the help shows it."""
-    return SPELLING.get(dest, f"--{dest}")
+def checked(value, flag: Flag, where: str):
+    """A value that stands in a script or in config.json, checked as strictly as a typed one. Raises UserError."""
+    def each(value, accepts):
+        if isinstance(value, (str, Path)) == getattr(accepts, "unquoted", False):
+            raise ArgumentTypeError(f"write it with{'out' * isinstance(value, str)} quotes")
+        return accepts(str(value))
 
-
-def checked(value, dest: str, accepts, where: str):
-    """A value that stands in a script, checked as strictly as a typed one. Raises UserError with `where` it stands."""
-    where = f"{where}: {dest}={value!r}"
-    if value is None and dest in MAY_BE_NONE:
+    if value is None and (flag.or_none or (flag.default is None and not flag.in_row)):
         return None
-    if accepts is SWITCH:
-        if not isinstance(value, bool):
-            raise UserError(f"{where} is neither True nor False")
-        return value
-    if isinstance(accepts, tuple):
-        if not isinstance(value, (tuple, list)) or len(value) != len(accepts):
-            raise UserError(f"{where} is not a tuple of {len(accepts)} values")
-        return tuple(checked(part, dest, each, where) for part, each in zip(value, accepts, strict=True))
-    numeric = getattr(accepts, "kind", None)
-    if numeric and (isinstance(value, (bool, str)) or not isinstance(value, (int, float))):
-        raise UserError(f"{where} is not {accepts.want}; write it without quotes")
-    if not numeric and not isinstance(value, (str, Path)):
-        raise UserError(f"{where} is not a text")
+    several = isinstance(flag.accepts, tuple)
     try:
-        return accepts(repr(value) if numeric else str(value))
-    except argparse.ArgumentTypeError as error:
-        raise UserError(f"{where}: {error}") from None
+        if several and (not isinstance(value, (tuple, list)) or len(value) != len(flag.accepts)):
+            raise ArgumentTypeError(f"it is not a tuple of {len(flag.accepts)} values")
+        return tuple(map(each, value, flag.accepts)) if several else each(value, flag.accepts)
+    except ArgumentTypeError as error:
+        raise UserError(f"{where}: {flag.dest}={value!r}: {error}") from None
 
 
-def make_parser(script: str, doc: str, known: dict, shown: dict) -> Parser:
-    """The argparse parser of a script: one flag for each of `known`; the help shows the values `shown`."""
-    parser = Parser(prog=f"{script}.py", description=doc, allow_abbrev=False, argument_default=argparse.SUPPRESS,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    groups = {}
-    for dest, (group, accepts, text_) in known.items():
-        if group not in groups:
-            groups[group] = parser.add_argument_group(group)
-        value = shown.get(dest)
-        if value is not None:
-            if accepts is SWITCH:
-                value = "on" if value else "off"
-            elif isinstance(value, tuple):
-                value = " ".join(map(str, value))
-            text_ += f" (default: {value}{', from the PAPER row' if dest in FROM_ROW else ''})".replace("%", "%%")
-        options = (spelled(dest), *ALIASES.get(dest, ()))
-        if accepts is SWITCH:
-            groups[group].add_argument(*options, dest=dest, action=argparse.BooleanOptionalAction, help=text_)
-        elif isinstance(accepts, tuple):
-            groups[group].add_argument(*options, dest=dest, nargs=len(accepts), metavar="X", help=text_)
-        else:
-            names = getattr(accepts, "names", None)
-            metavar = "{" + ",".join(names) + "}" if names else dest.upper() if len(dest) > 1 else dest
-            groups[group].add_argument(*options, dest=dest, type=accepts, metavar=metavar, help=text_)
-    return parser
-
-
-def check_rows(script: str, paper: dict, known: dict) -> dict:
+def checked_rows(script: str, paper: dict, known: dict) -> dict:
     """PAPER with every value checked. Raises UserError for a key or a value that no flag knows."""
     rows = {}
     for name, row in paper.items():
-        where = f'{script}.py, PAPER, "{name}"'
-        for key in row:
+        where, rows[name] = f'{script}.py, PAPER, "{name}"', {}
+        for key, value in row.items():
             if key not in known:
                 hint = "".join(f"; did you mean {near}?" for near in nearest(key, known, cutoff=0.6))
                 raise UserError(f"{where}: there is no flag {key}{hint}")
-        rows[name] = {key: tuple(checked(part, key, known[key][1], where) for part in value)
-                      if key in ROW_KEYS and isinstance(value, tuple) else checked(value, key, known[key][1], where)
-                      for key, value in row.items()}
+            choices = isinstance(value, tuple) and key in ROW_KEYS
+            rows[name][key] = tuple(checked(one, known[key], where) for one in value) if choices \
+                else checked(value, known[key], where)
     return rows
 
 
@@ -324,39 +310,124 @@ def picked_row(script: str, paper: dict, choice: dict) -> tuple[str | None, dict
         matching = {name: sum(key in row for key in keys) for name, row in paper.items()
                     if all(choice.get(key) in (row[key] if isinstance(row[key], tuple) else (row[key],))
                            for key in keys if key in row)}
-        most = max(matching.values(), default=0)
-        best = [name for name, count in matching.items() if count == most]
+        best = [name for name, count in matching.items() if count == max(matching.values())]
         if len(best) > 1 and keys is ROW_KEYS:
             raise UserError(f'{script}.py, PAPER: the rows "{best[0]}" and "{best[1]}" both match; '
                             f"give one of them another key ({', '.join(ROW_KEYS)})")
         if best:
-            row = paper[best[0]]
             plain_name, _, stair_name = best[0].partition(" / ")
             name = plain_name if choice.get("nvar") == "none" or not stair_name else stair_name
-            return name, {key: value for key, value in row.items() if key not in ROW_KEYS}
+            return name, {key: value for key, value in paper[best[0]].items() if key not in ROW_KEYS}
     return None, {}
 
 
 @cache
-def published() -> dict:
-    """{task: DEFAULTS and PAPER as published}; empty where results/ was not copied along."""
+def published(task: str, kind: str) -> tuple[dict, dict]:
+    """DEFAULTS and PAPER of a published script, whatever the script says by now; empty without the folder results/."""
+    def tuples(values):
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
     try:
-        return json.loads(PUBLISHED.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
+        known = json.loads(PUBLISHED.read_text(encoding="utf-8"))[task]
+    except (FileNotFoundError, KeyError):
+        return {}, {}
+    paper = {name: tuples(row) for name, row in known["PAPER"].items()}
+    if kind != "nvar":
+        paper = {name.split(" / ")[-1]: row for name, row in paper.items() if "nvar" not in row}
+    return tuples({**known["DEFAULTS"], **known[kind]}), paper
 
 
 def is_edited(task: str, row: str | None, dest: str, value, defaults: dict) -> bool:
     """Whether a value of DEFAULTS or PAPER differs from the published value."""
-    if task not in published() or dest in SHARED or dest in ("net_type", "nvar"):
+    values, paper = published(task, kind_of(defaults))
+    if not values or dest in (*SHARED, "net_type", "nvar"):
         return False
-    known = published()[task]
-    if dest in FROM_ROW:
-        values = next((values for name, values in known["PAPER"].items() if row in name.split(" / ")), {})
-        return value != values.get(dest, FROM_ROW[dest])
-    kind = next((kind for kind in ("nvar", "expalpha", "alpha") if known[kind].keys() <= defaults.keys()), "nvar")
-    values = {**known["DEFAULTS"], **known[kind]}
-    return dest not in values or (list(value) if isinstance(value, tuple) else value) != values[dest]
+    of_row = next((values for name, values in paper.items() if row in name.split(" / ")), {})
+    known = {**FROM_ROW, **values, **of_row}
+    return dest not in known or value != known[dest]
+
+
+# ── what is typed ────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with both spellings of a name, one-sentence errors, and only what was typed in its result."""
+
+    def error(self, message):
+        raise UserError(message.removeprefix("argument "))
+
+    def parse_args(self, argv):
+        spelled = {option.replace("_", "-"): option for action in self._actions for option in action.option_strings}
+        tokens = []
+        for token in argv:
+            name, equals, value = token.partition("=")
+            if name.startswith("--") and len(name) > 2:
+                known = spelled.get(name.replace("_", "-"))
+                if known is None:
+                    near = nearest(name.replace("_", "-"), spelled, cutoff=0.7)
+                    hint = f"did you mean {spelled[near[0]]}?" if near else "--help lists the flags"
+                    raise UserError(f"there is no flag {name}; {hint}")
+                if equals and f"--no-{known[2:]}" in spelled.values():
+                    raise UserError(f"{known} takes no value; type {known} or --no-{known[2:]}")
+                tokens.append(known + equals + value)
+            elif re.match(r"-\.?\d", token) and tokens and tokens[-1].startswith("--") and "=" not in tokens[-1]:
+                tokens[-1] += f"={token}"  # argparse takes -1e-3 for a flag
+            else:
+                tokens.append(token)
+        return super().parse_args(tokens)
+
+
+def make_parser(script: str, doc: str, known: dict[str, Flag], shown: dict) -> Parser:
+    """The argparse parser of a script; the help shows the values `shown`."""
+    parser = Parser(prog=f"{script}.py", description=doc, allow_abbrev=False, argument_default=argparse.SUPPRESS,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    groups = {}
+    for dest, flag in known.items():
+        if flag.group not in groups:
+            groups[flag.group] = parser.add_argument_group(flag.group.title)
+        help_, value = flag.help, shown.get(dest)
+        if value is not None:
+            value = " ".join(map(str, value)) if isinstance(value, tuple) else \
+                ("off", "on")[value] if isinstance(value, bool) else value
+            help_ += f" (default: {value}{', from the PAPER row' if flag.in_row else ''})".replace("%", "%%")
+        if flag.accepts is switch:
+            how = dict(action=argparse.BooleanOptionalAction)
+        elif isinstance(flag.accepts, tuple):
+            how = dict(nargs=len(flag.accepts), metavar="X")
+        else:
+            how = dict(type=flag.accepts, metavar=getattr(flag.accepts, "metavar", dest.upper() if dest[1:] else dest))
+        groups[flag.group].add_argument(*filter(None, (flag.spelling, flag.alias)), dest=dest, help=help_, **how)
+    return parser
+
+
+def typed_values(script: str, doc: str, known: dict[str, Flag], defaults: dict, paper: dict, argv: list[str]) -> dict:
+    """What was typed, converted; --help prints the values of the row that is typed beside it, and stops."""
+    plain = [token for token in argv if token not in ("-h", "--help")]
+    typed = vars(make_parser(script, doc, known, {}).parse_args(plain))
+    for dest in [dest for dest in typed if isinstance(known[dest].accepts, tuple)]:
+        try:
+            typed[dest] = tuple(convert(part) for convert, part in zip(known[dest].accepts, typed[dest], strict=True))
+        except ArgumentTypeError as error:
+            raise UserError(f"{spelled(dest)}: {error}") from None
+    if len(plain) < len(argv):
+        row = picked_row(script, paper, {**defaults, **typed})[1]
+        make_parser(script, doc, known, {**FROM_ROW, **defaults, **row}).print_help()
+        sys.exit(0)
+    if "evaluate" in typed:
+        if any(known[dest].when_resumed != "free" for dest in typed.keys() - {"evaluate", "sample"}):
+            raise UserError("--evaluate FOLDER takes everything from the folder; beside it only --sample, --data, "
+                            "--text, --cuda, --tf32, --threads and --engine have a meaning")
+        typed["resume"] = typed["evaluate"].absolute()
+    elif "sample" in typed:
+        raise UserError("--sample writes from the best weights of a run; name its folder with --evaluate FOLDER")
+    if "sample" in typed and "bptt" not in known:
+        raise UserError("--sample writes characters, and this task has none; leave it out")
+    if "until_epoch" in typed and "epochs" not in known:
+        raise UserError("--until-epoch has no meaning here: this task has updates and no epochs; leave it out")
+    return typed
+
+
+# ── the options of a run ─────────────────────────────────────────────────────────────────────────────────
 
 
 class NotInDefaults(UserError, AttributeError):
@@ -368,112 +439,101 @@ class Options(argparse.Namespace):
 
     `origin`  where each came from: typed, PAPER row, default, edited, not used
     `row`     the PAPER row's name;  `script` the stem of the script's file;  `task` the module of the task
-    `asked`   the names that the script has read as args.x
     """
-
-    def __getattribute__(self, name):
-        values = super().__getattribute__("__dict__")
-        if "asked" in values:
-            values["asked"].update(values["origin"] if name == "__dict__" else (name,))
-        return super().__getattribute__(name)
-
-    def uncounted(self) -> "Options":
-        """The same values, whose reading is not counted."""
-        values = super().__getattribute__("__dict__")
-        return Options(**{name: value for name, value in values.items() if name != "asked"})
 
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
-        script = self.__dict__.get("script", "the script")
+        script = vars(self).get("script", "the script")
         raise NotInDefaults(f"{script}.py uses args.{name}, but its DEFAULTS have no {name}; add {name}=VALUE to them")
 
 
-def parse(argv, script: str, doc: str, defaults: dict, paper: dict, task: ModuleType) -> Options:
+class Args(Options):
+    """The options as a script sees them: `asked` holds the names that it has read, all of them for vars(args)."""
+
+    def __getattribute__(self, name):
+        values = super().__getattribute__("__dict__")
+        values["asked"].update(values if name == "__dict__" else (name,))
+        return super().__getattribute__(name)
+
+
+def parse(argv, script: str, doc: str, defaults: dict, paper: dict, task: ModuleType) -> Args:
     """Resolve every flag of `script`, one of `task`. Raises UserError with one sentence for what has no meaning."""
-    options = _resolved(argv, script, doc, defaults, paper, task)
-    options.asked = set()  # from here on it is the script that reads
-    return options
-
-
-def _resolved(argv, script: str, doc: str, defaults: dict, paper: dict, task: ModuleType, resuming=False) -> Options:
-    argv = list(map(str, sys.argv[1:] if argv is None else argv))
     if not re.fullmatch(r"[\w-]+", script, flags=re.ASCII):
         raise UserError(f"{script}.py cannot be the name of a script; use letters, digits, _ and -")
-    own, defaults = defaults, {**SHARED, **defaults}
     known = known_flags(script, defaults)
-    defaults = {dest: checked(value, dest, known[dest][1], f"{script}.py, DEFAULTS")
-                for dest, value in defaults.items()}
-    paper = check_rows(script, paper, known)
-    helpless = [token for token in argv if token not in ("-h", "--help")]
-    typed = typed_values(make_parser(script, doc, known, {}), known, helpless)
-    if len(helpless) < len(argv):
-        row = picked_row(script, paper, {**defaults, **typed})[1]
-        make_parser(script, doc, known, {**FROM_ROW, **defaults, **row}).parse_args(["--help"])
-    if "evaluate" in typed:
-        if not typed.keys() <= {"evaluate", "sample", "cuda", "tf32", "threads", "engine", "data", "text"}:
-            raise UserError("--evaluate FOLDER takes everything from the folder; beside it only --sample, --data, "
-                            "--text, --cuda, --tf32, --threads and --engine have a meaning")
-        typed["resume"] = typed["evaluate"].absolute()
-    elif "sample" in typed:
-        raise UserError("--sample writes from the best weights of a run; name its folder with --evaluate FOLDER")
-    if "sample" in typed and "bptt" not in known:
-        raise UserError("--sample writes characters, and this task has none; leave it out")
-    if "until_epoch" in typed and "epochs" not in known:
-        raise UserError("--until-epoch has no meaning here: this task has updates and no epochs; leave it out")
+    defaults = {dest: checked(value, known[dest], f"{script}.py, DEFAULTS")
+                for dest, value in {**SHARED, **defaults}.items()}
+    paper = checked_rows(script, paper, known)
+    typed = typed_values(script, doc, known, defaults, paper, [*map(str, sys.argv[1:] if argv is None else argv)])
+    options = Options(script=script, task=task, origin={}, **FROM_ROW, **defaults)
     if typed.get("resume") not in (None, AUTO):
-        return _resumed(typed, lambda saved: _resolved(saved, script, doc, own, paper, task, resuming=True), script,
-                        known)
+        _resume(options, typed, known)
+    else:
+        _start(options, typed, known, defaults, paper)
+    return Args(asked=set(), plain=options, **vars(options))
 
-    row_name, row = picked_row(script, paper, {**defaults, **typed})
-    values, origin = {}, {}
+
+def _start(options: Options, typed: dict, known: dict, defaults: dict, paper: dict) -> None:
+    """The values of a new run, and where they come from."""
+    options.row, row = picked_row(options.script, paper, {**defaults, **typed})
+    for dest in row.keys() & defaults.keys() - typed.keys():
+        if is_edited(options.task.NAME, None, dest, defaults[dest], defaults):
+            raise UserError(f'{options.script}.py, DEFAULTS: {dest}={defaults[dest]!r} has no effect, because the row '
+                            f'"{options.row}" of PAPER names {dest}={row[dest]!r}; edit it there, or type '
+                            f"{spelled(dest)}")
     for dest in known:
-        for source, found in (("typed", typed), (f"PAPER {row_name}", row), ("default", defaults)):
-            if dest in found:
-                values[dest], origin[dest] = found[dest], source
-                break
-        else:
-            values[dest], origin[dest] = FROM_ROW[dest], "not used"
-        if origin[dest] != "typed" and is_edited(task.NAME, row_name, dest, values[dest], defaults):
-            origin[dest] = "edited"
-    options = Options(**values)
-    options.origin, options.row, options.script, options.task = origin, row_name, script, task
-    check(options, {} if resuming else typed)
-    return options
+        sources = {"typed": typed, f"PAPER {options.row}": row, "default": defaults}
+        source = next((source for source, values in sources.items() if dest in values), "not used")
+        value = sources.get(source, FROM_ROW)[dest]
+        edited = source != "typed" and is_edited(options.task.NAME, options.row, dest, value, defaults)
+        setattr(options, dest, value)
+        options.origin[dest] = "edited" if edited else source
+    check(options, typed, known)
 
 
-def typed_values(parser: Parser, known: dict, argv: list[str]) -> dict:
-    """What was typed, converted."""
-    typed = vars(parser.parse_args(argv))
+def _resume(options: Options, typed: dict, known: dict) -> None:
+    """The values that the run in the folder typed["resume"] was started with, and what may be typed beside them.
+
+    A flag that is newer than the run has its default.
+    """
+    folder, config = typed["resume"], read_config(typed["resume"])
+    if config["script"] != options.script:
+        raise UserError(f"{folder} is a run of {config['script']}.py; resume it with that script")
+    saved, options.row = {**config["options"], **_where_data_was(config)}, config["row"]
+    options.origin = {dest: "default" if dest not in FROM_ROW else "not used" for dest in known}
+    try:
+        for dest, entry in saved.items():
+            if dest not in known:
+                raise UserError(f"{options.script}.py has no {dest}")
+            options.origin[dest] = entry["origin"]
+            if known[dest].when_resumed != "anew" and (entry["value"], entry["origin"]) != (None, "not used"):
+                setattr(options, dest, checked(entry["value"], known[dest], "its options"))
+        check(options, {}, known)
+    except UserError as error:
+        raise UserError(f"{folder / 'config.json'} is damaged or was written by another version of {options.script}.py "
+                        f"({error}); restore it from a copy or start a new run") from None
     for dest, value in typed.items():
-        accepts = known[dest][1]
-        if isinstance(accepts, tuple):
-            try:
-                typed[dest] = tuple(convert(part) for convert, part in zip(accepts, value, strict=True))
-            except argparse.ArgumentTypeError as error:
-                raise UserError(f"{spelled(dest)}: {error}") from None
-    return typed
+        before, may = getattr(options, dest), known[dest].when_resumed
+        if may == "grows" and value > before:
+            options.origin[dest] = "typed on resume"
+        elif may in ("stays", "grows") and value != before:
+            raise UserError(f"{spelled(dest)} was {before} when {folder} was started and cannot become {value} on the "
+                            f"way; start a new run")
+        setattr(options, dest, value)
+    check(options, {}, known)
 
 
-def science(options: dict) -> dict:
-    """The values that decide what is computed, of options as config.json holds them."""
-    return {name: entry["value"] for name, entry in options.items()
-            if name not in NOT_SCIENCE and entry["origin"] != "not used" and entry["value"] is not None}
+def _where_data_was(config: dict) -> dict:
+    """--data or --text with its absolute path, where that still exists: a run may go on from another folder."""
+    path = config.get("data", {}).get("path")
+    if not isinstance(path, str) or not path.isprintable() or not os.path.exists(path):
+        return {}
+    return {dest: {**config["options"][dest], "value": path} for dest in ("text", "data")
+            if config["options"].get(dest, {}).get("value") is not None}
 
 
-def unread(options: Options, asked: set, group: str | None = None) -> list[str]:
-    """The flags that decide what is computed, of one group or of all, and are not in `asked`."""
-    return [dest for dest, source in options.origin.items()
-            if dest not in asked and source != "not used" and dest not in NOT_SCIENCE
-            and (group is None or FLAGS.get(dest, ("new",))[0] == group)]
-
-
-def new_keys(options: Options) -> list[str]:
-    """The flags that the script has of its own."""
-    return [dest for dest in options.origin if dest not in FLAGS]
-
-
-def check(options: Options, typed: dict) -> None:
+def check(options: Options, typed: dict, known: dict[str, Flag]) -> None:
     """Raises UserError where an option was typed that has no meaning beside the others."""
     net, has = options.net_type, options.origin
     if net == "LSTM" and (options.nvar if "nvar" in has else "") != "none":
@@ -498,97 +558,46 @@ def check(options: Options, typed: dict) -> None:
         raise UserError("--text FILE takes the place of --data FOLDER; leave one of them out")
     if options.tf32 and not options.cuda:
         raise UserError("--tf32 has no meaning on the CPU, whose products are exact; add --cuda or leave it out")
-    rotates, adam = net in ("expRNN", "nnRNN"), options.optimizer == "Adam"
-    means_nothing = {
-        "lr_orth": (not rotates, f"{net} has no rotation"),
-        "alam": (net != "nnRNN", f"{net} has no γ"),
-        "Tdecay": (net != "nnRNN", f"{net} has no T"),
-        "nonlin": (net == "LSTM", "LSTM has its own gates"),
-        "engine": (net == "LSTM", "LSTM has its own time loop"),
-        "betas": (not adam, "RMSprop has no betas; add --optimizer Adam"),
-        "alpha": (adam, "Adam has no smoothing; use --betas"),
-    }
-    for dest, (nothing, why) in means_nothing.items():
-        if nothing and dest in typed:
-            raise UserError(f"{spelled(dest)} has no meaning here: {why}; leave it out")
-        if nothing and dest in has and has[dest] != "typed":
-            has[dest] = "not used"
-    for dest in ("lr", *(["lr_orth"] if rotates else []), *([] if adam else ["alpha"])):
-        if getattr(options, dest) is None:
+    for dest, flag in known.items():
+        has_meaning, why_not = flag.needs or (lambda o: True, "")
+        if not has_meaning(options):
+            if dest in typed:
+                raise UserError(f"{flag.spelling} has no meaning here: {why_not.format(**vars(options))}; leave it out")
+            has[dest] = has[dest] if has[dest] == "typed" else "not used"
+        elif flag.in_row and getattr(options, dest) is None:
             raise UserError(f'the row "{options.row}" of PAPER in {options.script}.py has no {dest}; add it, or type '
-                            f"{spelled(dest)}")
+                            f"{flag.spelling}")
 
 
-def _resumed(typed: dict, parse_again, script: str, known: dict) -> Options:
-    """The options that the folder `typed["resume"]` was started with, turned back into flags and parsed.
-
-    A flag that is newer than the run has its default.
-    """
-    folder_, config = typed["resume"], read_config(typed["resume"])
-    if config["script"] != script:
-        raise UserError(f"{folder_} is a run of {config['script']}.py; resume it with that script")
-    saved, values = config["options"], {}
-    try:
-        for dest, entry in {**saved, **_where_data_was(config)}.items():
-            if dest not in known:
-                raise UserError(f"{script}.py has no {dest}")
-            if entry["value"] is not None or (dest not in MAY_BE_NONE and saved[dest]["origin"] != "not used"):
-                values[dest] = checked(entry["value"], dest, known[dest][1], "its options")
-        options = parse_again([token for dest, value in values.items() for token in tokens(dest, value)
-                               if dest not in MAY_CHANGE_ON_RESUME and saved[dest]["origin"] != "not used"])
-    except UserError as error:
-        raise UserError(f"{folder_ / 'config.json'} is damaged or was written by another version of {script}.py "
-                        f"({error}); restore it from a copy or start a new run") from None
-    for dest in values.keys() & set(MAY_CHANGE_ON_RESUME) - set(THIS_TIME) - typed.keys():
-        setattr(options, dest, values[dest])
-    for dest, value in typed.items():
-        before = getattr(options, dest)
-        grows = dest in MAY_GROW_ON_RESUME and value > before
-        if dest not in MAY_CHANGE_ON_RESUME and value != before and not grows:
-            raise UserError(f"{spelled(dest)} was {before} when {folder_} was started and cannot become {value} on the "
-                            f"way; start a new run")
-        setattr(options, dest, value)
-        if grows:
-            saved[dest]["origin"] = "typed on resume"
-    for dest, entry in saved.items():
-        if dest in options.origin:
-            options.origin[dest] = entry["origin"]
-    options.row = config["row"]
-    check(options, {})
-    return options
+# ── what others ask about options ────────────────────────────────────────────────────────────────────────
 
 
-def _where_data_was(config: dict) -> dict:
-    """The absolute path of --data or --text, where it still exists: a run may go on from another folder."""
-    data = config.get("data")
-    path = data.get("path") if isinstance(data, dict) else None
-    if not isinstance(path, str) or not path.isprintable() or not os.path.exists(path):
-        return {}
-    return {dest: {"value": path} for dest in ("text", "data")
-            if config["options"].get(dest, {}).get("value") is not None}
+def is_science(dest: str) -> bool:
+    """Whether a flag decides what is computed; one that a script has of its own does."""
+    return dest not in FLAGS or FLAGS[dest].group.is_science
 
 
-def tokens(dest: str, value) -> list[str]:
-    """The value of a saved option as it is typed."""
-    if isinstance(value, bool):
-        return [spelled(dest) if value else "--no-" + spelled(dest)[2:]]
-    if isinstance(value, tuple):
-        return [spelled(dest), *map(str, value)]
-    return [f"{spelled(dest)}={value}"]
+def science(options: dict) -> dict:
+    """The values that decide what is computed, of options as config.json holds them."""
+    return {name: entry["value"] for name, entry in options.items()
+            if is_science(name) and entry["origin"] != "not used" and entry["value"] is not None}
+
+
+def unread(options: Options, asked: set, group: Group | None = None) -> list[str]:
+    """The flags that decide what is computed, of one group or of all, and are not in `asked`."""
+    return [dest for dest, source in options.origin.items() if dest not in asked and source != "not used"
+            and is_science(dest) and (group is None or (dest in FLAGS and FLAGS[dest].group is group))]
 
 
 def describe(options: Options) -> str:
     """The resolved values, grouped by where they came from; a line each."""
-    lines = {}
+    lines, new = {}, [spelled(dest) for dest in options.origin if dest not in FLAGS]
     for dest, source in options.origin.items():
         value = getattr(options, dest)
-        if source == "not used" or dest in THIS_TIME \
-                or (source == "default" and value is None):
-            continue
-        shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
-        lines.setdefault(source, []).append(f"{dest}={shown}")
+        if not (source == "not used" or (source == "default" and value is None)
+                or (dest in FLAGS and FLAGS[dest].group is CALL)):
+            shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            lines.setdefault(source, []).append(f"{dest}={shown}")
     order = sorted(lines, key=lambda source: {"typed": 0, "edited": 1, "default": 3}.get(source, 2))
-    described = [f"{source}: {' '.join(lines[source])}" for source in order]
-    if own := new_keys(options):
-        described.append(f"new in DEFAULTS: {' '.join(f'{spelled(dest)}' for dest in own)}")
-    return "\n".join(described)
+    return "\n".join([*(f"{source}: {' '.join(lines[source])}" for source in order),
+                      *([f"new in DEFAULTS: {' '.join(new)}"] if new else [])])

@@ -26,7 +26,7 @@ import torch
 from common.errors import UserError
 from common.optim import METHODS
 from common.runs import records
-from common.runs.flags import AUTO, MAY_GROW_ON_RESUME, Options, science
+from common.runs.flags import AUTO, FLAGS, Options, science
 from common.runs.machine import device_name, edited_files, git_commit, versions
 
 try:
@@ -50,7 +50,8 @@ class Folder:
         self.path = options.resume if self.resumed else None
         self.lock = None
         self.log_size, self.columns = 0, None
-        self.length = {name: getattr(options, name) for name in MAY_GROW_ON_RESUME if name in options.origin}
+        self.length = {name: getattr(options, name) for name in options.origin
+                       if name in FLAGS and FLAGS[name].when_resumed == "grows"}
 
     def name_of(self, config: dict) -> str:
         """Cell, stair, what the script adds, seed and --name; a class in the place of an option that is not used."""
@@ -256,7 +257,7 @@ def config_of(options: Options, network, device: torch.device, data) -> dict:
     values = {dest: {"value": records.plain(getattr(options, dest)), "origin": source}
               for dest, source in options.origin.items()}
     return {"script": options.script, "task": options.task.NAME, "revision": options.task.REVISION, "row": options.row,
-            "argv": sys.argv, "options": values, "stair": type(getattr(network, "stair", None)).__name__,
+            "argv": sys.argv, "options": values, "stair": type(network.stair).__name__,
             "edited_files": edited_files(options.script), "versions": versions(), "device": device_name(device),
             "threads": torch.get_num_threads(), "commit": git_commit(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **({} if data is None else {"data": data.record()})}
@@ -316,7 +317,7 @@ def put_best(model, folder: Path) -> None:
 
 def check_stair(model, folder: Path) -> None:
     """Raises UserError where the model has another stair than the run in `folder`: weights alone do not tell."""
-    before, now = records.read_config(folder).get("stair"), type(getattr(model.network, "stair", None)).__name__
+    before, now = records.read_config(folder).get("stair"), type(model.network.stair).__name__
     if before not in (None, now):
         raise UserError(f"{folder} is a run with the stair {before}, and the script now builds {now}; restore the line "
                         "that builds the stair, or start a new run")

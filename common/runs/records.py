@@ -343,12 +343,17 @@ def is_diverged(folder: Path) -> bool:
     return any(is_not_finite(name, value) for row in log_rows(folder)[-1:] for name, value in row.items())
 
 
+def kind_of(options) -> str:
+    """The kind of stair of a script with these options: nvar, alpha or expalpha."""
+    return "nvar" if "nvar" in options else "expalpha" if "literal" in options else "alpha"
+
+
 def own_stair(config: dict) -> str | None:
     """The class of a run's stair where it is not the one that the options name."""
     options, stair = config["options"], config.get("stair")
-    usual = "ExponentialStair" if "literal" in options else "LearnedStair"
-    if "nvar" in options:
-        usual = "FixedStair" if options["nvar"]["origin"] != "not used" else None
+    usual = {"nvar": "FixedStair", "alpha": "LearnedStair", "expalpha": "ExponentialStair"}[kind_of(options)]
+    if options.get("nvar", {}).get("origin") == "not used":
+        usual = None
     return None if stair in (None, "NoneType", usual) else stair
 
 

@@ -18,7 +18,7 @@ from common.errors import UserError, close_output, printable, when_asked_to_stop
 from common.orthogonal import largest_norm
 from common.recurrence import unavailable_reason, unfit_reason
 from common.runs.curves import draw_run
-from common.runs.flags import AUTO, Options, describe, unread
+from common.runs.flags import AUTO, NETWORK, Args, Group, describe, unread
 from common.runs.folder import Folder, check_stair, config_of, put_best
 from common.runs.machine import (
     check_memory,
@@ -52,12 +52,13 @@ class Run:
             run.finish({...})
     """
 
-    def __init__(self, options: Options, label: str = ""):
-        self.options, self.asked = options.uncounted(), options.asked
+    def __init__(self, args: Args, label: str = ""):
+        options = args.plain
+        self.options, self.asked = options, args.asked
         self.device = prepare_machine(options.cuda, options.threads, options.tf32)
         if (reason := unavailable_reason(options.engine, self.device)) is not None:
             raise UserError(reason)
-        self.folder = Folder(self.options, label)
+        self.folder = Folder(options, label)
         self.signal, self.why = None, ""  # the signal that asked to stop; its cause, where a line should name it
         self.bar = None
         self.reported = False             # since `checkpoint` was called last
@@ -65,9 +66,9 @@ class Run:
         self.started = time.monotonic()   # earlier by the time of the sessions before this one
         self.saved_at = -math.inf         # the first report makes the first checkpoint
         self.at_exit = contextlib.ExitStack()
-        self.is_roomy = check_memory(self.options, self.device, *options.task.sizes(self.options))
-        torch.manual_seed(options.random_seed)
-        self.say(f"{options.script}: {options.row}", describe(self.options))
+        self.is_roomy = check_memory(options, self.device, *options.task.sizes(options))
+        torch.manual_seed(args.random_seed)
+        self.say(f"{options.script}: {options.row}", describe(options))
 
     def __enter__(self):
         self.at_exit.enter_context(when_asked_to_stop(self._ask_to_stop, *STOPPING))
@@ -148,7 +149,7 @@ class Run:
                  + (f"; this took {taken / 1e9:.2g} GB of memory" if taken else ""))
         sys.exit(0)
 
-    def _leave_out_unread(self, group: str | None = None) -> None:
+    def _leave_out_unread(self, group: Group | None = None) -> None:
         """Flags that the script has not read decide nothing: one line names them, and their origin is "not used"."""
         if names := unread(self.options, self.asked, group):
             self.say(f"{self.options.script}.py reads no {', '.join(f'args.{name}' for name in names)}: what stands "
@@ -197,7 +198,7 @@ class Run:
         `data` is the `common.data.Source` of what the run reads.
         """
         net, options, folder = parts["model"].network, self.options, self.folder
-        if hasattr(net, "stair"):
+        if net.stair is not None:
             try:
                 net.stair.forward(options.task.sizes(options)[0])    # no call: hooks see those of the loop
             except ValueError as error:  # it is too short
@@ -207,9 +208,9 @@ class Run:
         self.parts, self.data = {"progress": progress, **parts}, data
         if self.is_roomy:
             keep_freed_memory()    # from here on: what loading the data has freed is given back
-        self._leave_out_unread("network")
+        self._leave_out_unread(NETWORK)
         if options.origin["net_type"] == "not used":    # the script names the cell itself
-            options.row = type(getattr(net, "cell", net)).__name__
+            options.row = type(net.cell or net).__name__
         config = None if folder.resumed else config_of(options, net, self.device, data)
         if options.resume == AUTO and not options.dry_run:
             folder.find_or_make(config)
@@ -260,7 +261,7 @@ class Run:
         """
         if self.options.dry_run:
             return
-        cell, columns = getattr(self.parts["model"].network, "cell", None), self.folder.columns
+        cell, columns = self.parts["model"].network.cell, self.folder.columns
         if cell is not None and (columns is None or "orthogonality_error" in columns) \
                 and (error := cell.orthogonality_error()) is not None:
             row["orthogonality_error"] = error
@@ -320,7 +321,7 @@ class Run:
                   "engine": getattr(model.network, "engine_that_ran", None),    # None of an LSTM, which has its own
                   "threads": torch.get_num_threads(), "versions": versions(), "commit": git_commit(),
                   "command": read_config(path)["argv"], **({} if self.data is None else {"data": self.data.identity()})}
-        self.folder.finish(result, getattr(model.network, "stair", None))
+        self.folder.finish(result, model.network.stair)
         curves = f", curves in {path / 'curves.png'}" if self.options.curves and self._draw() else ""
         self.say(f"result in {path / 'result.json'}{curves}")
         return result
@@ -349,7 +350,7 @@ class Run:
 
 def count_of(model) -> int:
     """Numbers that a model learns."""
-    return sum(p.numel() for p in model.parameters())
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def duration(seconds: float) -> str:

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from common.recurrence import verify
+from common.recurrence import agreement
 
 
 def problem(rule, phi, steps, batch, hidden, dtype, device="cpu"):
@@ -24,6 +24,6 @@ def problem(rule, phi, steps, batch, hidden, dtype, device="cpu"):
 
 def errors(*given) -> dict:
     """Of the result and of every gradient, relative to the largest number of each."""
-    found = verify.errors(*given)
+    found = agreement.errors(*given)
     assert all(math.isfinite(error) for error in found.values())              # each input matters
     return found

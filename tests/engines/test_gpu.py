@@ -20,7 +20,7 @@ from conftest import ROOT, module_of, tiny
 from benchmarks.__main__ import SHAPES, our_network, our_step
 from common.data import CopyingTask
 from common.orthogonal import skew_exponential, skew_start
-from common.recurrence import ENGINES, triton_engine, verify
+from common.recurrence import ENGINES, agreement, triton_engine
 from common.runs.machine import prepare_machine
 from common.stair import NONLINEARITIES, RULES
 
@@ -113,7 +113,7 @@ def test_200_repetitions_give_the_same_bits(steps, batch, hidden, tf32):
     prepare_machine(True, None, tf32=tf32)
     given = problem("scale", "modrelu", steps, batch, hidden, torch.float32)
     def solve():
-        return verify.solve(triton_engine.triton_recurrence, given, "scale", "modrelu", False).values()
+        return agreement.solve(triton_engine.triton_recurrence, given, "scale", "modrelu", False).values()
 
     first = list(solve())
     same = torch.ones((), dtype=torch.bool, device=CUDA)

@@ -1,6 +1,5 @@
 """benchmarks/gpu.sh: rehearsed on the CPU from start to end, and the commands that it types on a GPU."""
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -11,10 +10,8 @@ import pytest
 from conftest import ROOT, environment
 
 from benchmarks import __main__ as benchmarks
-from common.recurrence import verify
 from evidence import rows, table
 
-HAS_TRITON = importlib.util.find_spec("triton") is not None
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None or shutil.which("timeout") is None, reason="no bash here")
 
 
@@ -39,12 +36,12 @@ def gpu_sh(tmp_path, mnist_folder, penn_folder):
 def test_a_rehearsal_from_start_to_end(gpu_sh, tmp_path):
     done, summary, names = gpu_sh("30", SMALL="1")
     assert [line.partition(": ")[0] for line in summary] == [
-        "environment", "version", "verify --batch 3 --hidden 5", "tests", "benchmark psMNIST --engine torch",
+        "environment", "version", "tests", "benchmark psMNIST --engine torch",
         "benchmark characters --engine torch", "benchmark copying --engine torch", "row sMNIST sRNN (exponential) expn",
         "row language sRNN (exponential) expn"]
     parts = {path.name: path.read_text() for path in (tmp_path / "out").glob("*.txt") if path.name != "summary.txt"}
     assert len(parts) == len(summary)
-    needed = [line for line in summary if not line.startswith("version") and (HAS_TRITON or "verify" not in line)]
+    needed = [line for line in summary if not line.startswith("version")]
     assert all(": status 0 after" in line for line in needed), parts        # outside git there is no version
     assert parts["benchmark_characters___engine_torch.txt"].count("×") == 8
     results = [name for name in names if name.endswith("result.json")]
@@ -76,8 +73,7 @@ def test_a_part_that_fails_loses_only_itself(typed_by):
     typed, summary, names = typed_by("30")
     assert len(typed) == len(summary) - 1                               # one is git
     ended = {line.split()[0].rstrip(":"): line.partition(": ")[2].split(" after")[0] for line in summary}
-    assert (ended["verify"], ended["tests"], ended["benchmark"], ended["row"]) == ("status 0", "status 139", "status 3",
-                                                                                   "status 0")
+    assert (ended["tests"], ended["benchmark"], ended["row"]) == ("status 139", "status 3", "status 0")
     assert "out/benchmark_psMNIST___engine_triton.txt" in names
 
 
@@ -91,17 +87,11 @@ def test_when_the_time_is_over_there_is_still_an_archive(typed_by):
 def test_what_is_typed_on_a_gpu_exists(typed_by, monkeypatch):
     """Every command's own parser takes it, and every row is one."""
     typed, _, _ = typed_by("30")
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(verify, "outcome", lambda *given: (True, "fine"))
-    monkeypatch.setattr(verify.triton_engine, "unavailable_reason", lambda device: None)
-    monkeypatch.setattr(verify.verdicts, "write", lambda *given: "a file")
     monkeypatch.setattr(benchmarks, "prepare_machine", lambda cuda, threads, tf32: exit_if(cuda))
     order = []
     for line in typed:
         _, module, *arguments = line.split(" ")
-        if module == "common.recurrence.verify":
-            verify.main(arguments)
-        elif module == "benchmarks":
+        if module == "benchmarks":
             with pytest.raises(SystemExit, match="on the GPU"):
                 benchmarks.main(arguments)
         elif module == "evidence":
@@ -114,8 +104,7 @@ def test_what_is_typed_on_a_gpu_exists(typed_by, monkeypatch):
             assert args.cuda
         order.append(module)
     first = {module: order.index(module) for module in order}
-    assert sorted(first, key=first.get) == ["torch.utils.collect_env", "common.recurrence.verify", "pytest",
-                                            "benchmarks", "evidence"]
+    assert sorted(first, key=first.get) == ["torch.utils.collect_env", "pytest", "benchmarks", "evidence"]
 
 
 def exit_if(cuda):

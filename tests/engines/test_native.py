@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import TINY
-from torch.nn.functional import cross_entropy, linear
 
 from common.copytask import CopyModel
 from common.network import build_network, mean_cross_entropy
@@ -336,69 +335,21 @@ def test_an_exponential_that_is_not_finite_shows():
 
 
 @needs_compiler
-@pytest.mark.parametrize("classes", [1, 2, 9, 16, 17, 50, 130])
-@pytest.mark.parametrize(("shape", "hidden"), [((1,), 1), ((7, 3), 5), ((300,), 70), ((0, 3), 4)])
-def test_read_out_and_cross_entropy_equal_torch(shape, hidden, classes):
-    """Logits, loss and gradients; a few targets lie far from their logits' largest."""
-    random = torch.Generator().manual_seed(classes)
-    leaves = [(3 * torch.randn(*size, generator=random, dtype=torch.float64)).requires_grad_()
-              for size in ((*shape, hidden), (classes, hidden), (classes,))]
-    target = torch.randint(classes, shape, generator=random)
-    results = []
-    for read_out, loss_of in ((linear, cross_entropy),
-                              (native_engine.native_read_out, native_engine.native_cross_entropy)):
-        logits = read_out(*leaves)
-        assert logits.shape == (*shape, classes)
-        loss = loss_of(logits.flatten(0, -2), target.flatten())
-        weighted = (logits * logits.detach().cos()).sum()                      # the read-out with another gradient
-        results.append([logits.detach(), *torch.autograd.grad(weighted, leaves, retain_graph=True)])
-        if target.numel():
-            results[-1] += [loss.detach(), *torch.autograd.grad(3 * loss, leaves)]
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
-
-
-@needs_compiler
-def test_cross_entropy_of_large_logits_and_of_no_number():
-    logits = torch.tensor([[1e4, -1e4, 0.0], [0.0, 1.0, 2.0]], requires_grad=True)
-    target = torch.tensor([1, 2])
-    for loss_of in (native_engine.native_cross_entropy, cross_entropy):
-        loss = loss_of(logits, target)
-        assert loss.item() == pytest.approx(10000.2038, rel=1e-6)
-        assert torch.autograd.grad(loss, logits)[0].isfinite().all()
-    for value in (float("nan"), float("inf")):
-        assert native_engine.native_cross_entropy(torch.tensor([[0.0, value, 1.0]]), torch.tensor([0])).isnan()
-
-
-@needs_compiler
-def test_errors_of_the_read_out():
-    for wrong in (-1, 3):
-        with pytest.raises(ValueError, match="not one of its 3 classes"):
-            native_engine.native_cross_entropy(torch.zeros(40, 3), torch.full((40,), wrong))
-    with pytest.raises(ValueError, match="as many targets"):
-        native_engine.native_cross_entropy(torch.zeros(4, 3), torch.zeros(5, dtype=torch.int64))
-    with pytest.raises(ValueError, match="do not fit"):
-        native_engine.native_read_out(torch.zeros(4, 3), torch.zeros(5, 4), torch.zeros(5))
-
-
-@needs_compiler
-def test_same_bits_of_a_step_for_any_number_of_threads(monkeypatch):
+def test_same_bits_of_the_exponential_for_any_number_of_threads(monkeypatch):
     monkeypatch.setattr(native_engine, "WORK_PER_THREAD", 1)
-    leaves = [logarithm_of(70, 3.0, torch.float32), *(torch.randn(*size).requires_grad_() for size in ((9, 70), (9,)))]
-    target, runs = torch.randint(9, (140,)), []
+    leaf, direction, runs = logarithm_of(70, 3.0, torch.float32), torch.randn(70, 70), []
     for threads in (1, 1, 2, 3, 16):
         torch.set_num_threads(threads)
-        w = native_engine.native_exponential(leaves[0], 70)
-        loss = native_engine.native_cross_entropy(native_engine.native_read_out(w.repeat(2, 1), *leaves[1:]), target)
-        runs.append([w.detach(), loss.detach(), *torch.autograd.grad(loss, leaves)])
+        w = native_engine.native_exponential(leaf, 70)
+        runs.append([w.detach(), *torch.autograd.grad(w, leaf, direction)])
     for found in runs[1:]:
         assert all(torch.equal(ours, first) for ours, first in zip(found, runs[0], strict=True))
 
 
 @needs_compiler
 @pytest.mark.parametrize("engine", ["auto", "native", "torch", "reference"])
-def test_the_engine_decides_about_the_rest_of_a_step(monkeypatch, engine):
-    """--engine torch runs no compiled code; auto and native run the exponential, the read-out and the loss in it."""
+def test_the_engine_decides_about_the_exponential(monkeypatch, engine):
+    """--engine torch runs no compiled code; auto and native run the exponential in it."""
     ran = []
 
     def noted(library, name, call):
@@ -408,7 +359,7 @@ def test_the_engine_decides_about_the_rest_of_a_step(monkeypatch, engine):
     monkeypatch.setattr(native_build.Library, "run", noted)
     model = CopyModel(build_network("nnRNN", 4, 6, FixedStair("n", 5), "modrelu", "henaff", "xavier", engine), 3)
     mean_cross_entropy(model(torch.randint(4, (5, 2))), torch.randint(3, (5, 2))).backward()
-    compiled = {"square", "exponential", "exponential_backward", "read_out", "read_out_backward", "cross_entropy"}
+    compiled = {"square", "exponential", "exponential_backward"}
     assert compiled & set(ran) == (compiled if engine in ("auto", "native") else set())
 
 

@@ -115,13 +115,17 @@ def found_after(folder, row, **change):
     return bool(row.runs)
 
 
-@pytest.mark.parametrize(("task", "number"), [(task, module.REVISION) for task, module in rows.TASKS.items()])
-def test_a_table_takes_records_of_one_number(tmp_path, task, number):
-    row = row_of(task, "expRNN", "none")
-    folder = write_run(tmp_path, row, 400)
-    assert found_after(folder, row, revision=number)
-    assert not found_after(folder, row, revision=number + 1)
-    assert found_after(folder, row, revision=None) == (number == 1)           # without one: the first
+@pytest.mark.parametrize("task", rows.TASKS)
+def test_a_table_takes_records_of_one_number(tmp_path, task):
+    """And those of an earlier number, of cells that nothing changed for. A record without a number is of the first."""
+    number, earlier = rows.TASKS[task].REVISION, rows.TASKS[task].AS_BEFORE
+    for model in ("expRNN", "LSTM"):
+        row = row_of(task, model, "none")
+        folder = write_run(tmp_path, row, 400)
+        assert found_after(folder, row, revision=number)
+        assert not found_after(folder, row, revision=number + 1)
+        assert found_after(folder, row, revision=number - 1) == (model in earlier.get(number - 1, ()))
+        assert found_after(folder, row, revision=None) == (model in earlier.get(1, ()))
 
 
 def test_an_option_that_a_run_does_not_use_decides_no_row(tmp_path):

@@ -28,7 +28,6 @@ from common import data, download
 from common.data import PixelSequences
 from common.errors import start
 from common.runs import flags, machine, run
-from common.runs.flags import SPELLING
 
 MNIST = tuple(s for s in SCRIPTS if s.startswith("sMNIST"))
 LANGUAGE = tuple(s for s in SCRIPTS if s.startswith("language"))
@@ -82,7 +81,7 @@ def has(script, dest):
 
 @pytest.mark.parametrize(("dest", "value"), [(dest, value) for dest, values in NUMBERS.items() for value in values])
 def test_a_number_out_of_range(dest, value):
-    flag = SPELLING.get(dest, f"--{dest}")
+    flag = flags.spelled(dest)
     scripts = [script for script in SCRIPTS if has(script, dest)]
     assert scripts
     for script in scripts:
@@ -97,14 +96,14 @@ NAMES = {"net_type": (("ExpRnn", "expRNN"), ("nnrnn", "nnRNN")), "nvar": (("log2
 
 @pytest.mark.parametrize(("dest", "value", "near"), [(d, v, n) for d, pairs in NAMES.items() for v, n in pairs])
 def test_an_unknown_name(dest, value, near):
-    flag = SPELLING.get(dest, f"--{dest}")
+    flag = flags.spelled(dest)
     for script in (s for s in SCRIPTS if has(s, dest)):
         refused(script, [flag, value], flag, f"'{value}'", f"did you mean {near}?")
 
 
 @pytest.mark.parametrize("dest", NAMES)
 def test_an_empty_name(dest):
-    flag = SPELLING.get(dest, f"--{dest}")
+    flag = flags.spelled(dest)
     for script in (s for s in SCRIPTS if has(s, dest)):
         refused(script, [f"{flag}="], flag, "'' is not one of")
 

@@ -14,7 +14,7 @@ from conftest import LOOPS, ROOT, SCRIPTS, environment, module_of, task_of, tiny
 
 from common.errors import UserError
 from common.runs import flags
-from evidence import pages, pictures, published, rows, table
+from evidence import pages, pictures, rows, table
 
 
 def parse(*typed, script="copytask_nvar", paper=None, without=(), **edited):
@@ -65,10 +65,22 @@ def test_a_new_key_is_in_the_help(capsys):
     (dict(lr=7e-4), ("lr=0.0007", "row", "PAPER")), (dict(rinit="cayley"), ("rinit", "PAPER")),
     (dict(log_intervall=10), ("log_intervall=10", "did you mean log_interval")),
     (dict(Nhid=64), ("Nhid=64", "did you mean nhid")), (dict(sizes=[1, 2]), ("sizes=[1, 2]", "list")),
-    (dict(seed=3), ("seed=3",)), (dict(thing=None), ("thing=None", "NoneType"))])
+    (dict(seed=3), ("seed=3",)),
+    (dict(row=28), ("row=28", "taken")), (dict(task="adding"), ("taken",)),
+    (dict(thing=None), ("thing=None", "NoneType"))])
 def test_a_key_that_cannot_be(edited, parts):
     said = refused(**edited)
     assert all(part in said for part in ("copytask_nvar.py, DEFAULTS", *parts)), said
+
+
+def test_a_value_that_a_row_names_too_is_edited_there():
+    """The row of nnRNN names iinit, so an edit of DEFAULTS would decide nothing for it."""
+    said = refused("--net-type", "nnRNN", iinit="kaiming")
+    assert all(part in said for part in ("DEFAULTS: iinit='kaiming'", '"sRNN (non-normal)"', "iinit='linear'")), said
+    assert parse(iinit="kaiming").origin["iinit"] == "edited"                                  # expRNN's row does not
+    assert parse("--net-type", "nnRNN", "--iinit", "xavier", iinit="kaiming").iinit == "xavier"
+    options = parse("--net-type", "nnRNN")
+    assert (options.iinit, options.origin["iinit"]) == ("linear", "PAPER sRNN (non-normal)")
 
 
 @pytest.mark.parametrize("name", ["batch", "nhid", "updates"])
@@ -122,7 +134,7 @@ def test_an_edited_value_of_a_row(edited):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_scripts_hold_the_published_values(script):
     module, (task, kind) = module_of(script), script.split("_")
-    defaults, paper = published.script_of(LOOPS[task].NAME, kind)
+    defaults, paper = flags.published(LOOPS[task].NAME, kind)
     assert (defaults, paper) == (module.DEFAULTS, module.PAPER)
     options = parse(script=script)
     assert "edited" not in options.origin.values()
@@ -241,9 +253,9 @@ def test_a_script_reads_all_of_its_values(capture, script):
 @pytest.mark.parametrize("read", [lambda args: args.nvar, lambda args: vars(args)["nvar"], lambda args: {**vars(args)}])
 def test_a_value_counts_as_read_before_the_run_begins(read):
     options = parse("--nvar", "n2")
-    assert "nvar" in flags.unread(options.uncounted(), options.asked)
+    assert "nvar" in flags.unread(options.plain, options.asked)
     read(options)
-    assert "nvar" not in flags.unread(options.uncounted(), options.asked)
+    assert "nvar" not in flags.unread(options.plain, options.asked)
 
 
 def test_a_value_that_nothing_reads_is_named(copied):

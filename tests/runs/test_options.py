@@ -189,6 +189,8 @@ def test_defaults(script):
                   save=Path("saves"))
     if script in ALPHA_START:
         wanted["alpha_start"] = ALPHA_START[script]
+    if task_of(script) == "language":                              # whose default is nnRNN's row
+        wanted["iinit"] = "linear"
     assert {dest: getattr(options, dest) for dest in wanted} == wanted
 
 
@@ -230,49 +232,49 @@ def test_one_meaning():
 # ── the published rows ───────────────────────────────────────────────────────────────────────────────────
 
 
-def row(lr, lr_orth, alpha, alam, tdecay, rinit):
-    return dict(lr=lr, lr_orth=lr_orth, alpha=alpha, alam=alam, Tdecay=tdecay, rinit=rinit)
+def row(lr, lr_orth, alpha, alam, tdecay, rinit, **more):
+    return dict(lr=lr, lr_orth=lr_orth, alpha=alpha, alam=alam, Tdecay=tdecay, rinit=rinit, **more)
 
 
 PIXELS = {
     "RNN": row(1e-4, None, 0.9, 0, 0, "xavier"),
     "RNN-Orth": row(5e-5, None, 0.99, 0, 0, "random"),
     "expRNN": row(5e-4, 5e-5, 0.99, 0, 0, "cayley"),
-    "nnRNN": row(2e-4, 2e-5, 0.99, 0.1, 1e-4, "cayley"),
+    "nnRNN": row(2e-4, 2e-5, 0.99, 0.1, 1e-4, "cayley", iinit="linear"),
     "LSTM": row(5e-4, None, 0.9, 0, 0, "xavier"),
     "sRNN": row(5e-5, None, 0.99, 0, 0, "random"),
     "sRNN (exponential)": row(5e-4, 5e-5, 0.99, 0, 0, "cayley"),
-    "sRNN (non-normal)": row(2e-4, 2e-5, 0.99, 0.1, 1e-4, "cayley"),
+    "sRNN (non-normal)": row(2e-4, 2e-5, 0.99, 0.1, 1e-4, "cayley", iinit="linear"),
 }
 CHARACTERS_150 = {
     "RNN": row(1e-5, None, 0.9, 0, 0, "xavier"),
     "RNN-Orth": row(1e-4, None, 0.9, 0, 0, "random"),
     "expRNN": row(5e-3, 1e-4, 0.9, 0, 0, "cayley"),
-    "nnRNN": row(8e-4, 8e-5, 0.9, 1, 1e-4, "cayley"),
+    "nnRNN": row(8e-4, 8e-5, 0.9, 1, 1e-4, "cayley", iinit="linear"),
     "LSTM": row(8e-3, None, 0.9, 0, 0, "xavier"),
     "sRNN": row(1e-4, None, 0.9, 0, 0, "random"),
     "sRNN (exponential)": row(5e-3, 1e-4, 0.9, 0, 0, "cayley"),
-    "sRNN (non-normal)": row(8e-4, 8e-5, 0.9, 1, 1e-4, "cayley"),
+    "sRNN (non-normal)": row(8e-4, 8e-5, 0.9, 1, 1e-4, "cayley", iinit="linear"),
 }
 CHARACTERS_300 = {
     "RNN": row(1e-5, None, 0.9, 0, 0, "xavier"),
     "RNN-Orth": row(1e-4, None, 0.9, 0, 0, "random"),
     "expRNN": row(5e-3, 1e-4, 0.9, 0, 0, "cayley"),
-    "nnRNN": row(8e-4, 6e-5, 0.9, 1e-4, 1e-4, "cayley"),
+    "nnRNN": row(8e-4, 6e-5, 0.9, 1e-4, 1e-4, "cayley", iinit="linear"),
     "LSTM": row(8e-3, None, 0.9, 0, 0, "xavier"),
     "sRNN": row(1e-4, None, 0.9, 0, 0, "random"),
     "sRNN (exponential)": row(5e-3, 1e-4, 0.9, 0, 0, "cayley"),
-    "sRNN (non-normal)": row(8e-4, 6e-5, 0.9, 1e-4, 1e-4, "cayley"),
+    "sRNN (non-normal)": row(8e-4, 6e-5, 0.9, 1e-4, 1e-4, "cayley", iinit="linear"),
 }
 COPYING = {
     "RNN": row(1e-3, None, 0.9, 0, 0, "xavier"),
     "RNN-Orth": row(2e-4, None, 0.99, 0, 0, "random"),
     "expRNN": row(1e-3, 1e-4, 0.99, 0, 0, "henaff"),
-    "nnRNN": row(5e-4, 1e-6, 0.99, 1e-4, 1e-4, "henaff"),
+    "nnRNN": row(5e-4, 1e-6, 0.99, 1e-4, 1e-4, "henaff", iinit="linear"),
     "LSTM": row(5e-4, None, 0.99, 0, 0, "xavier"),
     "sRNN": row(2e-4, None, 0.99, 0, 0, "random"),
     "sRNN (exponential)": row(1e-3, 1e-4, 0.99, 0, 0, "henaff"),
-    "sRNN (non-normal)": row(5e-4, 1e-6, 0.99, 1e-4, 1e-4, "henaff"),
+    "sRNN (non-normal)": row(5e-4, 1e-6, 0.99, 1e-4, 1e-4, "henaff", iinit="linear"),
 }
 TABLES = [("sMNIST", PIXELS, ()), ("language", CHARACTERS_150, ()), ("language", CHARACTERS_150, ("--bptt", "150")),
           ("language", CHARACTERS_300, ("--bptt", "300")), ("copytask", COPYING, ())]
@@ -315,14 +317,14 @@ def test_paper_holds_the_tables_and_nothing_else(script):
                          if script.endswith("nvar") or model.startswith("sRNN")]
     found = []
     for model, values in ((name, row) for names, row in module_of(script).PAPER.items() for name in names.split(" / ")):
-        assert set(values) <= {"net_type", "nvar", "bptt", "lr", "lr_orth", "alpha", "alam", "Tdecay", "rinit"}
+        assert set(values) <= {"net_type", "nvar", "bptt", "lr", "lr_orth", "alpha", "alam", "Tdecay", "rinit", "iinit"}
         net_type = values["net_type"]
         base = model.removesuffix(" 300")
         assert base in (net_type if isinstance(net_type, tuple) else (net_type,)) or \
             set(STAIRED[base]) == set(net_type if isinstance(net_type, tuple) else (net_type,))
         assert values.get("nvar") == ("none" if base in ("RNN", "LSTM") else None)
         for bptt in [values["bptt"]] if "bptt" in values else [150, 300]:
-            resolved = {dest: values.get(dest, 0 if dest in ("alam", "Tdecay") else None) for dest in PIXELS["RNN"]}
+            resolved = {dest: values.get(dest, 0 if dest in ("alam", "Tdecay") else None) for dest in PIXELS[base]}
             found.append((base, str(bptt) if task_of(script) == "language" else None, resolved))
         if task_of(script) != "language":
             found.pop()
@@ -352,7 +354,7 @@ AUTHORS = {
     "--net-type nnRNN --nvar n2 --nhid 512 --permute --lr 2e-4 --lr_orth 2e-5 --alpha 0.99 --alam 0.1 --Tdecay 1e-4 "
     "--rinit cayley":
         dict(net_type="nnRNN", nvar="n2", nhid=512, permute=True, lr=2e-4, lr_orth=2e-5, alpha=0.99, alam=0.1,
-             Tdecay=1e-4, rinit="cayley"),
+             Tdecay=1e-4, rinit="cayley", iinit="linear"),
 }
 
 
@@ -360,7 +362,7 @@ AUTHORS = {
 def test_the_authors_commands(typed):
     for cuda in ((), ("--cuda",)):
         options = parse("sMNIST_nvar", *typed.split(), *cuda)
-        wanted = {**AUTHORS[typed], "cuda": bool(cuda), "batch": 100, "epochs": 100, "iinit": "xavier"}
+        wanted = {"iinit": "xavier", **AUTHORS[typed], "cuda": bool(cuda), "batch": 100, "epochs": 100}
         assert {dest: getattr(options, dest) for dest in wanted} == wanted
         assert all(options.origin[token[2:].replace("-", "_")] == "typed" for token in typed.split()
                    if token.startswith("--"))

@@ -8,7 +8,7 @@ RMSprop or Adam, one for each rate. The three tasks read or draw their data here
     b (H,), alpha (T,)                  modReLU and a learned stair
     V (C, H), c (C,)                    read-out
     E (V, E)                            embedding; where V is missing, E is the read-out too (tied)
-    Wx, Wh, bx, bh                      LSTM, gates in the order input, forget, cell, output
+    Wx, Wh, b                           LSTM, gates in the order input, forget, cell, output
 """
 
 import math
@@ -90,7 +90,7 @@ class Program:
         if "Wh" in p:
             h, c = state or [torch.zeros(len(xs[0]), p["Wh"].shape[1])] * 2
             for x in xs:
-                i, f, g, o = (x @ p["Wx"].t() + p["bx"] + h @ p["Wh"].t() + p["bh"]).chunk(4, dim=1)
+                i, f, g, o = (x @ p["Wx"].t() + h @ p["Wh"].t() + p["b"]).chunk(4, dim=1)
                 c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
                 h = torch.sigmoid(o) * torch.tanh(c)
                 hs.append(h)

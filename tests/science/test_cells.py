@@ -24,7 +24,7 @@ from common.copytask import CopyModel
 from common.data import CopyingTask
 from common.language import CharacterModel
 from common.network import LSTM, ReadOut, StairRNN, build_network, class_by_class, mean_cross_entropy
-from common.optim import OrthogonalRMSprop, parameter_groups, step
+from common.optim import OrthogonalRMSprop, optimizer_for, parameter_groups, step
 from common.smnist import PixelModel
 from common.stair import FixedStair, LearnedStair, Nonlinearity
 
@@ -234,12 +234,21 @@ def test_input_start(name, variance):
 
 @pytest.mark.parametrize("net_type", NET_TYPES)
 def test_input_start_of_every_cell(net_type):
-    """The same seed draws the same numbers: the two starts differ by √((I + H)/I) and in nothing else."""
+    """The same seed draws the same numbers: the normal starts differ by √((I + H)/I) and in nothing else."""
     def u(iinit):
         network = make(net_type, 4, 60, iinit=iinit)
         return network.lstm.weight_ih_l0.detach() if net_type == "LSTM" else network.cell.input_weight.detach()
 
-    torch.testing.assert_close(u("kaiming"), u("xavier") * math.sqrt(64 / 4))
+    torch.testing.assert_close(u("kaiming"), u("xavier") * (1 if net_type == "LSTM" else math.sqrt(64 / 4)))
+    assert torch.equal(u("linear"), u("xavier")) == (net_type == "LSTM")          # which has no start of U
+
+
+def test_linear_start_is_that_of_torch():
+    torch.manual_seed(0)
+    ours, torchs = input_start("linear", 9, 4000), torch.nn.Linear(9, 4000).weight
+    for u in (ours, torchs):
+        assert 0.99 / 3 < u.abs().max().item() <= 1 / 3
+        assert u.var().item() == pytest.approx(1 / 27, rel=0.03)
 
 
 @pytest.mark.parametrize("name", ["", "uniform", "Xavier"])
@@ -322,7 +331,7 @@ def test_orthogonal_after_200_updates(net_type, start):
 
 
 def count(module):
-    return sum(p.numel() for p in module.parameters())
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def test_published_copying_count():
@@ -337,7 +346,7 @@ def test_published_character_count():
 
 @pytest.mark.parametrize(("net_type", "parameters"), [
     ("RNN", 4 * 6 + 6 + 36 + 6), ("RNN-Orth", 4 * 6 + 6 + 36 + 6), ("expRNN", 4 * 6 + 15 + 6),
-    ("nnRNN", 4 * 6 + 15 + 3 + 3 + 15 + 6), ("LSTM", 4 * (4 * 6 + 36 + 2 * 6))])
+    ("nnRNN", 4 * 6 + 15 + 3 + 3 + 15 + 6), ("LSTM", 4 * (4 * 6 + 36 + 6))])
 def test_count_by_hand(net_type, parameters):
     assert count(make(net_type)) == parameters
 
@@ -439,16 +448,31 @@ def test_state_starts_at_zero():
 
 @pytest.mark.parametrize("rinit", ["xavier", "random"])
 def test_lstm_start(rinit):
+    """Of the nnRNN paper: one matrix a gate over (h, x), N(0, 2/(2H + I)), and one bias vector, U(±1/√(H + I))."""
     torch.manual_seed(0)
-    lstm = LSTM(40, 100, rinit).lstm
-    for gate in lstm.weight_hh_l0.detach().chunk(4):
+    network = LSTM(40, 100, rinit)
+    for gate in network.lstm.weight_hh_l0.detach().chunk(4):
         orthogonal = (gate @ gate.t() - torch.eye(100)).abs().max() < 1e-5
         assert orthogonal == (rinit == "random")
-        assert gate.std().item() == pytest.approx(0.1, rel=0.05)        # √(2/200), and 1/√100
-    for gate in lstm.weight_ih_l0.detach().chunk(4):
-        assert gate.std().item() == pytest.approx(math.sqrt(2 / 140), rel=0.05)
-    biases = lstm.bias_ih_l0 + lstm.bias_hh_l0
-    assert biases.tolist() == [0.0] * 100 + [1.0] * 100 + [0.0] * 200   # in, forget, cell, out
+        assert gate.std().item() == pytest.approx(math.sqrt(2 / 240) if rinit == "xavier" else 0.1, rel=0.05)
+    for gate in network.lstm.weight_ih_l0.detach().chunk(4):
+        assert gate.std().item() == pytest.approx(math.sqrt(2 / 240), rel=0.05)
+        assert gate.abs().max() > 3 * math.sqrt(2 / 240)                # normal, not uniform
+    bias, bound = network.lstm.bias_ih_l0.detach(), 140**-0.5
+    assert 0.95 * bound < bias.abs().max().item() <= bound
+    assert bias.var().item() == pytest.approx(bound**2 / 3, rel=0.15)
+    assert not network.lstm.bias_hh_l0.any()
+
+
+@pytest.mark.parametrize("method", ["RMSprop", "Adam"])
+def test_lstm_learns_one_bias_vector(method):
+    """Two vectors with the same gradient would step the bias twice as far."""
+    torch.manual_seed(0)
+    model = PixelModel(LSTM(1, 7))
+    optimizer, before = optimizer_for(model, method=method, lr=1e-2, lr_orth=1.0), model.network.lstm.bias_ih_l0.clone()
+    step(model, optimizer, model(torch.rand(5, 3, 1)).square().sum())
+    assert not torch.equal(model.network.lstm.bias_ih_l0, before)
+    assert not model.network.lstm.bias_hh_l0.any()
 
 
 def test_lstm_by_hand(float64):

@@ -17,7 +17,7 @@ COPYING = [
     ("expRNN", lambda steps: LearnedStair(steps), "henaff", 3e-3, 3e-4),
     ("expRNN", lambda steps: ExponentialStair(steps), "henaff", 3e-3, 3e-4),
     ("nnRNN", lambda steps: FixedStair("expn", steps), "henaff", 2e-3, 1e-5),
-    ("RNN-Orth", lambda steps: FixedStair("none", steps), "henaff", 5e-4, None),
+    ("RNN-Orth", lambda steps: FixedStair("none", steps), "henaff", 1e-3, None),
 ]
 
 

@@ -194,7 +194,7 @@ def test_closure():
 
 def groups_of(model, **named):
     """name of a parameter → the group it is in."""
-    names = {id(p): name for name, p in model.named_parameters()}
+    names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     groups = parameter_groups(model, 1e-3, 1e-5, **named)
     listed = [(names[id(p)], group) for group in groups for p in group["params"]]
     assert len(listed) == len({name for name, _ in listed}) == len(names)     # each once, none left out

@@ -62,7 +62,7 @@ LETTERS = {                                                         # the last p
     "input_weight": "U", "input_bias": "bias", "recurrent_weight": "W", "logarithm": "A", "upper": "T",
     "gamma": "gamma", "theta": "theta", "numbers": "alpha", "nonlinearity.bias": "b", "readout.weight": "V",
     "readout.bias": "c", "embedding": "E", "decoder": "V", "decoder_bias": "c", "weight_ih_l0": "Wx",
-    "weight_hh_l0": "Wh", "bias_ih_l0": "bx", "bias_hh_l0": "bh"}
+    "weight_hh_l0": "Wh", "bias_ih_l0": "b"}
 
 
 def options_of(command: str) -> tuple[str, list, dict]:
@@ -93,6 +93,9 @@ def by_letter(parameters: dict) -> dict:
     """Parameters by the script's names → by the letters of the literal program, triangles as matrices."""
     found = {}
     for name, value in parameters.items():
+        if name.endswith("bias_hh_l0"):                             # the second bias of torch's LSTM, which is not used
+            assert not value.any()
+            continue
         letter = next(letter for end, letter in LETTERS.items() if f".{name}".endswith(f".{end}"))
         if letter in ("A", "T"):
             size = round((1 + math.sqrt(1 + 8 * len(value))) / 2)
@@ -238,7 +241,7 @@ STARTS = [
       "W": normal(1 / H), "b": uniform(-0.01, 0.01), "alpha": 1.0}),
     ("sMNIST_expalpha --net-type nnRNN --nhid 100",
      {"V": uniform(-1 / math.sqrt(H), 1 / math.sqrt(H)), "c": uniform(-1 / math.sqrt(H), 1 / math.sqrt(H)),
-      "U": normal(2 / (1 + H)), "gamma": 1.0, "theta": uniform(0, 2 * math.pi), "T": 0.0, "alpha": 20.0}),
+      "U": uniform(-1, 1), "gamma": 1.0, "theta": uniform(0, 2 * math.pi), "T": 0.0, "alpha": 20.0}),
     ("language_alpha --net-type expRNN --nhid 100 --emsize 40",
      {"V": uniform(-0.1, 0.1), "c": 0.0, "E": uniform(-0.1, 0.1), "U": normal(2 / 40), "alpha": 0.98}),
 ]
