@@ -12,7 +12,6 @@ on one core.
 from pathlib import Path
 
 from common import copytask
-from common.data import CopyingTask
 from common.errors import start
 from common.network import build_network
 from common.optim import optimizer_for
@@ -60,7 +59,7 @@ PAPER = {
 
 def build(args):
     """The model: a network with its stair, and a read-out at every step."""
-    task = CopyingTask(args.T, args.labels, args.c_length, args.vari)
+    task = copytask.CopyingTask(args.T, args.labels, args.c_length, args.vari)
     stair = LearnedStair(task.steps, args.alpha_start)                          # α_t
     network = build_network(args.net_type, task.input_symbols if args.onehot else 1, args.nhid, stair, args.nonlin,
                             args.rinit, args.iinit, args.engine)
@@ -76,7 +75,7 @@ def load(folder):
 def main(argv=None):
     args = flags.parse(argv, SCRIPT, __doc__, DEFAULTS, PAPER, copytask)
     with Run(args) as run:
-        task = CopyingTask(args.T, args.labels, args.c_length, args.vari, seed=args.random_seed)
+        task = copytask.CopyingTask(args.T, args.labels, args.c_length, args.vari, seed=args.random_seed)
         model = build(args).to(run.device)
         optimizer = optimizer_for(model, method=args.optimizer, lr=args.lr, lr_orth=args.lr_orth, alpha=args.alpha,
                                   betas=args.betas, Tdecay=args.Tdecay)

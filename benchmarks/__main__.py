@@ -35,7 +35,7 @@ from torch import nn
 
 from benchmarks import authors_way
 from common import copytask, language, optim, smnist
-from common.data import CopyingTask
+from common.copytask import CopyingTask
 from common.errors import UserError, start
 from common.network import build_network, mean_cross_entropy
 from common.optim import OrthogonalRMSprop, parameter_groups

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from common.cells import NNRNN
-from common.data import CopyingTask
+from common.copytask import CopyingTask
 from common.errors import UserError, start
 from common.network import mean_cross_entropy
 from common.recurrence import stair_recurrence

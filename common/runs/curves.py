@@ -7,7 +7,6 @@ import statistics
 import warnings
 from pathlib import Path
 
-from common.data import CopyingTask
 from common.errors import UserError, printable
 from common.runs.flags import science
 from common.runs.records import log_rows, read_config, write_atomically
@@ -106,12 +105,13 @@ def mark_memoryless(axes, level: float) -> None:
 
 
 def memoryless_line(folder: Path) -> float | None:
-    """The loss of a memoryless model on a copying run's task; None for the other tasks."""
+    """The loss of a memoryless model on a copying run's task (`common.copytask`); None for the other tasks."""
     options = {name: entry["value"] for name, entry in read_config(folder)["options"].items()}
     if "c_length" not in options:
         return None
     try:
-        return CopyingTask(*(options[name] for name in ("T", "labels", "c_length", "vari"))).memoryless_loss()
+        T, labels, c, vari = (options[name] for name in ("T", "labels", "c_length", "vari"))
+        return statistics.mean(c * math.log(labels) / (delay + 2 * c) for delay in (range(1, T + 1) if vari else (T,)))
     except (LookupError, TypeError, ValueError, ArithmeticError):
         raise UserError(f"{folder}/config.json is damaged (its T, labels, c_length or vari); restore it from a copy or "
                         "leave this run out", 1) from None

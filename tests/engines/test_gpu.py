@@ -18,7 +18,7 @@ import torch
 from conftest import ROOT, module_of, tiny
 
 from benchmarks.__main__ import SHAPES, our_network, our_step
-from common.data import CopyingTask
+from common.copytask import CopyingTask
 from common.orthogonal import skew_exponential, skew_start
 from common.recurrence import ENGINES, agreement, triton_engine
 from common.runs.machine import prepare_machine

@@ -7,8 +7,7 @@ import torch
 from conftest import module_of, tiny
 from test_table import log_of, row_of, write_run
 
-from common.copytask import CopyModel
-from common.data import CopyingTask
+from common.copytask import CopyingTask, CopyModel
 from common.errors import UserError
 from common.network import build_network, mean_cross_entropy
 from common.runs import curves

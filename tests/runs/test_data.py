@@ -19,8 +19,8 @@ import torch
 from conftest import fake_images, fake_text, module_of, tiny, write_idx
 
 from common import data, download, language
+from common.copytask import CopyingTask
 from common.data import (
-    CopyingTask,
     Source,
     load_characters,
     load_mnist,

@@ -20,8 +20,7 @@ from common.cells import (
     glorot_normal,
     input_start,
 )
-from common.copytask import CopyModel
-from common.data import CopyingTask
+from common.copytask import CopyingTask, CopyModel
 from common.language import CharacterModel
 from common.network import LSTM, ReadOut, StairRNN, build_network, class_by_class, mean_cross_entropy
 from common.optim import OrthogonalRMSprop, optimizer_for, parameter_groups, step

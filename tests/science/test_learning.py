@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from common.copytask import CopyModel
-from common.data import CopyingTask, PixelSequences
+from common.copytask import CopyingTask, CopyModel
+from common.data import PixelSequences
 from common.language import CharacterModel, evaluate, parallel_streams, segment, segments
 from common.network import build_network
 from common.optim import OrthogonalRMSprop, parameter_groups, step
