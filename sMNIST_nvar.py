@@ -59,24 +59,24 @@ PAPER = {
 }
 
 
-def build(args):
+def build(args, classes=smnist.DIGITS):
     """The model: a network with its stair, and a read-out of the last state."""
     stair = FixedStair(args.nvar, 784)                                          # ρ_t
     network = build_network(args.net_type, 1, args.nhid, stair, args.nonlin, args.rinit, args.iinit, args.engine)
-    return smnist.PixelModel(network)
+    return smnist.PixelModel(network, classes)
 
 
 def load(folder):
     """→ (model with the weights of best.pt, options) of a run of this script."""
     args = flags.parse(["--resume", folder], SCRIPT, __doc__, DEFAULTS, PAPER, smnist)
-    return load_weights(build(args), folder), args
+    return load_weights(build(args, smnist.saved_classes(folder)), folder), args
 
 
 def main(argv=None):
     args = flags.parse(argv, SCRIPT, __doc__, DEFAULTS, PAPER, smnist)
     with Run(args, label="permuted" if args.permute else "") as run:
         images = load_mnist(args.data, args.permute)
-        model = build(args).to(run.device)
+        model = build(args, images[0].classes).to(run.device)
         optimizer = optimizer_for(model, method=args.optimizer, lr=args.lr, lr_orth=args.lr_orth, alpha=args.alpha,
                                   betas=args.betas, Tdecay=args.Tdecay)
         return smnist.train(model, optimizer, *images, run, epochs=args.epochs, batch=args.batch,

@@ -61,16 +61,3 @@ and the network answers their sum at the last step. A network that always answer
         loss = nn.functional.mse_loss(model(x), target)
         step(model, optimizer, loss)
 """
-
-import sys
-
-
-def _in_a_line(kind, error, trace, usual=sys.excepthook):
-    """Print one line, and no traceback, for a Ctrl-C while torch is being imported, before `errors.start` runs."""
-    if issubclass(kind, KeyboardInterrupt):
-        print(f"{sys.argv[0].rpartition('/')[2]}: stopped", file=sys.stderr)
-    else:
-        usual(kind, error, trace)
-
-
-sys.excepthook = _in_a_line

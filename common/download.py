@@ -1,87 +1,85 @@
-"""Downloads: into a temporary folder, then the check of every file's digest, then the move to its place.
+"""Data files that are missing: into a temporary folder, then the check of every file's digest, then to their place.
 
 Nothing is made in the data folder before every file has arrived and is right, so a mistyped folder is never created.
 MNIST comes through torchvision, the Penn Treebank characters as members of an archive.
 """
 
-import gzip
 import hashlib
+import io
 import os
 import tarfile
 import tempfile
+import threading
 import urllib.request
-import zlib
 from collections.abc import Callable
-from http.client import HTTPException
+from concurrent.futures import Future
 from pathlib import Path
 
 import torch
 
 from common.errors import UserError
 
-# In bytes. The archive has 34 million, its largest wanted member 10 million; an archive beyond these limits is refused.
-ARCHIVE_LIMIT, UNPACKED_LIMIT, MEMBER_LIMIT = 1 << 28, 1 << 29, 1 << 26
-FAILURES = (ImportError, OSError, RuntimeError, ValueError, LookupError, EOFError, tarfile.TarError, zlib.error,
-            HTTPException)
+LONGEST = 600                                    # seconds of a download
+ARCHIVE_LIMIT, MEMBER_LIMIT = 1 << 28, 1 << 26   # bytes; the archive has 34 million, its largest member 10 million
+OUR_NAMES = {"MNIST", "pennchar", "README.md"}   # in a data folder
 
 
-def fetch(target: Path, digests: dict[str, str], url: str, get: Callable[[Path], Path], found: str = "") -> None:
-    """Fetch the files that `digests` names (name → sha256) into the folder `target`.
+def provide(folder: Path, home: str, digests: dict[str, str], url: str, get: Callable[[Path], Path] | None) -> Path:
+    """→ the folder `home` of the data folder `folder`, with the files that `digests` names (name → sha256).
 
-    `get` downloads them into the temporary folder that it is given and returns the folder where they lie. `found`
-    says what else lies in the data folder. Raises UserError when a file does not arrive, has another digest, or
-    cannot be put into its place.
+    Where the data folder holds nothing else, missing files are fetched: `get` downloads them into a temporary folder
+    and returns the place where they lie; None fetches nothing. Raises UserError where files are still missing.
     """
-    names = ", ".join(digests)
-    print(f"{names} not found in {target}{found}; downloading", flush=True)
-    try:
-        temporary = tempfile.TemporaryDirectory(dir=_existing_folder(target), prefix=".download-")  # on target's disk
-    except OSError as error:
-        raise _unwritable(names, target, error) from None
-    with temporary:
+    target, why = folder / home, ""
+    missing = [name for name in digests if not (os.path.exists(target / name) or os.path.exists(target / f"{name}.gz"))]
+    if not missing:
+        return target
+    sentence = f"{', '.join(missing)} not found in {target}"
+    if others := [*_listed(folder, OUR_NAMES), *_listed(target.parent, {*OUR_NAMES, target.name}), *_listed(target)]:
+        why = f", and nothing is downloaded into a folder that holds {', '.join(dict.fromkeys(others[:3]))}"
+    elif get is not None:
+        print(f"{sentence}; downloading", flush=True)
         try:
-            place = get(Path(temporary.name))
-            arrived = {name: hashlib.sha256((place / name).read_bytes()).hexdigest() for name in digests}
-        except FAILURES as error:
-            raise missing_files(digests, target, url, found, error) from None
+            _fetch(target, digests, get)
+            return target
+        except Exception as error:  # a network, a server, an archive and a disk fail in a dozen ways
+            why = f". The download failed ({(str(error).splitlines() or [type(error).__name__])[0][:80]})"
+    raise UserError(f"{sentence}{why}. Get the files from {url} and put them there, or name the folder that holds "
+                    f"{home} with --data", 1)
+
+
+def _listed(folder: Path, known=()) -> list[str]:
+    """What a folder holds beside the names in `known` and hidden files."""
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    return [name for name in names if name not in known and not name.startswith(".")]
+
+
+def _fetch(target: Path, digests: dict[str, str], get: Callable[[Path], Path]) -> None:
+    place = target
+    while not os.path.lexists(place):
+        place = place.parent
+    with tempfile.TemporaryDirectory(dir=place, prefix=".download-", ignore_cleanup_errors=True) as temporary:
+        found = _in_time(lambda: get(Path(temporary)))
         for name, digest in digests.items():
-            if arrived[name] != digest:
-                raise UserError(f"{name} from {url} has a wrong sha256, so it was thrown away; "
-                                f"fetch it by hand and put it into {target}", 1)
+            if hashlib.sha256((found / name).read_bytes()).hexdigest() != digest:
+                raise ValueError(f"{name} has a wrong sha256")
+        target.mkdir(parents=True, exist_ok=True)
+        for name in digests:
+            os.replace(found / name, target / name)
+
+
+def _in_time(work: Callable[[], Path]) -> Path:
+    """`work()`, or a TimeoutError after ten minutes: a server may send a byte a second for ever."""
+    outcome = Future()
+
+    def run():
         try:
-            target.mkdir(parents=True, exist_ok=True)
-            for name in digests:
-                os.replace(place / name, target / name)
-        except OSError as error:
-            raise _unwritable(names, target, error) from None
+            outcome.set_result(work())
+        except Exception as error:
+            outcome.set_exception(error)
 
-
-def missing_files(names, target: Path, url: str, found: str = "", error: Exception | None = None) -> UserError:
-    """The sentence for files that are not there, with the reason why they could not be fetched."""
-    reason = ""
-    if error is not None:
-        reason = f" The download failed ({(str(error).splitlines() or [type(error).__name__])[0][:80]})."
-    return UserError(f"{', '.join(names)} not found in {target}{found}.{reason} Get the files from {url} and put them "
-                     "there, or name the folder that holds them with --data", 1)
-
-
-def _unwritable(names: str, target: Path, error: OSError) -> UserError:
-    return UserError(f"{names} not found in {target}, and nothing can be written there ({error.strerror}); "
-                     "name another folder with --data", 1)
-
-
-def _existing_folder(target: Path) -> Path:
-    """`target` or the nearest path above it that exists. Raises OSError for a path that the system cannot have."""
-    place = target.absolute()
-    while True:
-        try:
-            os.stat(place)
-            return place
-        except FileNotFoundError:
-            place = place.parent
-
-
-# ── MNIST ────────────────────────────────────────────────────────────────────────────────────────────────
+    threading.Thread(target=run, daemon=True).start()  # a daemon does not keep Python from ending
+    return outcome.result(LONGEST)
 
 
 def get_mnist(folder: Path) -> Path:
@@ -91,16 +89,10 @@ def get_mnist(folder: Path) -> Path:
 
 
 def import_torchvision_datasets():
-    """torchvision.datasets, also where torchvision was built for another torch than the one installed.
-
-    Its wheel for Linux expects a torch with CUDA; beside a CPU-only one its import stops because the operators
-    `nms` and `qnms`, which no data set needs, were never declared. Declaring their schemas lets it go on.
-    """
+    """torchvision.datasets, also beside a CPU-only torch, for which torchvision's wheel for Linux was not built."""
     try:
         from torchvision import datasets
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
-            raise
+    except RuntimeError:  # the operators nms and qnms, which no data set needs, were never declared
         library = torch.library.Library("torchvision", "FRAGMENT")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -108,49 +100,12 @@ def import_torchvision_datasets():
     return datasets
 
 
-# ── members of an archive ────────────────────────────────────────────────────────────────────────────────
-
-
-def get_members(folder: Path, url: str, members: dict[str, str]) -> Path:
-    """Download a .tgz and write its members {file's name: member's name} into `folder`. Nothing else is unpacked."""
-    archive = folder / "archive.tgz"
-    with urllib.request.urlopen(url, timeout=60) as response, open(archive, "wb") as file:
-        while block := response.read(1 << 20):
-            if file.tell() > ARCHIVE_LIMIT:
-                raise ValueError(f"the archive is larger than {ARCHIVE_LIMIT:,} bytes")
-            file.write(block)
-    for name, content in zip(members, _contents(archive, list(members.values())), strict=True):
-        (folder / name).write_bytes(content)
+def get_members(folder: Path, url: str, prefix: str, names) -> Path:
+    """Download a .tgz and write its members `prefix` + name into `folder` as `names`. Nothing else is unpacked."""
+    with urllib.request.urlopen(url, timeout=60) as response:
+        archive = io.BytesIO(response.read(ARCHIVE_LIMIT))
+    with tarfile.open(fileobj=archive) as tar:
+        found = {member.name.removeprefix("./"): member for member in tar if member.isfile()}
+        for name in names:
+            (folder / name).write_bytes(tar.extractfile(found[prefix + name]).read(MEMBER_LIMIT))
     return folder
-
-
-class _Bounded:
-    """A file that is read from front to back and refuses to yield more than `limit` bytes, whatever it claims."""
-
-    def __init__(self, file, limit: int):
-        self.file, self.left = file, limit
-
-    def read(self, size: int) -> bytes:
-        block = self.file.read(size)
-        self.left -= len(block)
-        if self.left < 0:
-            raise ValueError("the archive holds more than it should")
-        return block
-
-
-def _contents(archive: Path, names: list[str]) -> list[bytes]:
-    """The contents of regular files of a .tgz. Raises LookupError where one is not there or is too large."""
-    found = {}
-    with gzip.open(archive) as unpacked, tarfile.open(fileobj=_Bounded(unpacked, UNPACKED_LIMIT), mode="r|") as tar:
-        for member in tar:
-            if member.size > UNPACKED_LIMIT:  # skipping it would take as long as its claimed size
-                raise ValueError(f"{member.name[:40]} in the archive claims to have {member.size:,} bytes")
-            name = member.name.removeprefix("./")
-            if name in names and member.isfile() and member.size <= MEMBER_LIMIT:
-                found[name] = tar.extractfile(member).read()
-            if len(found) == len(names):
-                break
-    for name in names:
-        if name not in found:
-            raise LookupError(f"no {name} in the archive")
-    return [found[name] for name in names]

@@ -6,13 +6,17 @@
 import contextlib
 import difflib
 import os
+import re
 import signal
 import sys
+import threading
 from pathlib import Path
 
 # What torch's allocators, the driver and the GPU's libraries say when memory is used up. "an illegal memory access" is
 # a bug and not among them.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+STREAMS = ("stdin", "stdout", "stderr")
+TERMINAL_CONTROLS = re.compile("[\0-\x1f\x7f-\x9f]")
 
 
 class UserError(Exception):
@@ -29,13 +33,19 @@ def nearest(text: str, names, cutoff: float = 0.4, most: int = 1) -> list[str]:
     return [lower[near] for near in difflib.get_close_matches(text.lower(), lower, n=most, cutoff=cutoff)]
 
 
+def printable(text: str, keep: str = "") -> str:
+    """`text` with an escape in the place of every character that controls a terminal, except those in `keep`."""
+    return TERMINAL_CONTROLS.sub(lambda found: found[0] if found[0] in keep else repr(found[0])[1:-1], text)
+
+
 @contextlib.contextmanager
 def when_asked_to_stop(handler, *names: str):
-    """Within this context the signals `names` call `handler(number, frame)`.
+    """Within this context the signals `names` call `handler(number, frame)`; in the main thread, as Python has it.
 
     An ignored signal stays ignored, as nohup asks for. A name that the system does not know is left out.
     """
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = [getattr(signal, name) for name in names if is_main and hasattr(signal, name)]
     before = {number: signal.signal(number, handler) for number in numbers
               if signal.getsignal(number) is not signal.SIG_IGN}
     try:
@@ -47,66 +57,45 @@ def when_asked_to_stop(handler, *names: str):
 
 def start(main) -> None:
     """Run a script's `main`: a UserError is printed as one sentence, and its status is the exit status."""
-    open_streams()
+    for name in STREAMS:
+        if getattr(sys, name) is None:  # it was closed when Python started
+            discard(name)
     for stream in (sys.stdout, sys.stderr):  # an output without Greek letters shows their numbers
         with contextlib.suppress(AttributeError, OSError):
             stream.reconfigure(errors="backslashreplace")
     try:
-        _to_its_last_line(main)
+        try:
+            main()
+        finally:
+            sys.stdout.flush()  # an error of the output is found here and not when Python exits
+        return
     except UserError as error:
         sentence, status = str(error), error.status
     except KeyboardInterrupt:
         sentence, status = "stopped", 130
-    except BrokenPipeError:  # the program that read the output, perhaps `head`, has ended
-        close_output()
-        sys.exit(1)
     except OSError as error:  # /dev/full as output, a disk that was pulled out
-        close_output()
+        discard("stdout")
         sentence, status = f"{error.filename or 'the output'}: {error.strerror or error}", 1
+        if isinstance(error, BrokenPipeError):  # the program that read the output, perhaps `head`, has ended
+            sys.exit(status)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(said in str(error) for said in OUT_OF_MEMORY):
             raise
         sentence, status = "this does not fit into memory; choose a smaller --nhid, --batch or sequence length", 1
-    else:
-        return
-    if status > 128:  # a scheduler that repeats its signal changes nothing of how this process ends
-        for name in ("SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), signal.SIG_IGN)
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    typed = f"python -m {module.name.removesuffix('.__main__')}" if module else Path(sys.argv[0]).name
     with contextlib.suppress(OSError):  # a terminal that was closed
-        print(f"{Path(sys.argv[0]).name}: {printable(sentence)}", file=sys.stderr)  # one line, whatever was typed
+        print(f"{typed}: {printable(sentence)}", file=sys.stderr)  # one line, whatever was typed
     sys.exit(status)
 
 
-def _to_its_last_line(main) -> None:
-    """Run `main` and flush its output, so that an error of the output is found here and not when Python exits."""
-    try:
-        main()
-    except SystemExit:  # of --help
-        sys.stdout.flush()
-        raise
-    sys.stdout.flush()
-
-
-def printable(text: str, keep: str = "") -> str:
-    """`text` with a number in the place of every unprintable character, except those in `keep`."""
-    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
-
-
-def open_streams() -> None:
-    """Open closed standard streams on the null device, so that no file of a run takes their place."""
+def discard(name: str) -> None:
+    """Let a standard stream lead to the null device: nothing printed fails, and no file of a run takes its number."""
+    number = STREAMS.index(name)
     with contextlib.suppress(OSError):
-        while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
-            os.set_inheritable(descriptor, True)
-        os.close(descriptor)
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None or getattr(sys, name).closed:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (for as long as Python runs)
-
-
-def close_output() -> None:
-    """Discard what is still to be printed, so that Python does not fail on it again when it exits."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        if nowhere != number:
+            os.dup2(nowhere, number)
+            os.close(nowhere)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))

@@ -1,7 +1,7 @@
 """Sequential MNIST: the model and its training loop.
 
-784 pixels, one a step, and a read-out from the last hidden state to 10 classes. Training batches come in fixed
-order. The weights of the epoch with the best validation accuracy are kept and tested once, at the end.
+784 pixels, one a step, and a read-out from the last hidden state to the C classes, 10 for MNIST. Training batches come
+in fixed order. The weights of the epoch with the best validation accuracy are kept and tested once, at the end.
 """
 
 import torch
@@ -12,28 +12,34 @@ from common.data import PixelSequences
 from common.network import ReadOut
 from common.optim import step
 from common.runs.progress import Meter, Progress
+from common.runs.records import read_config
 from common.runs.run import Run
 
 NAME = "smnist"
 REVISION = 3  # raised by every change of what the same options compute; CHANGES.md lists them
 # earlier revision: the cells for which the same options still compute the same
 AS_BEFORE = {2: ("RNN", "RNN-Orth", "expRNN", "nnRNN")}
-CLASSES = 10
+DIGITS = 10
 PIXELS = 784
 
 
 class PixelModel(nn.Module):
     """A recurrent network and a linear read-out of its last state."""
 
-    def __init__(self, network):
+    def __init__(self, network, classes: int = DIGITS):
         super().__init__()
         self.network = network
-        self.readout = ReadOut(network.hidden_size, CLASSES)
+        self.readout = ReadOut(network.hidden_size, classes)
 
     def forward(self, x: torch.Tensor, kernel: torch.Tensor | None = None) -> torch.Tensor:
-        """x (T, B, 1) → logits (B, 10)."""
+        """x (T, B, 1) → logits (B, C)."""
         last, _ = self.network(x, kernel=kernel, last_only=True)                 # (B, H)
         return self.readout(last)
+
+
+def saved_classes(folder) -> int:
+    """The number of classes of a run's data."""
+    return (read_config(folder).get("data") or {}).get("classes", DIGITS)
 
 
 @torch.no_grad()
@@ -53,7 +59,7 @@ def evaluate(model: PixelModel, images: PixelSequences, batch: int, run: Run | N
 
 def sizes(args) -> tuple[int, int, bool, int]:
     """Steps, classes, whether every step has an output, and bytes of data: what the memory of an update depends on."""
-    return PIXELS, CLASSES, False, 2 * 70_000 * PIXELS
+    return PIXELS, DIGITS, False, 2 * 70_000 * PIXELS
 
 
 def train(model: PixelModel, optimizer, train_set: PixelSequences, valid_set: PixelSequences,

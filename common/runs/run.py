@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from common.data import vocabulary_in
-from common.errors import UserError, close_output, printable, when_asked_to_stop
+from common.errors import UserError, discard, printable, when_asked_to_stop
 from common.orthogonal import largest_norm
 from common.recurrence import unavailable_reason, unfit_reason
 from common.runs.curves import draw_run
@@ -184,7 +184,7 @@ class Run:
         except OSError as error:
             if not isinstance(error, BrokenPipeError):
                 self.why = f", because the output cannot be written ({error.strerror})"
-            close_output()
+            discard("stdout")
             self.signal = self.signal or getattr(signal, "SIGPIPE", signal.SIGTERM)
 
     def seconds(self) -> float:

@@ -14,17 +14,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
-import urllib.error
-import urllib.request
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import LOOPS, SCRIPTS, command, environment, module_of, task_of, tiny
 
-from common import data, download
 from common.data import PixelSequences
 from common.errors import start
 from common.runs import flags, machine, run
@@ -156,283 +151,6 @@ def test_memory_is_known_here():
     assert found is None or 10**8 < found < 10**14
 
 
-# ── MNIST ────────────────────────────────────────────────────────────────────────────────────────────────
-
-TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = (
-    "train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-
-
-def replaced(name, content):
-    """A folder's file becomes `content`: bytes, a function of its own bytes, or the name of another file."""
-    def spoil(raw):
-        whole = (raw / name).read_bytes()
-        other = (raw / content).read_bytes() if isinstance(content, str) else \
-            content(whole) if callable(content) else content
-        (raw / name).unlink()
-        (raw / name).write_bytes(other)
-    return spoil
-
-
-def folder_in_place_of(name):
-    def spoil(raw):
-        (raw / name).unlink()
-        (raw / name).mkdir()
-    return spoil
-
-
-def pipe_in_place_of(name):
-    def spoil(raw):
-        (raw / name).unlink()
-        os.mkfifo(raw / name)
-    return spoil
-
-
-def link_in_place_of(name, target):
-    def spoil(raw):
-        (raw / name).unlink()
-        (raw / name).symlink_to(target)
-    return spoil
-
-
-def bomb(size=10**8) -> bytes:
-    """A gzip file a thousandth of what it unpacks to."""
-    return gzip.compress(bytes(size), 1)
-
-
-def header(text, whole):
-    return bytes.fromhex(text) + whole[len(text) // 2:]
-
-
-BAD_MNIST = {
-    "empty labels": (replaced(TEST_LABELS, b""), TEST_LABELS),
-    "empty images": (replaced(TRAIN_IMAGES, b""), TRAIN_IMAGES),
-    "half of the images": (replaced(TEST_IMAGES, lambda whole: whole[:len(whole) // 2]), TEST_IMAGES),
-    "one byte short": (replaced(TRAIN_LABELS, lambda whole: whole[:-1]), TRAIN_LABELS),
-    "one byte more": (replaced(TRAIN_LABELS, lambda whole: whole + b"\0"), TRAIN_LABELS),
-    "only the header": (replaced(TEST_LABELS, lambda whole: whole[:8]), TEST_LABELS),
-    "a web page": (replaced(TEST_LABELS, b"<html>not found</html>"), TEST_LABELS),
-    "images where labels belong": (replaced(TEST_LABELS, TEST_IMAGES), TEST_LABELS),
-    "labels where images belong": (replaced(TEST_IMAGES, TEST_LABELS), TEST_IMAGES),
-    "train where test belongs": (replaced(TEST_LABELS, TRAIN_LABELS), TEST_LABELS),
-    "test where train belongs": (replaced(TRAIN_IMAGES, TEST_IMAGES), TRAIN_IMAGES),
-    "another magic number": (replaced(TEST_LABELS, lambda whole: header("00000901", whole)), TEST_LABELS),
-    "signed bytes": (replaced(TEST_IMAGES, lambda whole: header("00000903", whole)), TEST_IMAGES),
-    "other sizes": (replaced(TEST_IMAGES, lambda whole: header("00000803000027100000000e00000038", whole)),
-                    TEST_IMAGES),
-    "a count beyond the file": (replaced(TEST_LABELS, lambda whole: header("000008017fffffff", whole)), TEST_LABELS),
-    "labels above 9": (replaced(TEST_LABELS, lambda whole: whole[:8] + bytes([10]) * 10_000), TEST_LABELS),
-    "noise": (replaced(TEST_LABELS, lambda whole: np.random.default_rng(0).bytes(len(whole))), TEST_LABELS),
-    "another .gz under the raw name": (replaced(TEST_LABELS, lambda whole: gzip.compress(whole[:-1])), TEST_LABELS),
-    "a gzip bomb": (replaced(TRAIN_IMAGES, lambda whole: bomb()), TRAIN_IMAGES),
-    "a folder": (folder_in_place_of(TEST_LABELS), TEST_LABELS),
-    "a pipe": (pipe_in_place_of(TEST_LABELS), TEST_LABELS),
-    "an endless device": (link_in_place_of(TEST_LABELS, "/dev/zero"), TEST_LABELS),
-}
-
-
-@pytest.fixture
-def raw(tmp_path, mnist_folder):
-    """A folder of links to the fake MNIST, to be spoiled."""
-    folder = tmp_path / "data" / "MNIST" / "raw"
-    folder.mkdir(parents=True)
-    for path in (mnist_folder / "MNIST" / "raw").iterdir():
-        (folder / path.name).symlink_to(path)
-    return folder
-
-
-@pytest.mark.parametrize("case", BAD_MNIST)
-def test_bad_mnist(raw, tmp_path, case):
-    spoil, name = BAD_MNIST[case]
-    spoil(raw)
-    for script in MNIST[:1] if "train" in name else MNIST:
-        refused(script, [*tiny(script), "--data", tmp_path / "data", "--save", tmp_path / "saves"], name, str(raw),
-                "delete it and run again to fetch it", status=1)
-    assert not (tmp_path / "saves").exists()
-
-
-def no_network(*given, **named):
-    raise urllib.error.URLError("no route to host")
-
-
-def test_a_gzip_bomb_beside_the_raw_files(raw, tmp_path, monkeypatch):
-    """It is not read beside the unpacked file, and in its place no further than the file is long."""
-    monkeypatch.setattr(urllib.request, "urlopen", no_network)
-    (raw / f"{TEST_LABELS}.gz").write_bytes(bomb(10**7))
-    data.load_mnist(tmp_path / "data")
-    (raw / TEST_LABELS).unlink()
-    refused("sMNIST_nvar", [*tiny("sMNIST_nvar"), "--data", tmp_path / "data"], f"{TEST_LABELS}.gz",
-            "more than 10,008 bytes", "delete it and run again to fetch it", status=1)
-    assert not (raw / TEST_LABELS).exists()
-
-
-def test_a_processed_folder_is_never_unpickled(raw, tmp_path):
-    """Old versions of torchvision kept pickles there, and read them first."""
-    class Code:
-        def __reduce__(self):
-            return Path.touch, (tmp_path / "ran",)
-
-    processed = raw.parent / "processed"
-    processed.mkdir()
-    for name in ("training.pt", "test.pt"):
-        (processed / name).write_bytes(pickle.dumps(Code()))
-    data.load_mnist(tmp_path / "data")
-    assert not (tmp_path / "ran").exists()
-
-
-def test_without_torchvision(tmp_path, monkeypatch):
-    """Only a download needs it, and that says so."""
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    refused("sMNIST_nvar", [*tiny("sMNIST_nvar"), "--data", tmp_path], "torchvision", "put them there", status=1)
-
-
-# ── Penn Treebank characters ─────────────────────────────────────────────────────────────────────────────
-
-GOOD = {"train": "a b c d e _ \n" * 60, "valid": "a b _ \n" * 30, "test": "c d _ \n" * 30}
-BAD_PENN = {
-    "empty train": ({"train": b""}, "train.txt is empty"),
-    "empty valid": ({"valid": b""}, "valid.txt is empty"),
-    "empty test": ({"test": b""}, "test.txt is empty"),
-    "only blanks": ({"train": b"  \n \t \n"}, "train.txt is empty"),
-    "only line ends": ({"test": b"\n\n\n"}, "test.txt is empty"),
-    "binary": ({"train": bytes(range(128)) * 9}, "train.txt is a binary file"),
-    "a picture": ({"valid": b"\x89PNG\r\n\x1a\n" + bytes(100)}, "valid.txt is not UTF-8"),
-    "Latin-1": ({"train": "a é b \n".encode("latin-1") * 60}, "train.txt is not UTF-8"),
-    "UTF-16": ({"test": "a b c \n".encode("utf-16") * 60}, "test.txt is not UTF-8"),
-    "cut inside a character": ({"train": "a b é".encode()[:-1]}, "train.txt is not UTF-8"),
-    "one line of train": ({"train": "a b c d e _\n"}, "of the train text are too few for 4 parallel streams"),
-    "one line of valid": ({"valid": "a b\n"}, "of the valid text are too few for 10 parallel streams"),
-    "one line of test": ({"test": "a b\n"}, "of the test text are too few for 10 parallel streams"),
-    "a new symbol in test": ({"test": "a b z \n" * 30}, "test.txt holds the symbol 'z', which train.txt never shows"),
-    "a new symbol in valid": ({"valid": "a b é \n" * 30}, "valid.txt holds the symbol 'é'"),
-    "no blanks": ({"test": "abc" * 9999}, "test.txt holds the symbol 'abcabcabc"),
-    "upper case": ({"valid": "A B \n" * 30}, "the three files must come from one corpus"),
-    "words in the place of characters": ({"test": "the cat sat \n" * 30}, "holds the symbol 'the'"),
-    "a folder": ({"train": None}, "train.txt is not a file"),
-}
-
-
-@pytest.fixture
-def penn(tmp_path):
-    """A data folder with three small good files, to be spoiled."""
-    folder = tmp_path / "data" / "pennchar"
-    folder.mkdir(parents=True)
-    for part, text in GOOD.items():
-        (folder / f"{part}.txt").write_text(text)
-    return folder
-
-
-def put(path, content):
-    if content is None:
-        path.unlink()
-        path.mkdir()
-    else:
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-
-
-@pytest.mark.parametrize("case", BAD_PENN)
-def test_bad_penn(penn, tmp_path, case):
-    parts, sentence = BAD_PENN[case]
-    for part, content in parts.items():
-        put(penn / f"{part}.txt", content)
-    for script in LANGUAGE:
-        found = refused(script, [*tiny(script), "--data", tmp_path / "data", "--save", tmp_path / "saves"], sentence,
-                        status=2 if "too few" in sentence else 1)
-        assert len(found) < 500
-    assert not (tmp_path / "saves").exists()
-
-
-@pytest.mark.parametrize("kind", ["a pipe", "an endless device"])
-def test_a_text_without_an_end(penn, tmp_path, kind):
-    {"a pipe": pipe_in_place_of("test.txt"), "an endless device": link_in_place_of("test.txt", "/dev/zero")}[kind](penn)
-    for script in LANGUAGE:
-        refused(script, [*tiny(script), "--data", tmp_path / "data"], "test.txt is not a file", "--data", status=1)
-
-
-@pytest.mark.parametrize("part", ["train", "valid", "test"])
-def test_one_split_is_missing(penn, tmp_path, monkeypatch, part):
-    monkeypatch.setattr(urllib.request, "urlopen", no_network)
-    (penn / f"{part}.txt").unlink()
-    for script in LANGUAGE:
-        sentence = refused(script, [*tiny(script), "--data", tmp_path / "data"], f"{part}.txt not found in {penn}",
-                           "simple-examples.tgz", "--data", status=1)
-        assert sum(f"{name}.txt" in sentence for name in GOOD) == 1
-
-
-# ── archives ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def member(name, content=b"x", **changed):
-    info = tarfile.TarInfo(name)
-    info.size = len(content)
-    for key, value in changed.items():
-        setattr(info, key, value)
-    return info, content
-
-
-def wanted(part, **changed):
-    return member(data.PENN_MEMBER.format(part=part), GOOD[part].encode(), **changed)
-
-
-def packed(*members, cut=None) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for info, content in members:
-            tar.addfile(info, io.BytesIO(content) if info.type == tarfile.REGTYPE else None)
-    return buffer.getvalue()[:cut]
-
-
-def claims_a_huge_size() -> bytes:
-    """A header that promises eight gigabytes, and a few bytes after it."""
-    info, _ = wanted("test")
-    info.size = 8 * 2**30 - 1
-    return gzip.compress(info.tobuf() + b"few")
-
-
-def unpacks_to(size) -> bytes:
-    """A member of zeros, which packs to a thousandth, before the one that is wanted."""
-    info, _ = member("zeros")
-    info.size = size
-    return gzip.compress(info.tobuf() + bytes(size), 1)
-
-
-BAD_ARCHIVES = {
-    "nothing": b"", "a web page": b"<html>404</html>", "gzip of text": gzip.compress(b"hello" * 999),
-    "no member that is wanted": packed(member("README")),
-    "a climbing path": packed(member("../../data/ptb.char.test.txt"), member("simple-examples/data/../../../test.txt")),
-    "an absolute path": packed(member("/simple-examples/data/ptb.char.test.txt")),
-    "a link": packed(wanted("test", type=tarfile.SYMTYPE, linkname="/etc/passwd", size=0)),
-    "a hard link": packed(wanted("test", type=tarfile.LNKTYPE, linkname="../../../etc/passwd", size=0)),
-    "a device": packed(wanted("test", type=tarfile.CHRTYPE, devmajor=1, devminor=5, size=0)),
-    "a pipe": packed(wanted("test", type=tarfile.FIFOTYPE, size=0)),
-    "a folder": packed(wanted("test", type=tarfile.DIRTYPE, size=0)),
-    "a huge claim": claims_a_huge_size(),
-    "a bomb": unpacks_to(3 * 10**6),
-    "cut": packed(wanted("test"), cut=-60),
-    "larger than the real one": packed(member("noise", np.random.default_rng(0).bytes(3 * 10**6))),
-}
-
-
-@pytest.mark.parametrize("case", BAD_ARCHIVES)
-def test_bad_archives(penn, tmp_path, monkeypatch, case):
-    """A download that is a trap: nothing of it stays, nothing is written elsewhere."""
-    monkeypatch.setattr(urllib.request, "urlopen", lambda *given, **named: io.BytesIO(BAD_ARCHIVES[case]))
-    monkeypatch.setattr(download, "ARCHIVE_LIMIT", 2**20)
-    monkeypatch.setattr(download, "UNPACKED_LIMIT", 2**21)
-    (penn / "test.txt").unlink()
-    before = sorted(tmp_path.rglob("*"))
-    for script in LANGUAGE:
-        refused(script, [*tiny(script), "--data", tmp_path / "data", "--save", tmp_path / "saves"],
-                "test.txt not found in", "The download failed", "--data", status=1)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_an_archive_with_another_text(penn, tmp_path, monkeypatch):
-    monkeypatch.setattr(urllib.request, "urlopen", lambda *given, **named: io.BytesIO(packed(wanted("test"))))
-    (penn / "test.txt").unlink()
-    refused("language_nvar", [*tiny("language_nvar"), "--data", tmp_path / "data"], "test.txt from", "wrong sha256",
-            "fetch it by hand", status=1)
-
-
 # ── folders ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -444,22 +162,11 @@ def test_resume_of_what_is_no_folder(script, tmp_path):
     refused(script, ["--resume", "x" * 5000], "cannot be read (File name too long)", "name the folder of a run")
 
 
-@pytest.mark.parametrize("script", [*MNIST, *LANGUAGE])
-def test_data_that_is_no_folder(script, tmp_path):
-    (tmp_path / "file").write_text("x")
-    for place in (tmp_path / "file", "/dev/null"):
-        refused(script, [*tiny(script), "--data", place], f"{place} is not a folder; name the folder that", "--data",
-                status=1)
-    for place in (tmp_path / "file" / "in", "x" * 5000):
-        refused(script, [*tiny(script), "--data", place], "not found in", "nothing can be written there",
-                "name another folder with --data", status=1)
-
-
-def test_a_save_folder_that_is_a_file(tmp_path, penn, monkeypatch):
+def test_a_save_folder_that_is_a_file(tmp_path, penn_folder, monkeypatch):
     (tmp_path / "file").write_text("x")
     few_images(monkeypatch)
     for script in SCRIPTS:
-        where = ["--data", tmp_path / "data"] if script in LANGUAGE else []
+        where = ["--data", penn_folder] if script in LANGUAGE else []
         for place in (tmp_path / "file", tmp_path / "file" / "in", "/dev/null", "x" * 5000):
             refused(script, [*tiny(script), *where, "--save", place], "no folder could be made in", str(place),
                     "choose another place with --save")
@@ -480,6 +187,14 @@ def test_folders_without_permission(tmp_path, monkeypatch):
     refused("copytask_nvar", ["--resume", closed], "Permission denied")
     for script in (*MNIST, *LANGUAGE):
         refused(script, [*tiny(script), "--data", closed], "Permission denied", "--data", status=1)
+
+
+def put(path, content):
+    if content is None:
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 # ── runs on disk ─────────────────────────────────────────────────────────────────────────────────────────
@@ -580,7 +295,7 @@ BAD_RUNS = {
     "last.pt is a folder": (content_of("last.pt", None), 1, DAMAGED),
     "last.pt is a pickle of code": (content_of("last.pt", pickle.dumps(Code())), 1, DAMAGED),
     "last.pt is a zip with code": (zipped_code, 1, DAMAGED),
-    "last.pt is a zip bomb": (content_of("last.pt", bomb(10**7)), 1, DAMAGED),
+    "last.pt is a zip bomb": (content_of("last.pt", gzip.compress(bytes(10**7), 1)), 1, DAMAGED),
     "a place that is text": (state_with(lambda s: s["parts"]["progress"].update(batch="x", update="x")), 1, MODEL),
     "a place that is not there": (state_with(lambda s: s["parts"].update(progress={})), 1, MODEL),
     "a generator that is none": (state_with(lambda s: s.update(rng=torch.zeros(3))), 1, MODEL),
@@ -648,7 +363,7 @@ def test_best_weights_that_are_none(saved, tmp_path, monkeypatch, content):
 
 PROCESSES = [
     ("copytask_nvar", ("--lr", "1e300"), 2, "'1e300' is not a number"),
-    ("sMNIST_alpha", ("--data", "/dev/null"), 1, "/dev/null is not a folder; name the folder that holds"),
+    ("sMNIST_alpha", ("--data", "/dev/null"), 1, "not found in /dev/null/MNIST/raw. The download failed"),
     ("language_nvar", ("--resume", "nowhere"), 2, "is not a run's folder"),
     ("copytask_alpha", ("--T", "2000000000"), 1, "GB of memory"),
     ("copytask_expalpha", (b"--save=\xff\xfe",), 2, "is not the name of a folder"),
@@ -670,7 +385,3 @@ def test_an_output_that_knows_no_greek(tmp_path):
                           check=False, env={**environment(), "PYTHONIOENCODING": "ascii"})
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"--nvar" in done.stdout
-
-
-def test_there_are_sixty_cases_and_more():
-    assert len(BAD_MNIST) + len(BAD_PENN) + len(BAD_ARCHIVES) + len(BAD_RUNS) > 60

@@ -384,20 +384,6 @@ def test_a_large_perplexity_is_short(main):
     assert len(scores(700.0, "character")) < 70
 
 
-def test_ctrl_c_during_the_imports(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", (
-        "import importlib.abc, os, signal, sys\n"
-        "class Interrupt(importlib.abc.MetaPathFinder):\n"
-        "    def find_spec(self, name, *more):\n"
-        "        if name == 'torch': os.kill(os.getpid(), signal.SIGINT)\n"
-        f"sys.meta_path.insert(0, Interrupt()); sys.path.insert(0, {str(ROOT)!r})\n"
-        "import runpy; sys.argv = ['copytask_nvar.py']\n"
-        f"runpy.run_path({str(ROOT / 'copytask_nvar.py')!r}, run_name='__main__')")],
-        cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
-    assert process.communicate(timeout=60)[1] == "copytask_nvar.py: stopped\n"
-    assert process.returncode in (130, -signal.SIGINT)
-
-
 # ── more of a run ────────────────────────────────────────────────────────────────────────────────────────
 
 
