@@ -86,7 +86,7 @@ def path_of(what):
     def convert(text):
         if not text or not text.isprintable():
             raise ArgumentTypeError(f"{text!r} is not the name of a {what}")
-        return Path(text)
+        return Path(os.path.expanduser(text))  # a shell leaves --save=~/runs as it is
     return convert
 
 

@@ -717,6 +717,13 @@ def test_a_relative_folder_is_found_from_elsewhere(stopped, run_script, tmp_path
     assert list(elsewhere.iterdir()) == []
 
 
+def test_a_home_folder_is_spelled_out(monkeypatch, tmp_path):
+    """The shell expands `--data ~/data`, and leaves `--data=~/data` to us."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    args = flags_of("--data=~/data", "--save=~/runs")
+    assert (args.data, args.save) == (tmp_path / "data", tmp_path / "runs")
+
+
 def flags_of(*typed):
     module = module_of("language_nvar")
     return flags.parse(typed, "language_nvar", module.__doc__, module.DEFAULTS, module.PAPER, language)
