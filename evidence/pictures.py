@@ -28,18 +28,18 @@ from common.errors import UserError, start
 from common.network import mean_cross_entropy
 from common.recurrence import stair_recurrence
 from common.runs.curves import (
-    CURVES,
+    COLOURS,
     MARKERS,
     check_lines,
+    columns_of,
     draw_band,
     draw_curves,
+    drawing,
     figure,
-    kind_of,
+    finish_axes,
     line,
-    mark_memoryless,
-    memoryless_line,
+    memoryless_lines,
     points,
-    prepare_axes,
     read_log,
     save,
 )
@@ -78,21 +78,20 @@ def draw_runs(folders: list[Path], path: Path) -> None:
 def draw_rows(rows: list, task: str, path: Path, published: bool) -> None:
     """One learning curve a row of a task's table, over its seeds."""
     picture, axes = figure(8.6, 4.4)
-    kind = kind_of(next(iter(rows[0].runs.values())))
-    x, y, _, _ = CURVES[kind]
+    folders = [folder for row in rows for folder in row.runs.values()]
+    x, y = columns_of(next(filter(None, map(read_log, folders)), {}))
     longest = 0
     for number, row in enumerate(rows):
         found = [points(log[x], log[y]) for log in map(read_log, row.runs.values()) if log]
         longest = max(longest, *(len(places) for places, _ in found), 0)
-        draw_band(axes, found, kind, **line(number, f"{row.model}, {row.stair} (n = {len(found)})"),
-                  markevery=(number % 5, 5) if kind == "update" else 1)
+        draw_band(axes, found, y, **line(number, f"{row.model}, {row.stair} (n = {len(found)})"),
+                  markevery=(number % 5, 5) if x == "update" else 1)
         if published:
             draw_published(axes, row, task, number)
     if longest < 2:
         raise UserError(f"no run that was picked has two {x}s to join; python -m evidence.pictures RUN_FOLDER draws "
                         "a run from its first report on")
-    prepare_axes(axes, kind, memoryless_line(next(iter(rows[0].runs.values()))))
-    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    finish_axes(axes, x, y, memoryless_lines(folders), len(folders) > len(rows))
     save(picture, path)
 
 
@@ -103,7 +102,7 @@ def draw_published(axes, row, task: str, number: int) -> None:
         return
     every = 3 if task == "copytask" else 1                   # 150 dots a row would hide each other
     what, size = ("published test accuracy", 7) if task == "language" else ("published", 3)
-    dots = dict(linestyle="none", marker=MARKERS[number], markersize=size, color=f"C{number}")
+    dots = dict(linestyle="none", marker=MARKERS[number], markersize=size, color=COLOURS[number])
     if task == "language":
         ours = [result for result in split(row)[0] if {"best_epoch", "test_accuracy"} <= result.keys()]
         axes.plot([result["best_epoch"] for result in ours], [result["test_accuracy"] for result in ours], **dots,
@@ -144,7 +143,7 @@ def draw_vary(columns: dict[str, list], task: str, name: str, path: Path) -> Non
                       [statistics.stdev(found) if len(found) > 1 else 0 for found in values.values()], capsize=3,
                       **line(number, f"{row.model}, {row.stair}"))
     if task == "copytask":
-        mark_memoryless(axes, 1 / 8)
+        axes.axhline(1 / 8, color="0.3", linewidth=1.0, label="memoryless")
     axes.set(xlabel=f"{name}: {FLAGS[name.replace('-', '_')].help}", ylabel=ylabel, xscale="log")
     axes.set_xticks([float(value) for value in columns], list(columns))
     axes.minorticks_off()
@@ -217,7 +216,7 @@ def draw_spectrum(folders: list[Path], path: Path) -> None:
         eigenvalues = torch.linalg.eigvals(network.kernel().double())
         angle, modulus = eigenvalues.angle().abs(), eigenvalues.abs()
         axes.scatter(angle.tolist(), modulus.tolist(), s=18, marker=MARKERS[number], facecolors="none",
-                     edgecolors=f"C{number}", label=name_of(folder) + departure(network.cell), linewidths=0.9)
+                     edgecolors=COLOURS[number], label=name_of(folder) + departure(network.cell), linewidths=0.9)
     low, high = axes.get_ylim()
     axes.set(xlabel="|angle of λ|, radians", ylabel="|λ|", ylim=(min(low, 0.99), max(high, 1.01)))  # no rounding errors
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -312,6 +311,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@drawing()
 def main(argv=None) -> None:
     parser = make_parser()
     args = parser.parse_args(argv)

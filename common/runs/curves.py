@@ -1,33 +1,58 @@
-"""The learning curve of runs, drawn from their logs."""
+"""Learning curves of runs, drawn from whatever columns their logs have.
 
+A curve shows a column of validation over the epochs or updates, of a log without one the loss. Runs that differ in
+nothing but the seed are one line with a band; a line's label says in what it differs from the other lines.
+"""
+
+import contextlib
 import io
 import json
 import math
+import os
+import re
 import statistics
 import warnings
 from pathlib import Path
 
 from common.errors import UserError, printable
 from common.runs.flags import science
-from common.runs.records import log_rows, read_config, write_atomically
+from common.runs.records import kind_of, log_rows, own_stair, read_config, write_atomically
 
+# Okabe and Ito's colours, which the colour-blind tell apart; the weakest on white comes last.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 2)), (0, (3, 1, 1, 1)))
 MARKERS = "osD^vP<*"
 MOST_LINES = 8  # that can be told apart in one picture, in greyscale too
-# What a log counts: the columns of log.csv that a curve shows, and the names of the axes.
-CURVES = {
-    "update": ("update", "loss_median", "update", "training cross entropy (median of a report)"),
-    "epoch": ("epoch", "validation_accuracy", "epoch", "accuracy"),
-}
-BLOWN_UP = 30.0  # the picture ends here: a larger loss would press all others together
+COUNTED = ("update", "epoch", "batch", "seconds", "lr", "orthogonality_error")  # columns that no curve shows
+WANTED = ("validation.*accuracy", "validation", "loss_median", "loss", "")      # the others, best first
+BLOWN_UP = 30.0  # a larger loss is cut off: it would press all others together
 
 
-def figure(width: float = 7.0, height: float = 4.2):
+@contextlib.contextmanager
+def drawing():
+    """Within this context matplotlib has its own defaults, not the user's, and an error of it is a `UserError`."""
+    backend = os.environ.pop("MPLBACKEND", None)  # that of a notebook may not exist here; none is needed
+    try:
+        import matplotlib  # here: its import takes as long as 20 updates
+
+        with matplotlib.rc_context(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about letters of a name that the font does not have
+            matplotlib.rcdefaults()
+            matplotlib.rcParams["axes.prop_cycle"] = matplotlib.cycler(color=COLOURS)
+            yield
+    except (ImportError, ValueError, RuntimeError) as error:
+        raise UserError(f"the picture cannot be drawn ({printable(str(error))[:200]})", 1) from error
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+
+
+def figure(width: float = 8.6, height: float = 4.2):
     """A figure and its axes, drawn without a screen."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: its import takes as long as 20 updates
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    picture = Figure(figsize=(width, height), layout="constrained", dpi=100)
+    picture = Figure(figsize=(width, height), layout="constrained", dpi=150)
     FigureCanvasAgg(picture)
     axes = picture.add_subplot()
     axes.grid(alpha=0.3)
@@ -43,13 +68,16 @@ def literal(text: str) -> str:
 def line(number: int, label: str) -> dict:
     """The look of line `number`, whose name is `label`: dash, marker and colour of its own."""
     return dict(linestyle=DASHES[number % len(DASHES)], marker=MARKERS[number % len(MARKERS)], markersize=4,
-                color=f"C{number % 10}", label=literal(label), linewidth=1.6)
+                color=COLOURS[number % len(COLOURS)], label=literal(label), linewidth=1.6)
 
 
 def check_lines(count: int, advice: str) -> None:
     """Raises UserError where a picture would hold more lines than can be told apart."""
     if count > MOST_LINES:
         raise UserError(f"{count} lines in one picture cannot be told apart; {MOST_LINES} can: {advice}")
+
+
+# ── what a log shows ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def read_log(folder: Path) -> dict[str, list]:
@@ -59,96 +87,19 @@ def read_log(folder: Path) -> dict[str, list]:
     return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
 
+def columns_of(log: dict[str, list]) -> tuple[str, str]:
+    """The columns that a curve shows, over which and what."""
+    names = [name for name in log if name not in COUNTED]
+    shown = [name for pattern in WANTED for name in names if re.search(pattern, name)]
+    if not shown:
+        raise UserError("there is nothing to draw: log.csv has no report, or nothing but the time in it")
+    return ("update" if "update" in log else "epoch"), shown[0]
+
+
 def points(x: list, y: list) -> tuple[list, list]:
     """The pairs in which both values exist and y is finite; the last loss of a diverged run is not."""
     both = [(a, b) for a, b in zip(x, y, strict=True) if None not in (a, b) and math.isfinite(b)]
     return [a for a, _ in both], [b for _, b in both]
-
-
-def kind_of(folder: Path) -> str:
-    """What the log of a run counts: "update" or "epoch"."""
-    options = read_config(folder)["options"]
-    return "epoch" if "epochs" in options else "update"
-
-
-def draw_band(axes, curves: list[tuple[list, list]], kind: str, **look) -> None:
-    """One line for the `curves` of several seeds, and the span from their least to their most behind it.
-
-    The line is the median of a loss, which a spike of one seed does not move, and the mean of an accuracy.
-    """
-    curves = [dict(zip(*curve, strict=True)) for curve in curves]
-    places = sorted(set().union(*curves))
-    values = [[curve[place] for curve in curves if place in curve] for place in places]
-    middle = statistics.median if kind == "update" else statistics.mean
-    axes.plot(places, list(map(middle, values)), **look)
-    if len(curves) > 1:
-        axes.fill_between(places, list(map(min, values)), list(map(max, values)), color=look["color"], alpha=0.12)
-
-
-def prepare_axes(axes, kind: str, memoryless: float | None) -> None:
-    """Names, scale and the memoryless line of a task's learning curves."""
-    _, _, xlabel, ylabel = CURVES[kind]
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.set_xlim(left=0)
-    if memoryless:
-        axes.set_yscale("log")
-        mark_memoryless(axes, memoryless)
-        if axes.get_ylim()[1] > BLOWN_UP:
-            axes.set_ylim(top=BLOWN_UP)
-
-
-def mark_memoryless(axes, level: float) -> None:
-    """A line at the score of a model without memory."""
-    axes.axhline(level, color="0.3", linewidth=1.0)
-    axes.annotate("memoryless", (1, level), xycoords=("axes fraction", "data"), xytext=(-4, 3),
-                  textcoords="offset points", ha="right", fontsize=8)
-
-
-def memoryless_line(folder: Path) -> float | None:
-    """The loss of a memoryless model on a copying run's task (`common.copytask`); None for the other tasks."""
-    options = {name: entry["value"] for name, entry in read_config(folder)["options"].items()}
-    if "c_length" not in options:
-        return None
-    try:
-        T, labels, c, vari = (options[name] for name in ("T", "labels", "c_length", "vari"))
-        return statistics.mean(c * math.log(labels) / (delay + 2 * c) for delay in (range(1, T + 1) if vari else (T,)))
-    except (LookupError, TypeError, ValueError, ArithmeticError):
-        raise UserError(f"{folder}/config.json is damaged (its T, labels, c_length or vari); restore it from a copy or "
-                        "leave this run out", 1) from None
-
-
-def by_configuration(folders: list[Path]) -> list[list[Path]]:
-    """The folders, grouped by what their runs compute: all but the seed is the same within a group."""
-    groups = {}
-    for folder in map(Path, folders):
-        config = read_config(folder)
-        same = {**science(config["options"]), "random_seed": None}
-        groups.setdefault((config["script"], json.dumps(same, sort_keys=True)), []).append(folder)
-    return list(groups.values())
-
-
-def draw_curves(folders: list[Path], path: Path) -> None:
-    """A curve for each configuration among the runs, all of one task: several seeds are one line with their span."""
-    groups = by_configuration(folders)
-    check_lines(len(groups), "name the folders of fewer configurations")
-    picture, axes = figure()
-    kind = kind_of(folders[0])
-    x, y, _, _ = CURVES[kind]
-    for number, group in enumerate(groups):
-        logs = [log for log in map(read_log, group) if y in log]
-        label = group[0].name + (f" and {len(group) - 1} more" if len(group) > 1 else "")
-        look = line(number, label)
-        if kind == "epoch":
-            draw_band(axes, [points(within_epochs(log), log["train_accuracy"]) for log in logs], kind,
-                      **{**look, "label": f"{label}: training", "linewidth": 1.0, "markersize": 2})
-            look.update(label=f"{label}: validation", linestyle="none")
-        curves = [points(log[x], log[y]) for log in logs]
-        longest = max((len(places) for places, _ in curves), default=1)
-        draw_band(axes, curves, kind, **{**look, "markersize": 6}, markerfacecolor="none",
-                  markevery=1 if kind == "epoch" else 1 + longest // 30)
-    prepare_axes(axes, kind, memoryless_line(folders[0]))
-    axes.legend(fontsize=8)
-    save(picture, path)
 
 
 def within_epochs(log: dict[str, list]) -> list[float]:
@@ -157,18 +108,103 @@ def within_epochs(log: dict[str, list]) -> list[float]:
     return [epoch - 1 + batch / longest for epoch, batch in zip(log["epoch"], log["batch"], strict=True)]
 
 
+def memoryless_lines(folders: list[Path]) -> dict[str, float]:
+    """{label: the loss of a model without memory} of every copying task among the runs (`common.copytask`)."""
+    found = {}
+    for folder in folders:
+        options = science(read_config(folder)["options"])
+        if "c_length" in options:
+            T, labels, c = (options[name] for name in ("T", "labels", "c_length"))
+            delays = range(1, T + 1) if options["vari"] else (T,)
+            found[f"memoryless, T {T}"] = statistics.mean(c * math.log(labels) / (delay + 2 * c) for delay in delays)
+    return found if len(found) != 1 else {"memoryless": next(iter(found.values()))}
+
+
+# ── what the lines are called ────────────────────────────────────────────────────────────────────────────
+
+def facts_of(config: dict) -> dict:
+    """What a run computes but for its seed: its script, row, stair, the values of its options, its code and data."""
+    options = config["options"]
+    values = {name: value for name, value in science(options).items()
+              if name not in ("random_seed", "nvar", "net_type")}
+    return {"script": f"{config['script']}.py", "row": config["row"] or options["net_type"]["value"],
+            "stair": own_stair(config) or options.get("nvar", {}).get("value") or kind_of(options), **values,
+            "edit": config.get("edited_files"), "data": (config.get("data") or {}).get("digest", "")[:7]}
+
+
+def labels_of(configs: list[dict]) -> list[str]:
+    """What each run differs in from the others, as in "sRNN, expn" or "lr 0.01"; what its row names follows from it."""
+    facts, speaking = list(map(facts_of, configs)), ("script", "row", "stair")
+    of_rows = {name for config in configs for name, entry in config["options"].items()
+               if entry["origin"].startswith("PAPER")}
+    chosen = [{name: "as its row" if name in of_rows and config["options"][name]["origin"] != "typed" else str(value)
+               for name, value in fact.items()} for fact, config in zip(facts, configs, strict=True)]
+    names = [name for name in dict.fromkeys(name for fact in facts for name in fact)
+             if len({own[name] for own in chosen if name in own}) > 1] or speaking[1:]
+    return [", ".join(str(fact[name]) if name in speaking else f"{name} {fact[name]}"
+                      for name in names if fact.get(name) is not None) for fact in facts]
+
+
+# ── the picture ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def draw_band(axes, curves: list[tuple[list, list]], column: str, **look) -> None:
+    """One line for the `curves` of several seeds, and the span from their least to their most behind it.
+
+    The line is the median of a loss, which a spike of one seed does not move, and the mean of another column.
+    """
+    curves = [dict(zip(*curve, strict=True)) for curve in curves]
+    places = sorted(set().union(*curves))
+    values = [[curve[place] for curve in curves if place in curve] for place in places]
+    axes.plot(places, list(map(statistics.median if "loss" in column else statistics.mean, values)), **look)
+    if len(curves) > 1:
+        axes.fill_between(places, list(map(min, values)), list(map(max, values)), color=look["color"], alpha=0.12)
+
+
+def finish_axes(axes, x: str, y: str, memoryless: dict[str, float], has_bands: bool) -> None:
+    """Names and scale of the axes, the memoryless lines, and a legend beside the curves, where no curve runs."""
+    axes.set(xlabel=x, ylabel=y.replace("_", " ").replace("loss median", "loss, median of a report"))
+    axes.set_xlim(left=0)
+    for number, (label, level) in enumerate(memoryless.items()):
+        axes.axhline(level, color="0.3", linewidth=1.0, linestyle=DASHES[number % len(DASHES)], label=label)
+    if "loss" in y:
+        axes.set_yscale("log")
+        axes.set_ylim(top=min(axes.get_ylim()[1], BLOWN_UP))
+    notes = [f"{'median' if 'loss' in y else 'mean'} of the seeds; band: least to most"] * has_bands
+    notes += ["thin: training"] * ("validation" in y)
+    axes.legend(title="\n".join(notes), title_fontsize=8, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def draw_curves(folders: list[Path], path: Path) -> None:
+    """A curve for each configuration among the runs, all of one task: several seeds are one line with their span."""
+    groups = {}
+    for folder in map(Path, folders):
+        groups.setdefault(json.dumps(facts_of(read_config(folder)), sort_keys=True), []).append(folder)
+    check_lines(len(groups), "name the folders of fewer configurations")
+    x, y = columns_of(next(filter(None, map(read_log, folders)), {}))
+    labels = labels_of([read_config(group[0]) for group in groups.values()])
+    with drawing():
+        picture, axes = figure()
+        for number, (group, label) in enumerate(zip(groups.values(), labels, strict=True)):
+            logs = [log for log in map(read_log, group) if y in log]
+            look = line(number, label + (f", n = {len(logs)}" if len(logs) > 1 else ""))
+            if (training := y.replace("validation", "train")) != y:
+                for log in logs:
+                    axes.plot(*points(within_epochs(log), log[training]), color=look["color"], linewidth=0.5)
+            curves = [points(log[x], log[y]) for log in logs]
+            draw_band(axes, curves, y, **look, markerfacecolor="none",
+                      markevery=1 + max((len(places) for places, _ in curves), default=1) // 30)
+        finish_axes(axes, x, y, memoryless_lines(folders), len(folders) > len(groups))
+        save(picture, path)
+
+
 def draw_run(folder: Path) -> None:
     """curves.png of one run, beside its log."""
     draw_curves([folder], Path(folder) / "curves.png")
 
 
 def save(picture, path: Path) -> None:
-    """Write the picture, whole or not at all."""
-    path, buffer = Path(path), io.BytesIO()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about letters of a name that the font does not have
-            picture.savefig(buffer, format=path.suffix.lstrip(".") or "png")
-    except ValueError as error:
-        raise UserError(f"{path} cannot be drawn ({error}); choose another ending, such as .png") from None
-    write_atomically(path, buffer.getvalue(), "then draw it again")
+    """Write the picture, whole or not at all. The ending of `path` is its format."""
+    buffer = io.BytesIO()
+    picture.savefig(buffer, format=Path(path).suffix.lstrip(".") or "png")
+    write_atomically(Path(path), buffer.getvalue(), "then draw it again")
