@@ -50,7 +50,7 @@ def main(argv=None) -> None:
         data = ["--data", args.data] if args.data and task != "copytask" else []
         more = ["--threads", args.threads, *data, *(["--cuda"] if args.cuda else [])]
         for row in rows_of(task, []):
-            if row.stair == "none" and "henaff" not in row.model and args.only in row.name:
+            if row.stair == "none" and "henaff" not in row.model and not row.source and args.only in row.name:
                 page.append(line_of(row, more))
                 print(page[-1], flush=True)
     if args.output:

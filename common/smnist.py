@@ -15,7 +15,7 @@ from common.runs.progress import Meter, Progress
 from common.runs.records import read_config
 from common.runs.run import Run
 
-NAME = "smnist"
+NAME = "sMNIST"
 REVISION = 3  # raised by every change of what the same options compute; CHANGES.md lists them
 # earlier revision: the cells for which the same options still compute the same
 AS_BEFORE = {2: ("RNN", "RNN-Orth", "expRNN", "nnRNN")}

@@ -5,60 +5,69 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections import deque
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from common.errors import UserError, when_asked_to_stop
-from common.runs.records import is_diverged, read_config, read_result
-from evidence.rows import Row, epochs_of
+from common.runs.records import is_diverged, read_result
+from evidence.rows import Row
 
-SAVED = (-signal.SIGTERM, 128 + signal.SIGTERM)  # status of a run stopped before its first update, or later
+STOPPING = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # all that a run stops at, saved; SIGINT beside them
+TELL_SECONDS = 60
 
 
-def commands_of(rows: list[Row], seeds, folder: Path, more: list[str], left: bool = False, until: int | None = None
-                ) -> list[list[str]]:
+def commands_of(rows: list[Row], seeds, folder: Path, more: list[str], left: bool = False) -> list[list[str]]:
     """The commands of all runs of a table, one seed of everything first: each starts its run or goes on with it.
 
-    With `left` only those of runs that are missing: not finished, not diverged and not yet through epoch `until`.
+    With `left` only those of runs that are missing: not finished and not diverged.
     """
-    more = [*more, *(["--until-epoch", str(until)] if until else [])]
     return [[*row.command(seed), "--save", str(folder), "--resume", "auto", "--no-curves", *more]
             for seed in dict.fromkeys(seeds) for row in rows
-            if not row.own and (not left or is_left(row.runs.get(seed), until))]
+            if not row.why_no_command and (not left or is_left(row.runs.get(seed)))]
 
 
-def is_left(run: Path | None, until: int | None) -> bool:
+def is_left(run: Path | None) -> bool:
     """Whether there is something to do for a run, None where it has not begun."""
-    return run is None or not (read_result(run) is not None or is_diverged(run) or is_through(run, until))
+    return run is None or (read_result(run) is None and not is_diverged(run))
 
 
-def is_through(run: Path, epoch: int | None) -> bool:
-    """Whether the log of a run holds `epoch` and the run would go on after it: its last epoch ends with the test."""
-    return epoch is not None and any(row["epoch"] >= epoch for row in epochs_of(run)) \
-        and read_config(run)["options"]["epochs"]["value"] > epoch
+class Asked(Exception):
+    """A signal asked to stop."""
 
 
-def _interrupt(number, frame):
-    raise KeyboardInterrupt
+def _ask(number, frame):
+    raise Asked(number)
 
 
-@when_asked_to_stop(_interrupt, "SIGTERM", "SIGHUP")
+@when_asked_to_stop(_ask, *STOPPING)
 def run_all(commands: list[list[str]], jobs: int) -> int:
-    """Run the commands, `jobs` at a time, in this folder; → how many failed. What stops this stops every run, saved."""
-    pool, running, started, told = ThreadPoolExecutor(jobs), set(), {}, set()
+    """Run the commands, `jobs` at a time, in this folder; → how many failed. What stops this stops every run, saved.
+
+    Says what starts, where its log lies, how it ended, and once a minute the last report of each run.
+    """
+    pool, running, started, told, said = ThreadPoolExecutor(jobs), {}, {}, set(), deque()
 
     def run(command: list[str]) -> tuple[int, str]:
         """In a process of its own, which a terminal's Ctrl-C does not reach → its exit status and its last words."""
-        with subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                              start_new_session=True) as process:
-            running.add(process)
-            said = process.communicate()[1].decode(errors="replace").split("\n")
-        running.discard(process)
-        return process.returncode, next(filter(None, reversed(said)), f"status {process.returncode}")
+        with subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              start_new_session=True, text=True, errors="replace") as process:
+            running[process] = ""
+            said.append(f"started {shlex.join(command)}")
+            for line in filter(str.strip, process.stdout):
+                running[process] = line.rstrip()
+                if line.startswith(("writing to ", "going on with ")):
+                    said.append(f"  {line.rstrip()}/log.csv")
+        return process.returncode, running.pop(process) or f"status {process.returncode}"
+
+    def show() -> None:
+        while said:
+            print(said.popleft(), flush=True)
 
     def tell(job) -> int:
         status, words = job.result()
-        how = {0: "done", **dict.fromkeys(SAVED, "stopped")}.get(status, f"FAILED ({words})")
+        is_stopped = status < 0 or "stopped and saved" in words or "stopped before" in words
+        how = "done" if status == 0 else "stopped" if is_stopped else f"FAILED ({words})"
         told.add(job)
         print(f"{len(told)}/{len(commands)} {shlex.join(started[job])}: {how}", flush=True)
         return how.startswith("FAILED")
@@ -71,15 +80,25 @@ def run_all(commands: list[list[str]], jobs: int) -> int:
                 process.terminate()  # SIGTERM: what a shell started in the background ignores Ctrl-C
             time.sleep(0.2)
 
+    failed, due = 0, time.monotonic() + TELL_SECONDS
     try:
         started.update({pool.submit(run, command): command for command in commands})
-        return sum(map(tell, as_completed(started)))
-    except KeyboardInterrupt:
-        print("stopping: every run saves first", flush=True)
+        while left := started.keys() - told:
+            ended, _ = wait(left, 0.5, FIRST_COMPLETED)
+            if time.monotonic() > due:
+                due += TELL_SECONDS
+                said.extend(f"  {words}" for words in list(running.values()))
+            show()
+            failed += sum(map(tell, ended))
+        return failed
+    except (KeyboardInterrupt, Asked) as asked:
+        said.append("stopping: every run saves first")
+        show()
         stop()
         for job in started.keys() - told:
             if not job.cancelled():
                 tell(job)
-        raise UserError("stopped; the same command goes on", 130) from None
+        number = asked.args[0] if isinstance(asked, Asked) else signal.SIGINT
+        raise UserError("stopped; the same command goes on", 128 + number) from None
     finally:
         stop()

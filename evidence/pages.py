@@ -8,7 +8,6 @@ In README.md and results/*.md a table stands between two comments, the first of 
 and a picture follows the comment with the command that draws it, `python -m evidence.pictures ... -o results/NAME.png`.
 """
 
-import glob
 import json
 import os
 import re
@@ -62,27 +61,16 @@ def update(root: Path, drop: bool = False) -> None:
 
 
 def lost_values(old: str, new: str) -> list[str]:
-    """The lines of tables, by their first cells, in which a measured value of `old` is "not run" in `new`."""
-    lost = []
-    for before, after in zip(TABLE.finditer(old), TABLE.finditer(new), strict=True):
-        was, now = named_lines(before[0]), named_lines(after[0])
-        for name, line in was.items():
-            cells = now.get(name, ["not run"] * len(line))
-            if any(is_measured(cell) and found == "not run" for cell, found in zip(line[1:], cells[1:], strict=False)):
-                lost.append(name)
-    return lost
+    """The lines of tables in which fewer cells show runs ("n = ") in `new` than in `old`, by their first cells."""
+    return [name for before, after in zip(TABLE.finditer(old), TABLE.finditer(new), strict=True)
+            for name, count in runs_shown(before[0]).items() if count > runs_shown(after[0]).get(name, 0)]
 
 
-def is_measured(cell: str) -> bool:
-    """Whether a cell shows a number; a command does not."""
-    return any(c.isdigit() for c in cell) and "`" not in cell
-
-
-def named_lines(table_: str) -> dict[str, list[str]]:
-    """The lines of a Markdown table by their first cell, with the stair where that is the second."""
+def runs_shown(table_: str) -> dict[str, int]:
+    """How many cells of each line of a Markdown table show runs, by its first cells: those before any score."""
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table_.splitlines() if line.startswith("|")]
-    names = 2 if lines and lines[0][1:2] == ["stair"] else 1
-    return {" ".join(line[:names]): line for line in lines}
+    return {" ".join(cell for cell in line[:2] if "n" not in cell.split() and cell != "not run"):
+            sum("n =" in cell for cell in line) for line in lines}
 
 
 # ── records ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -117,24 +105,20 @@ def place_for(folder: Path, config: dict, target: Path) -> Path:
     raise UserError(f"{parent} already holds 9,999 runs called {folder.name}")
 
 
-AGAIN = "of the new with the options and seed of an earlier record, which the tables go on to show"
-
-
 def is_of_one_run(there: dict, config: dict) -> bool:
     """Whether two records are of the same run, which may have gone on to more epochs since the first was copied."""
     return there == config or (there.get("started") is not None
                                and all(there.get(name) == config.get(name) for name in ("started", "argv", "versions")))
 
 
-def is_again(place: Path, config: dict, finished: bool) -> bool:
-    """Whether another record beside `place` has the same options and seed, and is the one that the tables show.
+AGAIN = "of the new with the options and seed of an earlier record, which the tables go on to show"
 
-    They show the first finished one, or the first.
-    """
-    name = re.sub(r"(-\d+)+$", "", place.name)
+
+def is_again(place: Path, config: dict, finished: bool) -> bool:
+    """Whether the tables show another record than `place`: the first finished one with these options and seed."""
     return any(path.parent != place and is_same_run(read_config(path.parent), config)
                and ((path.parent / "result.json").exists() or not finished)
-               for path in place.parent.glob(f"{glob.escape(name)}*/config.json"))
+               for path in place.parent.glob("*/config.json"))
 
 
 def collect(sources: list[Path], target: Path) -> None:
@@ -144,16 +128,19 @@ def collect(sources: list[Path], target: Path) -> None:
     for source, found in runs.items():
         if not found:
             raise UserError(f"{source} holds no runs; name a folder with SCRIPT/RUN/config.json below it")
+    for temporary in target.glob("*/*/.*.tmp"):  # of a --collect that was killed
+        temporary.unlink(missing_ok=True)
     for folder in (path.parent for found in runs.values() for path in found):
         if at_work(folder):
             counts["still running, left out"] += 1
             continue
         records = {name: without_machine(text) for name in RECORDS if (text := read_record(folder, name)) is not None}
-        place = place_for(folder, json.loads(records["config.json"]), target)
+        config = json.loads(records["config.json"])
+        place = place_for(folder, config, target)
         before = {name: text for name in RECORDS if (text := read_record(place, name)) is not None} \
             if os.path.lexists(place / "config.json") else {}
         counts["the same" if before == records else "newer" if before else "new"] += 1
-        counts[AGAIN] += not before and is_again(place, json.loads(records["config.json"]), "result.json" in records)
+        counts[AGAIN] += not before and is_again(place, config, "result.json" in records)
         if before != records:
             place.mkdir(parents=True, exist_ok=True)
             for name, text in records.items():

@@ -1,25 +1,55 @@
-"""What others measured, and with which hyperparameters: final values, curves as points, rows (results/published).
+"""What others measured, and with which values: rows, final values and curves, from the files of results/published.
 
-Kerg et al. 2019, nnRNN (arXiv 1905.12080): figure 4 and table 4 of the supplement; bits per character from the paper
-and its repository. Baselines only: no result of the sRNN paper is known.
+A line of rows.csv names a row of the tables (task, model, stair) and a source that used it:
+
+    supplement         of the nnRNN paper: its networks without a stair, with the values and curves that it published
+    revision           the later version of the sRNN paper: the stair of each row, and retuned values
+    authors' command   one of the commands in the sRNN authors' repository
+    measured           the start with which our runs follow the published curve
+    H 65, H 103        at a size for two cores: the LSTM with as many parameters as nnRNN
+
+`flags` are typed beside those of the row. Without any, the row of the tables is that of the source.
 """
 
 import csv
+import statistics
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
-FINAL = {
-    "copytask": {"RNN": "0.0945", "RNN-Orth": "0.0016", "expRNN": "0.0003 (H 176)", "nnRNN": "0.0018",
-                 "LSTM": "0.0945 (H 63)", "expRNN, H 176": "0.0003", "LSTM, H 63": "0.0945"},
-    "sMNIST": {"RNN": "82.5", "RNN-Orth": "95.3", "expRNN": "96.1", "nnRNN": "94.9", "LSTM": "90.9"},
-    "language": {"RNN": "40.01 (2.89)", "RNN-Orth": "66.29 (1.62)", "expRNN": "67.51", "nnRNN": "68.78 (1.47)",
-                 "RNN 300": "39.97 (2.90)", "RNN-Orth 300": "65.53 (1.66)", "expRNN 300": "66.89",
-                 "nnRNN 300": "68.52"},
-}
-FINAL_TITLE = {"copytask": "published", "sMNIST": "published: best validation accuracy of 70 epochs, %",
-                   "language": "published: test accuracy, % (bits per character)"}
-CURVE_HIDDEN = {"expRNN": 722, "LSTM": 257}  # H of the published psMNIST curves where it is not 512
+VALUE_TITLE = {"copytask": "published", "sMNIST": "published: best validation accuracy of 70 epochs, %",
+               "language": "published: test accuracy, % (bits per character)"}
 FOLDER = Path(__file__).parent.parent / "results" / "published"
+
+
+class Line(NamedTuple):
+    """A line of rows.csv."""
+
+    task: str
+    model: str
+    stair: str
+    source: str
+    flags: str
+    value: str      # the published score at the end
+    curve: str      # the column of the published curve
+
+    @property
+    def name(self) -> str:
+        """The name of the table's row that holds the runs."""
+        return f"{self.model}{f', {self.source}' if self.flags else ''} {self.stair}"
+
+
+@cache
+def lines(task: str) -> list[Line]:
+    """The lines of rows.csv about a task."""
+    with open(FOLDER / "rows.csv", newline="", encoding="utf-8") as file:
+        return [line for line in (Line(**found) for found in csv.DictReader(file)) if line.task == task]
+
+
+def of_row(row, field: str) -> str:
+    """The `value` or the `curve` that was published with the values of a row; empty where none was."""
+    named = (getattr(line, field) for line in lines(row.task) if line.name == row.name)
+    return next(filter(None, named), "") if row.as_published else ""
 
 
 @cache
@@ -29,24 +59,19 @@ def curve_points(task: str) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-def curve_of(task: str, row) -> list[tuple[float, float]]:
-    """The published curve of a row's model as (update or epoch, value); empty where none is known.
+def curve_of(row) -> list[tuple[float, float]]:
+    """The published curve of a row as (update or epoch, value); empty where none is known.
 
     Of the characters the test accuracy at the end alone is known.
     """
-    if task == "language":
-        final = FINAL[task].get(row.model) if row.as_published else None
-        return [(row.options(400)["epochs"], float(final.split()[0]) / 100)] if final else []
-    x = "update" if task == "copytask" else "epoch"
-    return [(float(point[x]), float(point[row.model])) for point in curve_points(task) if row.model in point]
+    if row.task == "language":
+        value = of_row(row, "value").split()
+        return [(row.options(400)["epochs"], float(value[0]) / 100)] if value and value[0][0].isdigit() else []
+    column, x = of_row(row, "curve"), "update" if row.task == "copytask" else "epoch"
+    return [(float(point[x]), float(point[column])) for point in curve_points(row.task)] if column else []
 
 
-def validation_at(row, epoch: int) -> str:
-    """Where the published psMNIST curve of the row's cell stands after `epoch`, in %; nothing at another size."""
-    point = next((point for point in curve_points("sMNIST") if int(point["epoch"]) == epoch), None)
-    name = row.baseline
-    if point is None or name not in point or not row.as_published:
-        return ""
-    label = "" if row.model.removesuffix(", henaff") == name else f"baseline {name}: "
-    hidden = f" (H {CURVE_HIDDEN[name]})" if name in CURVE_HIDDEN else ""
-    return f"{label}{100 * float(point[name]):.2f} ± {100 * float(point[f'{name} sem']):.2f}{hidden}"
+def published_loss(column: str, first: int, last: int) -> float:
+    """The median of the copying curve's points at the updates `first` … `last`."""
+    return statistics.median(float(point[column]) for point in curve_points("copytask")
+                             if first <= int(point["update"]) <= last)

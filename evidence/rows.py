@@ -1,33 +1,37 @@
-"""The rows of the published tables, and the runs that belong to them.
+"""The rows of the tables, and the runs that belong to them.
 
 A task's rows are the published ones (results/published/hyperparameters.json), even where a script was edited:
 baselines without a stair, and sRNN rows with every schedule, with a learned and with an exponential stair. Rows of a
-free matrix with an orthogonal start come twice, as published and from henaff. Rows whose published curve has another
-number of hidden units come twice too. A run belongs to a row when its config.json holds the values that the row's
-command resolves to, whatever its folder. A run of another script, of another stair or of edited files has a row of its
-own.
+free matrix with an orthogonal start come twice, as published and from henaff. After a row stand those that type other
+values beside it, each under the name of its source (evidence/published.py). A run belongs to a row when its config.json
+holds the values that the row's command resolves to, whatever its folder.
+
+A run of another script, of another stair, of other data or of edited files belongs to a row of its own: one for each
+script and what was typed.
 """
 
 import itertools
 import json
-from dataclasses import dataclass, field
+import shlex
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from common import copytask, language, smnist
 from common.errors import UserError, nearest
 from common.runs import flags
-from common.runs.records import is_diverged, is_not_finite, kind_of, log_rows, own_stair, plain, read_config
+from common.runs.records import is_not_finite, kind_of, log_rows, own_stair, plain, read_config
 from common.stair import SCHEDULES
+from evidence import published
 
-TASKS = {"copytask": copytask, "sMNIST": smnist, "language": language}
+TASKS = {task.NAME: task for task in (copytask, smnist, language)}
+OLD_NAMES = {"smnist": "sMNIST"}  # of tasks, in older records
 KINDS = ("nvar", "alpha", "expalpha")  # of scripts, by the stair
-SIZES = {"nhid", "epochs", "updates", "T", "c_length", "labels", "vari"}  # which make another experiment of a row
+SIZES = {"nhid", "epochs", "updates", "T", "c_length", "labels", "vari", "permute"}  # which make another experiment
 SEEDS = (400, 401, 402, 403, 404)
 RUNS = Path("results/runs")
-# A size for two cores, with the published hyperparameters: a run takes some ten minutes of one core.
-SMALL = {"copytask": {}, "sMNIST": {"nhid": 128, "epochs": 10}, "language": {"nhid": 256, "epochs": 15}}
+# A size for two cores, with the published values of everything else: a run takes some ten minutes of one core.
+SMALL = {"copytask": "", "sMNIST": "--nhid 128 --epochs 10", "language": "--nhid 256 --epochs 15"}
 SMALL_CELLS, SMALL_STAIRS = ("RNN-Orth, henaff", "expRNN", "nnRNN"), ("none", "n", "n2", "expn", "alpha", "expalpha")
-PUBLISHED_SIZES = {"copytask": {"expRNN": 176, "LSTM": 63}}  # H of published curves where the table has another H
 
 
 @dataclass
@@ -38,85 +42,116 @@ class Row:
     model: str
     stair: str
     flags: list
-    as_published: bool = True  # the size of the task and of the network, the length of the training
-    own: bool = False  # of a script, a stair or an edit that is nobody's but the user's: no command makes it again
+    task: str = ""
+    cell: str = ""              # the name of the row without a stair; with its start
+    source: str = ""            # who typed other values than the tables have (evidence/published.py)
+    as_published: bool = True   # the size of the task and of the network, the length of the training
+    path: str = ""              # the file of a script of one's own
+    why_no_command: str = ""    # of a row that no command makes again
     runs: dict = field(default_factory=dict)  # seed → folder
+
+    def __post_init__(self):
+        self.task = self.task or self.script.split("_")[0]
 
     @property
     def name(self) -> str:
         return f"{self.model} {self.stair}"
 
-    @property
-    def baseline(self) -> str:
-        """The published model with the same cell; for a row of a published model its own name."""
-        model = self.model.removesuffix(", henaff")
-        for stair, plain_name in (("sRNN (exponential)", "expRNN"), ("sRNN (non-normal)", "nnRNN"),
-                                  ("sRNN", "RNN-Orth")):
-            if model.startswith(stair):
-                return plain_name + model.removeprefix(stair)
-        return model
-
-    @property
-    def cell(self) -> str:
-        """The cell, with or without a stair: the published model's name and the start."""
-        return self.baseline + (", henaff" if self.model.endswith(", henaff") else "")
-
     def command(self, seed: int | None = None) -> list[str]:
         """The command line, without the interpreter."""
-        return [f"{self.script}.py", *self.flags, *(["--seed", str(seed)] if seed is not None else [])]
+        return [self.path or f"{self.script}.py", *self.flags, *(["--seed", str(seed)] if seed is not None else [])]
 
     def takes(self, flag: str) -> bool:
         """Whether the row's script has the flag `flag`, spelled without dashes in front."""
-        return flag.replace("-", "_") in {**flags.SHARED, **flags.FROM_ROW, **flags.published(*self.place)[0]}
-
-    @property
-    def place(self) -> tuple[str, str]:
-        """The names of the task's module and of the kind of stair."""
-        task, kind = self.script.split("_")
-        return TASKS[task].NAME, kind
+        return flag.replace("-", "_") in {**flags.SHARED, **flags.FROM_ROW,
+                                          **flags.published(*self.script.split("_"))[0]}
 
     def options(self, seed: int) -> dict:
-        """What the command resolves to, as a run's config.json holds it."""
-        task, _ = self.script.split("_")
-        resolved = flags.parse(self.command(seed)[1:], self.script, "", *flags.published(*self.place), TASKS[task])
+        """What the command of a published row resolves to, as a run's config.json holds it."""
+        resolved = flags.parse(self.command(seed)[1:], self.script, "", *flags.published(*self.script.split("_")),
+                               TASKS[self.task])
         return flags.science({name: {"value": plain(getattr(resolved, name)), "origin": origin}
                               for name, origin in resolved.origin.items()})
 
 
+def typed_in(words: list[str]) -> dict[str, str]:
+    """What flags on a command line say: {dest: text}. --x is "True", --no-x "False"."""
+    found, dest = {}, None
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            dest = name.replace("-", "_")
+            found[dest] = value if equals else "True"
+        elif dest:
+            found[dest] = word if found[dest] == "True" else f"{found[dest]} {word}"
+    return {dest.removeprefix("no_"): "False" if dest.startswith("no_") and value == "True" else value
+            for dest, value in found.items()}
+
+
+def is_same(value, text: str) -> bool:
+    """Whether `text` on a command line means the value of an option."""
+    try:
+        return float(value) == float(text)
+    except (TypeError, ValueError):
+        return (" ".join(map(str, value)) if isinstance(value, list) else str(value)) == text
+
+
+# ── published rows ───────────────────────────────────────────────────────────────────────────────────────
+
+
 def rows_of(task: str, extra: list[str]) -> list[Row]:
     """Every row of a task's table; `extra` flags are added to each command."""
-    rows = []
+    rows, named = [], {}
+    for line in published.lines(task):
+        if line.flags:
+            named.setdefault((line.model, line.stair), []).append(line)
+    paper, typed_too = flags.published(task, "nvar")[1], typed_in(extra).keys()
     for kind, with_stair in (("nvar", False), ("nvar", True), ("alpha", True), ("expalpha", True)):
-        script = f"{task}_{kind}"
         stairs = [s for s in SCHEDULES if s != "none"] if kind == "nvar" else [kind]
-        for names, row in flags.published(TASKS[task].NAME, kind)[1].items():
+        for names, row in paper.items():
             if with_stair and "nvar" in row:
                 continue
-            model = names.split(" / ")[with_stair and kind == "nvar"]
+            cell, _, stair_name = names.split(" ")[0], *names.partition(" / ")[1:]
             nets = row["net_type"] if isinstance(row["net_type"], tuple) else (row["net_type"],)
             lengths = [row["bptt"]] if "bptt" in row else [150, 300] if task == "language" else [None]
             for stair, bptt in itertools.product(stairs if with_stair else ["none"], lengths):
+                length = " 300" if bptt == 300 else ""
                 typed = ["--net-type", nets[-1 if with_stair else 0]]
                 typed += ["--nvar", stair] if kind == "nvar" else []
                 typed += ["--bptt", str(bptt)] if bptt else []
-                typed += ["--permute"] if task == "sMNIST" else []
-                name = model.removesuffix(" 300") + (" 300" if bptt == 300 else "")
-                rows.append(Row(script, name, stair, [*typed, *extra]))
-                if row["rinit"] == "random":
-                    rows.append(Row(script, f"{name}, henaff", stair, [*typed, "--rinit", "henaff", *extra]))
-                if hidden := PUBLISHED_SIZES.get(task, {}).get(model):
-                    rows.append(Row(script, f"{name}, H {hidden}", stair, [*typed, *extra, "--nhid", str(hidden)]))
-    other = {word[2:].partition("=")[0].replace("-", "_") for word in extra} & SIZES
+                typed += ["--permute"] if task == "sMNIST" and "permute" not in typed_too else []
+                model = (stair_name.removesuffix(" 300") if with_stair else cell) + length
+                starts = {"": [], ", henaff": ["--rinit", "henaff"]} if row["rinit"] == "random" else {"": []}
+                for start, more in starts.items():
+                    if start and "rinit" in typed_too:
+                        continue
+                    rows.append(Row(f"{task}_{kind}", model + start, stair, [*typed, *more, *extra],
+                                    cell=cell + length + start))
+                    rows += [with_values_of(line, rows[-1]) for line in named.get((model + start, stair), ())]
     for row in rows:
-        row.as_published = not other
+        row.as_published = not typed_too & SIZES
     return rows
 
 
-def small_rows(task: str, extra: list[str]) -> list[Row]:
-    """The rows of a task's table at a size for two cores; all rows of the copying task, which is small as published."""
-    rows = rows_of(task, [word for flag, value in SMALL[task].items() for word in (f"--{flag}", str(value))] + extra)
-    return [row for row in rows if not SMALL[task] or (row.cell in SMALL_CELLS and row.stair in SMALL_STAIRS)
-            or row.name == "LSTM none"]
+def with_values_of(line: published.Line, row: Row) -> Row:
+    """The row that types the values of a line of rows.csv beside those of `row`."""
+    source = f", {line.source}"
+    cell = row.cell + source * (row.stair == "none")  # with a stair it is compared with the network of the tables
+    return replace(row, model=row.model + source, cell=cell, source=line.source, runs={},
+                   flags=[*row.flags, *line.flags.split()])
+
+
+def rows_at(task: str, small: bool, extra: list[str]) -> list[Row]:
+    """The rows of a task's table at the published size, or with `small` those at a size for two cores.
+
+    The copying task is small as published.
+    """
+    if not small or not SMALL[task]:
+        return [row for row in rows_of(task, extra) if not row.source.startswith("H ")]
+    named = {line.name for line in published.lines(task) if line.source in ("revision", "authors' command")}
+    return [row for row in rows_of(task, [*SMALL[task].split(), *extra]) if " 300" not in row.model
+            and ((row.cell in SMALL_CELLS and row.stair in SMALL_STAIRS) or row.name in named
+                 or row.name == "LSTM none" or row.source.startswith("H "))]
 
 
 def select(rows: list[Row], only: list[str] | None) -> list[Row]:
@@ -132,18 +167,8 @@ def select(rows: list[Row], only: list[str] | None) -> list[Row]:
         if not any(text in name for name in names):
             near = [f"'{name}'" for name in nearest(text, names, most=3)]
             raise UserError(f"no row holds '{text}'; "
-                                + (f"near it are {', '.join(near)}" if near else "the table without --only shows all"))
+                            + (f"near it are {', '.join(near)}" if near else "the table without --only shows all"))
     return [row for row in rows if any(text == row.name or (text not in names and text in row.name) for text in only)]
-
-
-def vary(task: str, flag: str, values: list[str], extra: list[str], only: list[str] | None) -> dict[str, list[Row]]:
-    """{value: the task's rows with this value of a flag}; rows whose script has no such flag are left out."""
-    columns = {value: [row for row in select(rows_of(task, [*extra, f"--{flag}", value]), only) if row.takes(flag)]
-               for value in values}
-    if not any(columns.values()):
-        raise UserError(f"no row that was asked for has a flag --{flag}; the flags of a script: "
-                            f"python {task}_nvar.py --help")
-    return columns
 
 
 def find_runs(rows: list[Row], seeds, *folders: Path, data: str | None = None) -> None:
@@ -168,21 +193,111 @@ def find_runs(rows: list[Row], seeds, *folders: Path, data: str | None = None) -
                 row.runs[seed] = found[key]
 
 
-def own_rows(task: str, seeds, *folders: Path) -> list[Row]:
-    """A row for the runs of each script, stair or edit of one's own below `folders`, under its own name."""
-    rows = {}
+# ── rows of one's own ────────────────────────────────────────────────────────────────────────────────────
+
+
+def own_rows(target: str, seeds, *folders: Path, extra: list[str] = (), apart: str = "") -> list[Row]:
+    """A row for what was typed to each script, stair or edit of one's own below `folders`, under that name.
+
+    `target` is a task or the path of a script. Only runs with the values `extra` count. The flag `apart` is left out
+    of the names and of the commands.
+    """
+    rows, wanted, is_task = {}, typed_in(list(extra)), target in TASKS
     for run, config in records_below(*folders):
-        differences, stair = differences_of(config), own_stair(config)
-        if not (differences or stair) or task_of(config) != TASKS[task].NAME or not is_current(config):
+        differences, stair, options = differences_of(config), own_stair(config), config["options"]
+        here = (differences or stair) and task_of(config) == target and is_current(config) if is_task \
+            else config["script"] == Path(target).stem
+        seed = options["random_seed"]["value"]
+        if not here or seed not in seeds or not all(name in options and is_same(options[name]["value"], text)
+                                                    for name, text in wanted.items()):
             continue
-        options = {name: entry["value"] for name, entry in config["options"].items()}
-        science_ = {name: value for name, value in flags.science(config["options"]).items() if name != "random_seed"}
-        key = (config["script"], stair, *differences, json.dumps(science_, sort_keys=True))
-        model = ", ".join([config["row"], *differences])
-        row = rows.setdefault(key, Row(config["script"], model, stair_of(config), [], own=True))
-        if options["random_seed"] in seeds:
-            row.runs[options["random_seed"]] = run
-    return [row for row in rows.values() if row.runs]
+        typed = typed_to(config, apart)
+        edited = [f"{name}={entry['value']}" for name, entry in options.items() if entry["origin"] == "edited"]
+        key = json.dumps([config["script"], stair, differences, flags.science(options) | {"random_seed": None}],
+                         sort_keys=True)
+        if key not in rows:
+            typed_names = [" ".join(words).removeprefix("--") for words in typed]
+            why = "" if differences == [f"{config['script']}.py"] else "it needs an edited script or other data"
+            path = Path(config["argv"][0] if config["argv"] else "")
+            model = ", ".join(filter(None, [config["row"], *differences, *typed_names, *edited]))
+            rows[key] = Row(config["script"], model, stair_of(config), list(itertools.chain(*typed)),
+                            task=task_of(config), why_no_command=why * is_task,
+                            path=str(path) if path.stem == config["script"] else f"{config['script']}.py")
+        rows[key].runs[seed] = run
+    return list(rows.values())
+
+
+def typed_to(config: dict, apart: str = "") -> list[list[str]]:
+    """The words of each flag that was typed to a run and decides what it computes, without the seed's."""
+    found = []
+    for name, entry in config["options"].items():
+        value, flag = entry["value"], flags.spelled(name)
+        if entry["origin"].startswith("typed") and flags.is_science(name) and name not in ("random_seed", apart):
+            found.append([flag if value else f"--no-{flag[2:]}"] if isinstance(value, bool) else
+                         [flag, *map(str, value if isinstance(value, list) else [value])])
+    return found
+
+
+# ── the rows that are asked for ──────────────────────────────────────────────────────────────────────────
+
+
+def rows_asked_for(target: str, args) -> dict[str, list[Row]]:
+    """The rows that a command line asks for, with their runs: a list for each value of --vary, or one.
+
+    All lists have the same rows in the same order. Raises UserError where no row is left.
+    """
+    flag, *values = args.vary or ["", ""]
+    flag, columns, own = flag.lstrip("-"), {}, {}
+    small = SMALL.get(target, "").split() if args.small else []
+    for value in values:
+        extra = [*read_words(args.extra, "--with"), *([f"--{flag}", value] if flag else [])]
+        rows = rows_at(target, args.small, extra) if target in TASKS else []
+        columns[value] = [row for row in rows if not flag or row.takes(flag)]
+        for row in own_rows(target, args.seeds, *args.save, extra=[*small, *extra], apart=flag.replace("-", "_")):
+            own.setdefault((row.path, row.name), {})[value] = row
+    if target not in TASKS and not own:  # before its first run
+        words = read_words(args.extra, "--with")
+        own[None] = {values[0]: Row(Path(target).stem, " ".join([Path(target).name, *words]), "", words, path=target)}
+    for by_value in own.values():
+        known = next(iter(by_value.values()))
+        for value in values:
+            row = by_value.get(value, replace(known, runs={}))
+            row.flags = [*row.flags, *([f"--{flag}", value] if flag else [])]
+            columns[value].append(row)
+    for value, rows in columns.items():
+        if not rows:
+            raise UserError(f"no row that was asked for has a flag --{flag}; the flags of a script: "
+                            f"python {target}_nvar.py --help")
+        columns[value] = rows = select(rows, args.only)
+        find_runs([row for row in rows if not row.path], args.seeds, *args.save, data=getattr(args, "data", None))
+    return columns
+
+
+def add_row_options(parser) -> None:
+    """The options that pick rows and their runs."""
+    parser.add_argument("--only", nargs="+", metavar="TEXT",
+                        help="the rows with this model and stair, as in 'expRNN none'; or all that hold the text")
+    parser.add_argument("--small", action="store_true",
+                        help="at a size for two cores: psMNIST H 128, 10 epochs; characters H 256, 15 epochs")
+    parser.add_argument("--vary", nargs="+", metavar=("FLAG", "VALUE"),
+                        help="a column a value of this flag of the scripts, as in --vary T 200 500")
+    parser.add_argument("--with", dest="extra", default="", metavar="FLAGS",
+                        help="the rows run with these flags too, as in --with='--T 500'")
+    parser.add_argument("--seeds", type=flags.FLAGS["random_seed"].accepts, nargs="+", default=SEEDS,
+                        help="default: 400 to 404")
+    parser.add_argument("--save", type=Path, nargs="+", default=[RUNS], metavar="FOLDER",
+                        help=f"where runs are; new ones go to the first (default: {RUNS})")
+
+
+# ── what a record says ───────────────────────────────────────────────────────────────────────────────────
+
+
+def read_words(text: str, flag: str) -> list[str]:
+    """The words of a text with flags that was typed behind `flag`."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"{flag} {text} cannot be read ({error}); quote it as in {flag}='--T 500'") from None
 
 
 def records_below(*folders: Path) -> list[tuple[Path, dict]]:
@@ -193,14 +308,14 @@ def records_below(*folders: Path) -> list[tuple[Path, dict]]:
 
 def is_current(config: dict) -> bool:
     """Whether the run's options compute today what they computed then. A record without a number is of revision 1."""
-    task = next((task for task in TASKS.values() if task_of(config) == task.NAME), None)
-    number, cell = config.get("revision", 1), config["options"]["net_type"]["value"]
+    task, cell, number = TASKS.get(task_of(config)), config["options"]["net_type"]["value"], config.get("revision", 1)
     return task is not None and (number == task.REVISION or cell in task.AS_BEFORE.get(number, ()))
 
 
 def task_of(config: dict) -> str:
     """The task's name; an older record names the task in its script only."""
-    return config.get("task") or config["script"].split("_")[0].lower()
+    name = config.get("task") or config["script"].split("_")[0]
+    return OLD_NAMES.get(name, name)
 
 
 def stair_of(config: dict) -> str:
@@ -217,13 +332,8 @@ def differences_of(config: dict) -> list[str]:
     if isinstance(config.get("data"), dict) and config["data"].get("official") is False:
         found.append("other data")
     if config.get("edited_files"):
-        values = [f"{name}={entry['value']}" for name, entry in config["options"].items()
-                  if entry["origin"] == "edited"]
-        found.append(" ".join(["edited", ", ".join(config["edited_files"]), *values]))
+        found.append(f"edited {', '.join(config['edited_files'])}")
     return found
-
-
-# ── what a run says ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def epochs_of(folder: Path) -> list[dict]:
@@ -233,15 +343,3 @@ def epochs_of(folder: Path) -> list[dict]:
     """
     return [row for row in log_rows(folder)
             if row.get("validation_accuracy") is not None and not any(is_not_finite(*cell) for cell in row.items())]
-
-
-def how_far(folder: Path) -> str:
-    """The place that an unfinished run has reached."""
-    rows, options = log_rows(folder), read_config(folder)["options"]
-    if not rows:
-        return "started"
-    if "update" in rows[-1]:
-        return f"update {rows[-1]['update']:.0f}"
-    if is_diverged(folder):
-        return f"batch {rows[-1]['batch']:.0f} of epoch {rows[-1]['epoch']:.0f}"
-    return f"epoch {len(epochs_of(folder))} of {options['epochs']['value']}"

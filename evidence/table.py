@@ -1,4 +1,7 @@
-"""Tables as Markdown: a row a model, a column a value of a flag, a grid of stair by cell, the best stair of a cell."""
+"""Tables as Markdown: a row a model, a column a value of a flag, a grid of stair by cell, differences, curves.
+
+Only runs that have ended count. ± is the standard deviation over seeds.
+"""
 
 import argparse
 import math
@@ -9,25 +12,12 @@ from pathlib import Path
 
 from common.errors import UserError, printable
 from common.runs import flags
-from common.runs.records import is_diverged, read_result
-from evidence.published import FINAL, FINAL_TITLE, validation_at
-from evidence.rows import (
-    RUNS,
-    SEEDS,
-    SMALL,
-    TASKS,
-    Row,
-    epochs_of,
-    find_runs,
-    how_far,
-    own_rows,
-    rows_of,
-    select,
-    small_rows,
-    vary,
-)
+from common.runs.records import is_diverged, log_rows, read_result
+from evidence import published
+from evidence.differences import Difference, judged, quantile
+from evidence.rows import SMALL, TASKS, Row, add_row_options, find_runs, rows_asked_for, rows_at
 
-# result.json's and log.csv's names → title, scale and digits of a column. The first of a task is its main one.
+# result.json's names → title, scale and digits of a column. The first of a task is its main one.
 MEASURES = {
     "copytask": {"loss": ("loss over the last 50 updates", 1, ".4f"), "recall": ("recall", 1, ".4f")},
     "sMNIST": {"test_accuracy": ("test accuracy, %", 100, ".2f"),
@@ -37,72 +27,77 @@ MEASURES = {
                  "validation_accuracy": ("validation accuracy, %", 100, ".2f"),
                  "validation_loss": ("validation bits per character", 1 / math.log(2), ".4f")},
 }
+NO_MEASURE = {"updates", "epochs", "best_epoch", "averaged_over", "memoryless_loss", "parameters", "seconds", "threads"}
+GAIN = {"copytask": "recall", "sMNIST": "test_accuracy", "language": "test_accuracy"}  # what a stair is to raise
 TASK_TITLES = {"copytask": "copying memory", "sMNIST": "permuted MNIST", "language": "characters"}
 WITHOUT = ("command", "device")  # the columns that --short leaves out
+CURVE_UPDATES = (200, 400, 800, 1500)  # the ends of the reports that stand beside the published curves
+
+
+def results_of(row: Row) -> list[dict]:
+    """The results of a row's runs that have ended; of the copying task with the median of the last report."""
+    results = []
+    for folder in row.runs.values():
+        if (found := read_result(folder)) is None:
+            continue
+        if row.task in TASKS and not {"loss", "recall"} <= found.keys() and "test_accuracy" not in found:
+            raise UserError(f"{folder}/result.json is damaged (it holds no score); restore it from a copy or leave "
+                            "this run out", 1)
+        results.append({"loss_median": next(iter(log_rows(folder)[-1:]), {}).get("loss_median"), **found})
+    return results
+
+
+def measures_of(rows: list[Row]) -> dict[str, tuple]:
+    """The measures of a table's rows; of a task of one's own every number in its results."""
+    if rows and rows[0].task in TASKS:
+        return MEASURES[rows[0].task]
+    names = dict.fromkeys(name for row in rows for result in results_of(row) for name, value in result.items()
+                          if isinstance(value, (int, float)) and name not in NO_MEASURE)
+    return {name: (name.replace("_", " "), 1, ".4f") for name in names} or {"": ("score", 1, ".4f")}
 
 
 def mean_and_deviation(values: list[float], scale: float, form: str) -> str:
     """As in 0.0012 ± 0.0003; empty without values. Values from 10,000 on are shown as in 1.2e+04."""
     values = [scale * value for value in values]
     form = form if all(abs(value) < 1e4 for value in values) else ".1e"
-    deviation = f" ± {statistics.stdev(values):{form.removeprefix('+')}}" if len(values) > 1 else ""
+    deviation = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
     return f"{statistics.mean(values):{form}}{deviation}" if values else ""
 
 
-def at_common_epoch(folders: list[Path]) -> list[dict]:
-    """The log's row of every run at the last epoch that all of them have completed; empty before the first one.
-
-    A run that diverged completes no more and is left out.
-    """
-    logs = [epochs_of(folder) for folder in folders if not is_diverged(folder)]
-    last = min(map(len, logs), default=0)
-    return [log[last - 1] for log in logs] if last else []
+def middle(results: list[dict]) -> str:
+    """The median over seeds of the last report's median loss: no spike moves it. Empty for other tasks."""
+    medians = [result["loss_median"] for result in results if result.get("loss_median") is not None]
+    return f"{statistics.median(medians):.4f}" if medians else ""
 
 
-def split(row: Row) -> tuple[list[dict], list[Path]]:
-    """The results of a row's finished runs, and the folders of the others."""
-    results = {folder: read_result(folder) for folder in row.runs.values()}
-    for folder, found in results.items():
-        if found is not None and not {"loss", "recall"} <= found.keys() and "test_accuracy" not in found:
-            raise UserError(f"{folder}/result.json is damaged (it holds no score); restore it from a copy or leave "
-                            "this run out", 1)
-    return [r for r in results.values() if r is not None], [folder for folder, r in results.items() if r is None]
+def counted(row: Row, results: list[dict]) -> str:
+    """How many runs a row has: n = 3 of 5, 1 diverged."""
+    if not row.runs:
+        return "not run"
+    gone = sum(read_result(folder) is None and is_diverged(folder) for folder in row.runs.values())
+    some = f"n = {len(results)}" + f" of {len(row.runs)}" * (len(row.runs) > len(results))
+    return (some if results or gone else "not finished") + f", {gone} diverged" * bool(gone)
 
 
-def states(folders: list[Path]) -> str:
-    """How far runs without a result have come: those that diverged, then those that are unfinished."""
-    places = {"diverged": set(), "unfinished": set()}
-    for folder in folders:
-        places["diverged" if is_diverged(folder) else "unfinished"].add(how_far(folder))
-    return "; ".join(f"{what}: {', '.join(sorted(found))}" for what, found in places.items() if found)
-
-
-def line_of(task: str, row: Row) -> dict[str, str]:
+def line_of(row: Row, measures: dict) -> dict[str, str]:
     """A row of the table as {column: cell}."""
-    done, unfinished = split(row)
-    (main, (title, scale, form)), *others = MEASURES[task].items()
-    shown = done or at_common_epoch(unfinished)
-    if done:
-        ours = f"{mean_and_deviation([r[main] for r in done], scale, form)}, n = {len(done)}"
-        ours += f" ({states(unfinished)})" if unfinished else ""
-    else:
-        ours = f"**{states(unfinished)}**, n = {len(unfinished)}" if unfinished else "not run"
-    best = sorted({r["best_epoch"] for r in done if "best_epoch" in r})
-    epochs = {int(r.get("best_epoch", r.get("epoch", 0))) for r in shown}   # one, where a curve can be compared
-    times = [r["seconds"] for r in shown if "seconds" in r]
-    seconds = f"{statistics.median(times):.0f} s" if times else ""
+    results = results_of(row)
+    best = sorted({r["best_epoch"] for r in results if "best_epoch" in r})
+    times = [r["seconds"] for r in results if "seconds" in r]
+    (main, (title, scale, form)), *others = measures.items()
+    score = mean_and_deviation([r[main] for r in results if main in r], scale, form)
     return {
         "model": row.model, "stair": row.stair,
-        FINAL_TITLE[task]:
-            FINAL[task].get(row.model.removesuffix(", henaff"), "none known") if row.as_published else "",
-        f"ours: {title} (mean ± std, n)": ours,
-        **{name: mean_and_deviation([r[key] for r in shown if key in r], scale, form)
+        published.VALUE_TITLE.get(row.task, "published"):
+            published.of_row(row, "value") if row.task in TASKS and not row.path else "",
+        f"ours: {title} (mean ± std, n)": ", ".join(filter(None, [score, counted(row, results)])),
+        "median": middle(results),
+        **{name: mean_and_deviation([r[key] for r in results if key in r], scale, form)
            for key, (name, scale, form) in others},
-        "published validation accuracy at that epoch, % (± standard error)":
-            validation_at(row, *epochs) if task == "sMNIST" and len(epochs) == 1 else "",
         "best epoch": "–".join(map(str, best if len(best) < 2 else (best[0], best[-1]))),
-        "time a run": seconds + (" so far" if seconds and not done else ""),
-        "command": f"`{shlex.join(row.command())}`", "device": ", ".join(sorted({r.get("device") or "" for r in done})),
+        "time a run": f"{statistics.median(times):.0f} s" if times else "",
+        "command": f"`{shlex.join(row.command())}`" if not row.why_no_command else f"none: {row.why_no_command}",
+        "device": ", ".join(sorted({r.get("device") or "" for r in results})),
     }
 
 
@@ -118,70 +113,106 @@ def markdown(lines: list[dict]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
-def table(task: str, rows: list[Row], short: bool = False) -> str:
-    """The table as Markdown; `short` leaves out the command, the device and the rows that were not run."""
-    lines = [line_of(task, row) for row in rows if row.runs or not short]
-    return markdown([{name: cell for name, cell in line.items() if not short or name not in WITHOUT}
-                     for line in lines])
+def table(rows: list[Row], short: bool = False) -> str:
+    """The table as Markdown; `short` leaves out the command, the device and the rows without a run that has ended."""
+    shown = [row for row in rows if not short or results_of(row)]
+    measures = measures_of(shown)
+    return markdown([{name: cell for name, cell in line_of(row, measures).items() if not short or name not in WITHOUT}
+                     for row in shown])
 
 
-def score(task: str, row: Row) -> str:
-    """What a row's runs say, in one cell: the main measure, in the copying task recall too, and how many runs.
+def score(row: Row, measures: dict) -> str:
+    """What a row's runs say, in one cell: the first measure; beside a loss of the copying task the median and recall.
 
-    As in 0.0123 ± 0.0020; recall 0.900 ± 0.010; n = 3 of 5, 1 diverged. Empty without a run.
+    As in 0.0123 ± 0.0020, median 0.0018; recall 0.900 ± 0.010; n = 3 of 5, 1 diverged.
     """
-    done, unfinished = split(row)
-    if not done:
-        return f"**{states(unfinished)}**" if unfinished else ""
-    (main, (_, scale, form)), *_ = MEASURES[task].items()
-    parts = [mean_and_deviation([r[main] for r in done], scale, form)]
-    if task == "copytask":
-        parts.append(f"recall {mean_and_deviation([r['recall'] for r in done], 1, '.3f')}")
-    gone = sum(map(is_diverged, unfinished))
-    parts.append(f"n = {len(done)}" + (f" of {len(row.runs)}" if unfinished else "") +
-                 (f", {gone} diverged" if gone else ""))
-    return "; ".join(parts)
+    results, (main, (_, scale, form)) = results_of(row), next(iter(measures.items()))
+    parts = [mean_and_deviation([r[main] for r in results if main in r], scale, form)]
+    if main == "loss" and results:
+        parts = [", median ".join(filter(None, [parts[0], middle(results)])),
+                 f"recall {mean_and_deviation([r['recall'] for r in results], 1, '.3f')}"]
+    return "; ".join(filter(None, [*parts, counted(row, results)]))
 
 
-def vary_table(task: str, name: str, columns: dict[str, list[Row]], short: bool = False) -> str:
+def vary_table(name: str, columns: dict[str, list[Row]], short: bool = False) -> str:
     """A column a value of the flag `name`: columns[value] holds the same rows, run with that value."""
+    measures = measures_of([row for rows in columns.values() for row in rows])
     lines = [{"model": rows[0].model, "stair": rows[0].stair,
-              **{f"{name} {value}": score(task, row) for value, row in zip(columns, rows, strict=True)}}
+              **{f"{name} {value}": score(row, measures) for value, row in zip(columns, rows, strict=True)}}
              for rows in zip(*columns.values(), strict=True) if not short or any(row.runs for row in rows)]
     memoryless = {f"{name} {value}": f"{r['memoryless_loss']:.4f}" for value, rows in columns.items()
-                  for row in rows for r in split(row)[0] if "memoryless_loss" in r}
+                  for row in rows for r in results_of(row) if "memoryless_loss" in r}
     if memoryless:  # it depends on T, and shows how good a loss is
         lines.append(dict.fromkeys(lines[0], "") | {"model": "a memoryless model"} | memoryless)
     return markdown(lines)
 
 
-def paired_cell(task: str, row: Row, plain: Row | None) -> str:
-    """How much more a stair's runs reach than those of the same seeds without it: mean ± deviation over the seeds."""
-    key, (_, scale, form) = next(iter(MEASURES[task].items()))
-    ours, theirs = ({seed: result[key] for seed, folder in (r.runs if r else {}).items()
-                     if (result := read_result(folder)) is not None} for r in (row, plain))
-    pairs = [ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()]
-    return f"{mean_and_deviation(pairs, scale, '+' + form)}; n = {len(pairs)}" if pairs else "not run"
+# ── stairs beside the plain network ──────────────────────────────────────────────────────────────────────
 
 
-def grid_table(task: str, rows: list[Row], short: bool = False, paired: bool = False) -> str:
+def gains_of(rows: list[Row]) -> dict[str, Difference]:
+    """{name of a row with a stair: how much more it reaches than the plain network of its cell}, as one family.
+
+    In points of 100. Rows without a run that has ended, or without one of the plain network, are left out.
+    """
+    scores = {id(row): [100 * r[GAIN[row.task]] for r in results_of(row)] for row in rows}
+    plain = {(row.task, row.cell): scores[id(row)] for row in rows if row.stair == "none"}
+    return judged({(row.task, row.name): (scores[id(row)], plain.get((row.task, row.cell), []))
+                   for row in rows if row.stair != "none"})
+
+
+def shown_gain(gain: Difference | None) -> str:
+    """As in **+0.90 (0.31 … 1.49)**, bold where it holds."""
+    if gain is None:
+        return "not run"
+    interval = "" if math.isnan(gain.low) else f" ({gain.low:+.2f} … {gain.high:+.2f})"
+    return f"**{gain.mean:+.2f}{interval}**" if gain.holds else f"{gain.mean:+.2f}{interval}"
+
+
+def family_note(gains: dict) -> str:
+    compared = sum(not math.isnan(gain.low) for gain in gains.values())
+    return f"\nIn brackets the 95 % interval. Bold: holds after Holm's adjustment for {compared} comparisons.\n"
+
+
+def grid_table(rows: list[Row], short: bool = False, differences: bool = False) -> str:
     """A line a stair, a column a cell, to see which stair does best on which.
 
-    `paired`: the differences from the same seeds without a stair in the place of the scores. `short` leaves out the
-    cells and the stairs of which no row was run.
+    `differences`: of the means from the plain network in the place of the scores. `short` leaves out the cells and the
+    stairs of which no row was run.
     """
+    rows = [row for row in rows if row.source not in ("revision", "authors' command")]
     if short:
         run = [row for row in rows if row.runs]
         rows = [row for row in rows if row.cell in {r.cell for r in run} and row.stair in {r.stair for r in run}]
     lines = {stair: {"stair": stair, **{row.cell: "" for row in rows}}
              for stair in (*(row.stair for row in rows), "none, published")}
-    plain = {row.cell: row for row in rows if row.stair == "none"}
+    gains, measures = gains_of(rows) if differences else {}, measures_of(rows)
     for row in rows:
-        lines[row.stair][row.cell] = paired_cell(task, row, plain.get(row.cell)) if paired and row.stair != "none" \
-            else score(task, row) or "not run"
+        lines[row.stair][row.cell] = shown_gain(gains.get((row.task, row.name))) \
+            if differences and row.stair != "none" else score(row, measures)
         if row.stair == "none":
-            lines["none, published"][row.cell] = FINAL[task].get(row.baseline, "") if row.as_published else ""
-    return markdown([line for line in lines.values() if any(line[row.cell] for row in rows)])
+            lines["none, published"][row.cell] = published.of_row(row, "value") * (not differences)
+    return markdown([line for line in lines.values() if any(line[row.cell] for row in rows)]) \
+        + family_note(gains) * differences
+
+
+def paper_table(tables: dict[str, list[Row]]) -> str:
+    """Which stair the paper's authors name for a row, and what it gains here beside the plain network of the tables."""
+    rows = {task: {row.name: row for row in found} for task, found in tables.items()}
+    named = [(line, rows[task][line.name]) for task in rows for line in published.lines(task)
+             if line.source in ("revision", "authors' command") and line.name in rows[task]]
+    plain = {(task, row.cell): row for task in rows for row in rows[task].values() if row.stair == "none"}
+    family = {(row.task, row.name): row for _, row in named}
+    gains = gains_of([*plain.values(), *family.values()])
+    lines = []
+    for line, row in named:
+        beside = {"plain network": plain.get((line.task, row.cell)), "with the stair": row}
+        lines.append({"task": f"{TASK_TITLES[line.task]}: {GAIN[line.task].replace('_', ' ')}, %",
+                      "row": line.model, "stair": line.stair, "named by": line.source, "typed": line.flags,
+                      **{name: score(found, {GAIN[line.task]: ("", 100, ".2f")}) if found else "not run"
+                         for name, found in beside.items()},
+                      "gain, points": shown_gain(gains.get((row.task, row.name)))})
+    return markdown(lines) + family_note(gains)
 
 
 def best_table(tables: dict[str, list[Row]], small: bool) -> str:
@@ -192,96 +223,108 @@ def best_table(tables: dict[str, list[Row]], small: bool) -> str:
     """
     lines = []
     for task, rows in tables.items():
-        size = ", ".join(f"{flag} {value}" for flag, value in SMALL[task].items())
+        size = SMALL[task].replace("--", "").replace(" e", ", e")
         title = f"{TASK_TITLES[task]} ({size})" if small and size else TASK_TITLES[task]
-        main, (measured, _, _) = next(iter(MEASURES[task].items()))
-        key, measured = ("recall", "loss; recall") if task == "copytask" else (main, measured)
-        means = {row.name: statistics.mean([r[key] for r in done]) for row in rows if (done := split(row)[0])}
+        measures = MEASURES[task]
+        measured = "loss; recall" if task == "copytask" else next(iter(measures.values()))[0]
+        means = {row.name: statistics.mean([r[GAIN[task]] for r in found]) for row in rows
+                 if not row.source and (found := results_of(row))}
         found = []
-        for plain in (row for row in rows if row.stair == "none" and row.runs):
+        for plain in (row for row in rows if row.stair == "none" and row.name in means):
             stairs = [r for r in rows if r.cell == plain.cell and r.stair != "none" and r.name in means]
             if stairs:
                 best = max(stairs, key=lambda row: means[row.name])
-                published = FINAL[task].get(plain.baseline, "none known") if plain.as_published else "of another size"
                 found.append({"task": f"{title}, {plain.cell}", "measured": measured,
-                              "plain network": score(task, plain), "best stair": f"{best.stair}: {score(task, best)}",
-                              "published, without a stair": published})
-        lines += found or [{"task": title, "measured": "", "plain network": "not run", "best stair": "not run",
-                            "published, without a stair": ""}]
+                              "plain network": score(plain, measures),
+                              "best stair": f"{best.stair}: {score(best, measures)}"})
+        lines += found or [{"task": title, "measured": "", "plain network": "not run", "best stair": "not run"}]
     return markdown(lines)
+
+
+def curves_table(rows: list[Row]) -> str:
+    """The copying task beside the published curves: of both the median loss of the same 50 updates.
+
+    The interval is that of the logarithms, because one seed's loss may be ten times another's.
+    """
+    lines = []
+    for row in rows:
+        if not (column := published.of_row(row, "curve")):
+            continue
+        logs = [{log["update"]: log["loss_median"] for log in log_rows(folder)} for folder in row.runs.values()
+                if read_result(folder) is not None]
+        for update in CURVE_UPDATES:
+            there, ours = published.published_loss(column, update - 49, update), [log[update] for log in logs]
+            line = {"row": row.model, "updates": f"{update - 49} to {update}", "published": f"{there:.4f}",
+                    "ours: mean ± standard error": "not run", "median": "", "our median ÷ published": "",
+                    "published within our 95 % interval": ""}
+            if len(ours) > 1:
+                logs_of, error = list(map(math.log, ours)), statistics.stdev(ours) / math.sqrt(len(ours))
+                reach = quantile(len(ours) - 1) * statistics.stdev(logs_of) / math.sqrt(len(ours))
+                is_inside = abs(math.log(there) - statistics.mean(logs_of)) <= reach
+                line |= {"ours: mean ± standard error": f"{statistics.mean(ours):.4f} ± {error:.4f}, n = {len(ours)}",
+                         "median": f"{statistics.median(ours):.4f}",
+                         "our median ÷ published": f"{statistics.median(ours) / there:.2f}",
+                         "published within our 95 % interval": "yes" if is_inside else "no"}
+            lines.append(line)
+    return markdown(lines)
+
+
+# ── what is asked for ────────────────────────────────────────────────────────────────────────────────────
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m evidence", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=list(TASKS), nargs="?")
+    parser.add_argument("task", nargs="?", metavar="TASK", help=f"{', '.join(TASKS)}, or the path of your own script")
     parser.add_argument("--update", action="store_true", help="write the tables and pictures of the pages anew")
     parser.add_argument("--drop", action="store_true", help="with --update: drop values whose records are gone")
     parser.add_argument("--collect", type=Path, nargs="+", metavar="FOLDER", help="copy the records of runs to --save")
     parser.add_argument("--run", action="store_true", help="run what is missing, then print the table")
     parser.add_argument("--list", action="store_true", help="print the commands of all runs, one a line, and stop")
     parser.add_argument("--missing", action="store_true", help="print the commands of the runs that are missing")
-    parser.add_argument("--until-epoch", type=flags.number(int, 1), metavar="K",
-                        help="with --run, --list and --missing: every run stops after this epoch, saved")
     parser.add_argument("--short", action="store_true", help="without commands, devices and what was not run")
-    parser.add_argument("--only", nargs="+", metavar="TEXT",
-                        help="the rows with this model and stair, as in 'expRNN none'; or all that hold the text")
     parser.add_argument("--grid", action="store_true", help="a line a stair, a column a cell")
-    parser.add_argument("--paired", action="store_true",
-                        help="with --grid, how much more than the same seeds without a stair")
-    parser.add_argument("--small", action="store_true",
-                        help="the rows at a size for two cores: psMNIST H 128, 10 epochs; characters H 256, 15 epochs")
+    parser.add_argument("--differences", action="store_true",
+                        help="with --grid: how much more than the plain network, with its 95 %% interval")
+    parser.add_argument("--curves", action="store_true", help="the copying task beside the published curves")
+    parser.add_argument("--paper", action="store_true", help="which stair the authors name, and what it gains here")
     parser.add_argument("--best", action="store_true",
                         help="of every task, a line a cell: the plain network beside the best stair")
-    parser.add_argument("--vary", nargs="+", metavar=("FLAG", "VALUE"),
-                        help="a column a value of this flag of the scripts, as in --vary T 200 500")
-    parser.add_argument("--seeds", type=flags.FLAGS["random_seed"].accepts, nargs="+", default=SEEDS,
-                        help="default: 400 to 404")
+    add_row_options(parser)
     parser.add_argument("--jobs", type=flags.number(int, 1), default=1, help="runs at a time (default: %(default)s)")
-    parser.add_argument("--with", dest="extra", default="", metavar="FLAGS",
-                        help="flags added to every command, as in --with='--T 500'")
     parser.add_argument("--data", help="data folder of the runs")
     parser.add_argument("--cuda", action="store_true", help="run on the GPU")
-    parser.add_argument("--save", type=Path, nargs="+", default=[RUNS], metavar="FOLDER",
-                        help=f"where runs are; new ones go to the first (default: {RUNS})")
     parser.add_argument("-o", "--output", type=Path, help="write the table to this file too")
     return parser
 
 
-def columns_of(args) -> dict[str, list[Row]]:
-    """The rows that were asked for, with their runs: a list for each value of --vary, each task of --best, or one."""
-    try:
-        extra = shlex.split(args.extra)
-    except ValueError as error:
-        raise UserError(f"--with {args.extra} cannot be read ({error}); quote it as in --with='--T 500'") from None
-    every = small_rows if args.small else rows_of
-    if args.best:
-        columns = {task: every(task, extra) for task in TASK_TITLES}
-    elif args.vary:
-        columns = vary(args.task, args.vary[0].lstrip("-"), args.vary[1:], extra, args.only)
-    else:
-        own = [] if args.grid or args.small else own_rows(args.task, args.seeds, *args.save)
-        columns = {"": select(every(args.task, extra) + own, args.only)}
-    for rows in columns.values():
-        find_runs([row for row in rows if not row.own], args.seeds, *args.save, data=args.data)
-    return columns
+def tables_asked_for(args) -> dict[str, list[Row]]:
+    """The rows with their runs: a list for each value of --vary, each task of --best and --paper, or one."""
+    if not (args.best or args.paper):
+        return rows_asked_for(args.task, args)
+    tables = {task: rows_at(task, args.small, []) for task in TASKS}
+    for rows in tables.values():
+        find_runs(rows, args.seeds, *args.save)
+    return tables
 
 
 def text_of(args) -> str:
     """The table that was asked for, and a line where its runs are of different engines."""
-    columns = columns_of(args)
+    columns = tables_asked_for(args)
     if args.best:
         text = best_table(columns, args.small)
+    elif args.paper:
+        text = paper_table(columns)
     elif args.vary:
-        text = vary_table(args.task, args.vary[0].lstrip("-"), columns, args.short)
+        text = vary_table(args.vary[0].lstrip("-"), columns, args.short)
+    elif args.curves:
+        text = curves_table(columns[""])
     elif args.grid:
-        text = grid_table(args.task, columns[""], args.short, args.paired)
+        text = grid_table(columns[""], args.short, args.differences)
     else:
-        text = table(args.task, *columns.values(), args.short)
-    engines = Counter(result["engine"] for rows in columns.values() for row in rows for result in split(row)[0]
+        text = table(columns[""], args.short)
+    engines = Counter(result["engine"] for rows in columns.values() for row in rows for result in results_of(row)
                       if result.get("engine"))
     counts = ", ".join(f"{engine} {count}" for engine, count in sorted(engines.items()))
     note = f"\nRuns of different engines, whose last digits differ: {literal(counts)}.\n"
     return text + note * (len(engines) > 1)
-
-

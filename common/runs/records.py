@@ -77,6 +77,17 @@ def write_atomically(path: Path, content: bytes, afterwards: str | None = None) 
                         1) from None
 
 
+def write_output(path: Path, content: bytes) -> None:
+    """Write what a person asked for with -o; a device, a pipe or a link is written into and never replaced."""
+    try:
+        path = path.resolve()
+        if not path.exists() or path.is_file():
+            return write_atomically(path, content, "then ask for it again")
+        path.write_bytes(content)
+    except (OSError, RuntimeError) as error:  # a folder; links in a circle
+        raise UserError(f"{path} cannot be written ({reason_of(error)}); name a file with -o", 1) from None
+
+
 def write_json(path: Path, content: dict) -> None:
     write_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 

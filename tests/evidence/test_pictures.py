@@ -1,11 +1,14 @@
 """The pictures: each kind is drawn, from records or weights as a run leaves them."""
 
 import json
+import os
+import stat
+import threading
 
 import pytest
 import torch
 from conftest import module_of, tiny
-from test_table import log_of, row_of, write_run
+from test_rows import log_of, row_of, write_run
 
 from common.copytask import CopyingTask, CopyModel
 from common.errors import UserError
@@ -13,7 +16,8 @@ from common.network import build_network, mean_cross_entropy
 from common.runs import curves
 from common.runs.curves import draw_run
 from common.stair import FixedStair, LearnedStair, stair_activation
-from evidence import pictures
+from evidence import drawings, pictures, rows
+from evidence.__main__ import main as evidence_main
 
 CURVE = "update,loss,loss_median,recall,seconds\n50,0.5,0.4,0.1,1\n100,{0},{0},0.7,2\n"
 ORTHOGONAL = [("expRNN", "none"), ("sRNN, henaff", "alpha")]
@@ -40,10 +44,11 @@ def records(tmp_path):
 @pytest.mark.parametrize("asked", [
     ["--stairs"],
     ["--task", "copytask", "--published"],
-    ["--task", "sMNIST", "--published", "--only", "expRNN none"],
     ["--task", "sMNIST", "--published"],
     ["--task", "language", "--published", "--only", "expRNN none"],
     ["--task", "copytask", "--vary", "T", "200", "500", "1000", "--only", "expRNN none", "LSTM none"],
+    ["--gains"],
+    ["--recurrence"],
 ], ids=" ".join)
 def test_every_kind_is_drawn(asked, records, tmp_path, capsys):
     path = tmp_path / "picture.png"
@@ -61,21 +66,24 @@ def test_what_a_run_learned_is_drawn(tmp_path, monkeypatch):
     for kind in ("--alpha", "--spectrum"):
         pictures.main([kind, *learned, "-o", f"picture{kind}.png"])
         assert (tmp_path / f"picture{kind}.png").stat().st_size > 5000
-    assert [pictures.name_of(folder) for folder in learned] == ["sRNN, henaff, alpha", "sRNN (exponential), expalpha"]
+    assert [drawings.name_of(folder) for folder in learned] == ["sRNN, henaff, alpha", "sRNN (exponential), expalpha"]
 
 
 @pytest.fixture
-def drawn(monkeypatch):
+def drawn(monkeypatch, tmp_path):
     """The axes of the last picture, in the place of its file."""
     kept = {}
-    for module in (pictures, curves):
-        monkeypatch.setattr(module, "save", lambda picture, path: kept.update(axes=picture.axes))
+    monkeypatch.chdir(tmp_path)
+    for module in (pictures, drawings, curves):
+        monkeypatch.setattr(module, "save", lambda picture, path: kept.update(axes=picture.axes, _=path.touch()))
     return kept
 
 
 def test_the_published_curves_stand_beside_the_rows(records, drawn):
     """Of the characters the last value, the test accuracy after as many epochs as the row has, and our test score."""
-    pictures.main(["--task", "sMNIST", "--only", "expRNN none", "--published", "--save", str(records)])
+    write_run(records, row_of("sMNIST", "expRNN, supplement, H 722", "none"), 400, log_of(2))
+    pictures.main(["--task", "sMNIST", "--only", "expRNN, supplement, H 722 none", "--published", "--save",
+                   str(records)])
     _, marks = drawn["axes"][0].lines
     assert list(zip(*marks.get_data(), strict=True))[:2] == [(1, 0.8401), (2, 0.8678)]
     assert len(marks.get_xdata()) == 70
@@ -123,7 +131,7 @@ def test_rows_run_with_other_flags(records, drawn):
 def test_what_cannot_be_read_is_refused(tmp_path):
     """With what to pick: too many lines, a line of one point, an axis of one value."""
     runs = tmp_path / "runs"
-    for row in pictures.rows_of("copytask", [])[:9]:
+    for row in [row for row in rows.rows_of("copytask", []) if not row.source][:9]:
         write_run(runs, row, 400, CURVE.format(0.1), dict(loss=0.1, recall=0.7, memoryless_loss=0.1))
     nine = [str(path.parent) for path in runs.glob("*/*/config.json")]
     write_run(runs, row_of("language", "expRNN", "none"), 400, log_of(1))
@@ -148,7 +156,7 @@ def test_the_gradient_of_every_step(onehot, float64):
     task = CopyingTask(T=6, labels=3, c_length=2, seed=1)
     network = build_network("expRNN", 5 if onehot else 1, 8, LearnedStair(10, 0.9), "modrelu", "cayley", "xavier")
     model = CopyModel(network, 4, onehot)
-    found = pictures.gradient_norms(model, task, batch=3)
+    found = drawings.gradient_norms(model, task, batch=3)
 
     symbols, target = CopyingTask(T=6, labels=3, c_length=2, seed=1).batch(3)
     x = network.cell.project(symbols if onehot else symbols.unsqueeze(-1).double())
@@ -168,8 +176,8 @@ def test_on_a_rotation_the_gradient_is_the_product_of_the_schedule(float64):
     torch.manual_seed(0)
     stair = FixedStair("n", 32)
     model = CopyModel(build_network("expRNN", 10, 16, stair, "none", "cayley", "xavier"), 9)
-    norms = pictures.gradient_norms(model, CopyingTask(T=12, c_length=10, seed=1))[:22]
-    assert (norms / norms[-1]).tolist() == pytest.approx(pictures.product_after(stair(22)).tolist(), rel=1e-6)
+    norms = drawings.gradient_norms(model, CopyingTask(T=12, c_length=10, seed=1))[:22]
+    assert (norms / norms[-1]).tolist() == pytest.approx(drawings.product_after(stair(22)).tolist(), rel=1e-6)
 
 
 def test_gradients_are_drawn(tmp_path, monkeypatch, drawn):
@@ -200,12 +208,12 @@ def test_the_memoryless_line_is_always_seen(loss, tmp_path, recwarn):
 @pytest.mark.parametrize(("asked", "sentence"), [
     (["--task", "copytask", "--only", "nothing"], "no row holds 'nothing'"),
     (["--task", "copytask", "--only", "expRNN none"], "no run of copytask"),
-    (["--task", "copytask", "--vary", "T", "5", "--only", "expRNN none"], "no run of copytask that has ended"),
+    (["--task", "copytask", "--vary", "T", "5", "--only", "expRNN none"], "ended with 0 of the values"),
     (["--task", "copytask", "--vary", "rinit", "henaff", "--only", "expRNN none"], "takes numbers above 0"),
     (["--task", "copytask", "--vary", "alam", "0", "1", "--only", "nnRNN none"], "takes numbers above 0"),
     (["nowhere"], "is not a run's folder"),
     (["--stairs", "-o", "stairs.docx"], "Format 'docx' is not supported"),
-    (["--stairs", "-o", "nowhere/stairs.png"], "then draw it again"),
+    (["--stairs", "-o", "nowhere/stairs.png"], "nowhere/stairs.png could not be written"),
 ])
 def test_a_mistake_ends_in_a_sentence(asked, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -215,7 +223,7 @@ def test_a_mistake_ends_in_a_sentence(asked, sentence, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("asked", [[], ["--task", "copytask", "--alpha", "--published"], ["--vary", "T", "5"],
                                    ["--published", "--stairs"],
-                                   ["--task", "copytask", "--spectrum"], ["--task", "copytask", "--with='"],
+                                   ["--task", "copytask", "--spectrum"],
                                    ["--task", "copytask", "--vary", "T"]])
 def test_what_has_no_meaning_is_refused(asked, capsys):
     with pytest.raises(SystemExit):
@@ -244,3 +252,37 @@ def test_weights_that_are_not_there(tmp_path):
         pictures.main(["--spectrum", str(folder)])
     with pytest.raises(UserError, match=r"no learned stair \(stair\.csv\)"):
         pictures.main(["--alpha", str(folder)])
+
+
+# ── where a picture goes ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no FIFO")
+def test_output_goes_into_what_is_there(tmp_path, monkeypatch):
+    """A FIFO gets the bytes, a link's target too; neither is replaced. A folder is refused."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.png")
+    (tmp_path / "link.png").symlink_to("target.png")
+    read = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe.png").read_bytes()))
+    reader.start()
+    pictures.main(["--stairs", "-o", "pipe.png"])
+    reader.join(10)
+    pictures.main(["--stairs", "-o", "link.png"])
+    assert read[0].startswith(b"\x89PNG")
+    assert stat.S_ISFIFO(os.stat("pipe.png").st_mode)
+    assert (tmp_path / "link.png").is_symlink()
+    assert (tmp_path / "target.png").read_bytes() == read[0]
+    pictures.main(["--stairs", "-o", os.devnull])
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+    for ask in (pictures.main, evidence_main):
+        with pytest.raises(UserError, match="name a file with -o"):
+            ask(["--stairs" if ask is pictures.main else "--best", "-o", "."])
+
+
+def test_a_running_run_is_drawn_again_until_it_has_ended(tmp_path, monkeypatch, capsys):
+    folder = write_run(tmp_path, row_of("copytask", "expRNN", "none"), 400, CURVE.format(0.1))
+    monkeypatch.setattr(pictures.time, "sleep", lambda seconds: (folder / "result.json").write_text("{}"))
+    pictures.main([str(folder), "--watch", "-o", str(tmp_path / "now.svg")])
+    assert capsys.readouterr().out.count("wrote") == 2
+    assert b"<svg" in (tmp_path / "now.svg").read_bytes()

@@ -1,0 +1,192 @@
+"""Pictures of what the stairs are, of what a run has learned and of how far back a gradient reaches.
+
+W and the gradients need the best.pt of a run; α is read from stair.csv.
+"""
+
+import importlib
+from pathlib import Path
+
+import torch
+
+from common.cells import NNRNN
+from common.copytask import CopyingTask
+from common.errors import UserError
+from common.network import mean_cross_entropy
+from common.recurrence import stair_recurrence
+from common.runs.curves import COLOURS, MARKERS, check_lines, figure, line, save
+from common.runs.records import read_config, read_stair
+from common.stair import SCHEDULES, schedule
+from evidence.rows import stair_of, task_of
+
+FAINT = 1e-5  # of a gradient that is 1 at the recall
+APART = 45  # steps between two markers of a line
+
+
+def draw_stairs(path: Path, steps: int = 40) -> None:
+    """The schedules ρ_t of nvar over the first `steps` steps."""
+    picture, axes = figure()
+    for number, name in enumerate(SCHEDULES):
+        axes.plot(range(steps), schedule(name, steps).tolist(), **line(number, name), markevery=(number, 9))
+    axes.axhline(0, color="0.3", linewidth=0.8)
+    axes.set(xlabel="step t", ylabel="ρ_t")
+    axes.legend(fontsize=8)
+    save(picture, path)
+
+
+def name_of(folder: Path) -> str:
+    """What a run is, for a legend: its row, its start where that was typed, and its stair."""
+    config = read_config(folder)
+    options = config["options"]
+    start_of = [options["rinit"]["value"]] if options["rinit"]["origin"] == "typed" else []
+    return ", ".join([config["row"] or Path(folder).name, *start_of, stair_of(config)])
+
+
+def learned_numbers(folder: Path) -> list[float]:
+    """The numbers α_t of a run's learned stair, from stair.csv."""
+    if not (Path(folder) / "stair.csv").exists():
+        raise UserError(f"{folder} has no learned stair (stair.csv); name runs of the alpha or expalpha scripts that "
+                        "have ended")
+    return read_stair(folder)
+
+
+def draw_alpha(folders: list[Path], path: Path) -> None:
+    """The learned α_t of runs of the alpha and expalpha scripts; an axis for each of the two."""
+    check_lines(len(folders), "name fewer folders")
+    scripts = list(dict.fromkeys(read_config(folder)["script"] for folder in folders))
+    picture, first = figure(8.0, 3.0 * len(scripts))
+    first.remove()
+    for place, script in enumerate(scripts):
+        axes = picture.add_subplot(len(scripts), 1, place + 1)
+        axes.grid(alpha=0.3)
+        for number, folder in enumerate(f for f in folders if read_config(f)["script"] == script):
+            axes.plot(learned_numbers(folder), **{**line(number, name_of(folder)), "linewidth": 1.2},
+                      markevery=(5 * number, APART))
+        axes.set(xlabel="step t", ylabel="α_t")
+        axes.set_title({"alpha": "g_t = α_t", "expalpha": "g_t = 1 − exp(−α_t |z|)"}.get(script.split("_")[-1]),
+                       fontsize=9)
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    save(picture, path)
+
+
+def departure(cell) -> str:
+    """nnRNN's departure from normality, ‖T‖_F / ‖Λ‖_F, for a legend; nothing for another cell."""
+    return f": ‖T‖ / ‖Λ‖ = {(cell.upper.norm() / (2 ** 0.5 * cell.gamma.norm())).item():.2g}" \
+        if isinstance(cell, NNRNN) else ""
+
+
+@torch.no_grad()
+def draw_spectrum(folders: list[Path], path: Path) -> None:
+    """The eigenvalues of W, of any cell: how far from the unit circle, and where. They come in conjugate pairs."""
+    check_lines(len(folders), "name fewer folders")
+    picture, axes = figure(8.6, 4.4)
+    axes.axhline(1.0, color="0.3", linewidth=0.8)
+    for number, folder in enumerate(map(Path, folders)):
+        network = script_of_run(folder).load(folder)[0].network
+        if network.cell is None:
+            raise UserError(f"{folder} has no recurrent matrix W (an LSTM has four); name a run of another cell")
+        eigenvalues = torch.linalg.eigvals(network.kernel().double())
+        angle, modulus = eigenvalues.angle().abs(), eigenvalues.abs()
+        axes.scatter(angle.tolist(), modulus.tolist(), s=18, marker=MARKERS[number], facecolors="none",
+                     edgecolors=COLOURS[number], label=name_of(folder) + departure(network.cell), linewidths=0.9)
+    low, high = axes.get_ylim()
+    axes.set(xlabel="|angle of λ|, radians", ylabel="|λ|", ylim=(min(low, 0.99), max(high, 1.01)))  # no rounding errors
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    save(picture, path)
+
+
+def gradient_norms(model, task: CopyingTask, batch: int = 100) -> torch.Tensor:
+    """‖∂L/∂h_t‖ of a copying model, the mean over `batch` sequences → (T + 2c − 1,). L is the loss of the recall.
+
+    The recurrence returns h; its gradient through the next step is that of z_{t+1} times Wᵀ.
+    """
+    symbols, target = task.batch(batch)
+    x = symbols if model.onehot else symbols.unsqueeze(-1).to(model.readout.weight.dtype)
+    network, c = model.network, task.c_length
+    with torch.no_grad():
+        projected, kernel = network.cell.project(x), network.kernel()
+    projected.requires_grad_()
+    h = stair_recurrence(projected, kernel, network.start(batch), network.stair, network.nonlinearity)
+    h.retain_grad()
+    mean_cross_entropy(model.readout(h)[-c:], target[-c:]).backward()
+    through = h.grad[:-1] + projected.grad[1:] @ kernel.t()                              # (T + 2c − 1, B, H)
+    return batch * through.norm(dim=2).mean(1)
+
+
+def script_of_run(folder: Path):
+    """The script of a run as a module: it builds the model."""
+    name = read_config(folder)["script"]
+    if not (Path(__file__).parents[1] / f"{name}.py").exists():
+        raise UserError(f"there is no {name}.py here, which made the run; draw in the folder of the scripts")
+    return importlib.import_module(name)
+
+
+def product_after(numbers: torch.Tensor) -> torch.Tensor:
+    """|∏ of the numbers after step t| for each t, 1 at the last one: (T,) → (T,)."""
+    after = torch.cat((numbers[1:], numbers.new_ones(1)))
+    return after.flip(0).cumprod(0).flip(0).abs()
+
+
+def draw_gradients(folders: list[Path], path: Path) -> None:
+    """How far back the gradient of the recall reaches, at the start and after training; thin: the product of g_t alone.
+
+    Each line is divided by its value at the last step before the recall. What falls below FAINT leaves the picture.
+    """
+    check_lines(len(folders), "name fewer folders")
+    picture, left = figure(10.0, 4.4)
+    left.remove()
+    left, right = picture.subplots(1, 2, sharey=True)
+    thin = dict(color="0", linewidth=0.6)
+    for number, folder in enumerate(map(Path, folders)):
+        config = read_config(folder)
+        if task_of(config) != "copytask" or config["options"]["net_type"]["value"] == "LSTM":
+            raise UserError(f"{folder} is no run of the copying task with a stair; name runs of copytask_*.py")
+        script = script_of_run(folder)
+        trained, options = script.load(folder)
+        torch.manual_seed(options.random_seed)
+        task, recall = CopyingTask(options.T, options.labels, options.c_length, seed=1), options.T + options.c_length
+        for axes, model in ((left, script.build(options).double()), (right, trained.double())):
+            norms, stair = gradient_norms(model, task)[:recall], model.network.stair
+            axes.semilogy((norms / norms[-1]).tolist(), **line(number, name_of(folder)), markevery=(5 * number, APART))
+            if stair.rule == "scale" and stair(1).ndim == 1:
+                axes.semilogy(product_after(stair(recall).detach()).tolist(), **thin)
+    for axes, title in ((left, "at the start"), (right, "after training")):
+        axes.set(xlabel="step t", title=title, ylim=(FAINT, 30))
+        axes.grid(alpha=0.3)
+    left.set_ylabel("‖∂L/∂h_t‖, L the loss of the recall")
+    if any(drawn.get_linewidth() == thin["linewidth"] for drawn in right.lines):
+        right.plot([], [], **thin, label="the product of g_t alone")
+    right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    save(picture, path)
+
+
+def draw_recurrence(path: Path) -> None:
+    """One step of the network: z_t = x_t U + h_{t−1} W, h_t = g_t(z_t) · φ(z_t), and the stair below its product."""
+    picture, axes = figure(7.4, 3.0)
+    axes.axis("off")
+    axes.set(xlim=(0, 10.6), ylim=(0, 4.3), aspect="equal")
+
+    def node(x: float, y: float, text: str, shape: str = "round", colour: str = "white") -> None:
+        axes.text(x, y, text, ha="center", va="center", fontsize=11,
+                  bbox=dict(boxstyle=f"{shape},pad=0.35", facecolor=colour, edgecolor="0.2"))
+
+    def arrow(*places: tuple, text: str = "") -> None:
+        axes.plot(*zip(*places[:-1], strict=True), color="0.2", linewidth=1.2)
+        axes.annotate("", places[-1], places[-2], arrowprops=dict(arrowstyle="-|>", color="0.2", shrinkA=0, shrinkB=0))
+        if text:
+            x, y = (sum(axis) / 2 for axis in zip(*places[-2:], strict=True))
+            axes.text(x, y + 0.12, text, ha="center", va="bottom", fontsize=10)
+
+    for x, text, colour in ((0.6, "$x_t$", "0.93"), (2.2, "$U$", "white"), (3.7, "+", "white"),
+                            (5.3, r"$\varphi$", "white"), (7.1, "×", "#ffd27f"), (9.2, "$h_t$", "0.93")):
+        node(x, 2.4, text, "circle" if text in "+×" else "round", colour)
+    for low, high in ((0.95, 1.85), (2.55, 3.35), (5.65, 6.75), (7.45, 8.85)):
+        arrow((low, 2.4), (high, 2.4))
+    arrow((4.05, 2.4), (4.95, 2.4), text="$z_t$")
+    node(5.3, 3.8, "$W$")
+    arrow((9.2, 2.75), (9.2, 3.8), (5.7, 3.8), text="one step later: $h_{t-1}$")
+    arrow((4.9, 3.8), (3.7, 3.8), (3.7, 2.75))
+    node(7.1, 0.7, "$g_t$", colour="#ffd27f")
+    arrow((7.1, 1.05), (7.1, 2.05))
+    arrow((4.5, 2.4), (4.5, 0.7), (6.75, 0.7))
+    axes.text(7.6, 0.7, r"the stair: $\rho_t$,  $\alpha_t$  or  $1 - e^{-\alpha_t |z_t|}$", va="center", fontsize=9)
+    save(picture, path)
