@@ -6,6 +6,8 @@ import importlib
 import io
 import re
 import shlex
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -126,3 +128,28 @@ def test_this_test_finds_commands():
         check("python copytask.py --nhid 3")
     with pytest.raises(AssertionError, match="has no --warp"):
         check("python -m evidence.pictures --warp")
+
+
+def requirements(name: str) -> list[str]:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and line[0] not in "#-"]
+
+
+def test_pyproject_says_what_the_requirements_say():
+    """For `uv sync` and for `pip install -r`; nothing is packaged."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["project"]["dependencies"] == requirements("requirements.txt")
+    pinned = project["tool"]["uv"]["constraint-dependencies"]
+    assert pinned == requirements("constraints.txt")[:len(pinned)]
+    assert len(pinned) == len(requirements("requirements.txt"))
+    assert "build-system" not in project
+
+
+def test_the_version_is_one():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    version = re.escape(project["version"])
+    assert re.search(rf"^version: {version}$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.M)
+    assert re.search(rf"^## {version} \(", (ROOT / "CHANGES.md").read_text(encoding="utf-8"), re.M)
+    oldest = project["requires-python"].removeprefix(">=")
+    assert f"Python {oldest} or newer" in README.read_text(encoding="utf-8")
+    assert sys.version_info >= tuple(map(int, oldest.split(".")))
