@@ -157,36 +157,3 @@ def draw_gradients(folders: list[Path], path: Path) -> None:
         right.plot([], [], **thin, label="the product of g_t alone")
     right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     save(picture, path)
-
-
-def draw_recurrence(path: Path) -> None:
-    """One step of the network: z_t = x_t U + h_{t−1} W, h_t = g_t(z_t) · φ(z_t), and the stair below its product."""
-    picture, axes = figure(7.4, 3.0)
-    axes.axis("off")
-    axes.set(xlim=(0, 10.6), ylim=(0, 4.3), aspect="equal")
-
-    def node(x: float, y: float, text: str, shape: str = "round", colour: str = "white") -> None:
-        axes.text(x, y, text, ha="center", va="center", fontsize=11,
-                  bbox=dict(boxstyle=f"{shape},pad=0.35", facecolor=colour, edgecolor="0.2"))
-
-    def arrow(*places: tuple, text: str = "") -> None:
-        axes.plot(*zip(*places[:-1], strict=True), color="0.2", linewidth=1.2)
-        axes.annotate("", places[-1], places[-2], arrowprops=dict(arrowstyle="-|>", color="0.2", shrinkA=0, shrinkB=0))
-        if text:
-            x, y = (sum(axis) / 2 for axis in zip(*places[-2:], strict=True))
-            axes.text(x, y + 0.12, text, ha="center", va="bottom", fontsize=10)
-
-    for x, text, colour in ((0.6, "$x_t$", "0.93"), (2.2, "$U$", "white"), (3.7, "+", "white"),
-                            (5.3, r"$\varphi$", "white"), (7.1, "×", "#ffd27f"), (9.2, "$h_t$", "0.93")):
-        node(x, 2.4, text, "circle" if text in "+×" else "round", colour)
-    for low, high in ((0.95, 1.85), (2.55, 3.35), (5.65, 6.75), (7.45, 8.85)):
-        arrow((low, 2.4), (high, 2.4))
-    arrow((4.05, 2.4), (4.95, 2.4), text="$z_t$")
-    node(5.3, 3.8, "$W$")
-    arrow((9.2, 2.75), (9.2, 3.8), (5.7, 3.8), text="one step later: $h_{t-1}$")
-    arrow((4.9, 3.8), (3.7, 3.8), (3.7, 2.75))
-    node(7.1, 0.7, "$g_t$", colour="#ffd27f")
-    arrow((7.1, 1.05), (7.1, 2.05))
-    arrow((4.5, 2.4), (4.5, 0.7), (6.75, 0.7))
-    axes.text(7.6, 0.7, r"the stair: $\rho_t$,  $\alpha_t$  or  $1 - e^{-\alpha_t |z_t|}$", va="center", fontsize=9)
-    save(picture, path)

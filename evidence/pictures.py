@@ -5,7 +5,6 @@
     python -m evidence.pictures --task copytask --only expn      learning curves, a line a row of the table, over seeds
     python -m evidence.pictures --task copytask --vary T 200 500 1000 --only "expRNN none"   the score against a flag
     python -m evidence.pictures --gains                          what each stair gains on each task
-    python -m evidence.pictures --recurrence                     a drawing of the network with its stair
     python -m evidence.pictures --stairs                         the schedules ρ_t over t
     python -m evidence.pictures --alpha RUN_FOLDER ...           the learned α_t over t
     python -m evidence.pictures --alpha --task copytask --only "sRNN (exponential) alpha"    the same, of a table's rows
@@ -99,8 +98,10 @@ def draw_published(axes, row: Row, number: int) -> None:
         ours = [result for result in results_of(row) if "best_epoch" in result]
         axes.plot([result["best_epoch"] for result in ours], [result["test_accuracy"] for result in ours], **dots,
                   label=f"{row.model}, {row.stair}, test accuracy")
-    axes.plot(*zip(*curve[number % every::every], strict=True), **dots, markerfacecolor="none", markeredgewidth=0.7,
-              label=f"{row.model}, {what}")
+    label = f"{published.of_row(row, 'curve') or row.model}, {what}"
+    if label not in axes.get_legend_handles_labels()[1]:     # two starts have one published curve
+        axes.plot(*zip(*curve[number % every::every], strict=True), **dots, markerfacecolor="none",
+                  markeredgewidth=0.7, label=label)
 
 
 def draw_vary(columns: dict[str, list[Row]], name: str, path: Path) -> None:
@@ -181,7 +182,6 @@ def make_parser() -> argparse.ArgumentParser:
                         help="with --task: the published curves of the same rows too; of the characters the last value")
     parser.add_argument("--watch", action="store_true", help="draw again every few seconds, until the runs have ended")
     parser.add_argument("--gains", action="store_true", help="draw what each stair gains on each task")
-    parser.add_argument("--recurrence", action="store_true", help="draw the network with its stair")
     parser.add_argument("--stairs", action="store_true", help="draw the schedules of nvar")
     parser.add_argument("--alpha", action="store_true", help="draw the learned α_t of runs, or of the rows of --task")
     parser.add_argument("--spectrum", action="store_true", help="draw the eigenvalues of W of the runs")
@@ -194,8 +194,6 @@ def draw(args, parser, path: Path) -> None:
     """Draw what was asked for to `path`."""
     if args.stairs:
         drawings.draw_stairs(path)
-    elif args.recurrence:
-        drawings.draw_recurrence(path)
     elif args.gains:
         draw_gains(args.seeds, args.save, path)
     elif args.vary:
@@ -215,7 +213,7 @@ def draw(args, parser, path: Path) -> None:
             drawings.draw_gradients if args.gradients else draw_runs
         draw_folders(args.runs, path)
     else:
-        parser.error("name the folders of one or more runs, --task, --gains, --recurrence or --stairs")
+        parser.error("name the folders of one or more runs, --task, --gains or --stairs")
 
 
 @drawing()

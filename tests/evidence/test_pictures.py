@@ -48,7 +48,6 @@ def records(tmp_path):
     ["--task", "language", "--published", "--only", "expRNN none"],
     ["--task", "copytask", "--vary", "T", "200", "500", "1000", "--only", "expRNN none", "LSTM none"],
     ["--gains"],
-    ["--recurrence"],
 ], ids=" ".join)
 def test_every_kind_is_drawn(asked, records, tmp_path, capsys):
     path = tmp_path / "picture.png"
