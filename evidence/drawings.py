@@ -13,10 +13,10 @@ from common.copytask import CopyingTask
 from common.errors import UserError
 from common.network import mean_cross_entropy
 from common.recurrence import stair_recurrence
-from common.runs.curves import COLOURS, MARKERS, check_lines, figure, line, save
+from common.runs.curves import COLOURS, MARKERS, check_lines, figure, labels_of, line, save
 from common.runs.records import read_config, read_stair
 from common.stair import SCHEDULES, schedule
-from evidence.rows import stair_of, task_of
+from evidence.rows import task_of
 
 FAINT = 1e-5  # of a gradient that is 1 at the recall
 APART = 45  # steps between two markers of a line
@@ -33,12 +33,9 @@ def draw_stairs(path: Path, steps: int = 40) -> None:
     save(picture, path)
 
 
-def name_of(folder: Path) -> str:
-    """What a run is, for a legend: its row, its start where that was typed, and its stair."""
-    config = read_config(folder)
-    options = config["options"]
-    start_of = [options["rinit"]["value"]] if options["rinit"]["origin"] == "typed" else []
-    return ", ".join([config["row"] or Path(folder).name, *start_of, stair_of(config)])
+def names_of(folders: list[Path]) -> dict[Path, str]:
+    """What each run differs in from the others, for a legend."""
+    return dict(zip(folders, labels_of([read_config(folder) for folder in folders]), strict=True))
 
 
 def learned_numbers(folder: Path) -> list[float]:
@@ -52,14 +49,16 @@ def learned_numbers(folder: Path) -> list[float]:
 def draw_alpha(folders: list[Path], path: Path) -> None:
     """The learned α_t of runs of the alpha and expalpha scripts; an axis for each of the two."""
     check_lines(len(folders), "name fewer folders")
-    scripts = list(dict.fromkeys(read_config(folder)["script"] for folder in folders))
+    configs = {folder: read_config(folder) for folder in folders}
+    scripts = list(dict.fromkeys(config["script"] for config in configs.values()))
     picture, first = figure(8.0, 3.0 * len(scripts))
     first.remove()
     for place, script in enumerate(scripts):
         axes = picture.add_subplot(len(scripts), 1, place + 1)
         axes.grid(alpha=0.3)
-        for number, folder in enumerate(f for f in folders if read_config(f)["script"] == script):
-            axes.plot(learned_numbers(folder), **{**line(number, name_of(folder)), "linewidth": 1.2},
+        labels = names_of([folder for folder in folders if configs[folder]["script"] == script])
+        for number, (folder, label) in enumerate(labels.items()):
+            axes.plot(learned_numbers(folder), **{**line(number, label), "linewidth": 1.2},
                       markevery=(5 * number, APART))
         axes.set(xlabel="step t", ylabel="α_t")
         axes.set_title({"alpha": "g_t = α_t", "expalpha": "g_t = 1 − exp(−α_t |z|)"}.get(script.split("_")[-1]),
@@ -80,14 +79,15 @@ def draw_spectrum(folders: list[Path], path: Path) -> None:
     check_lines(len(folders), "name fewer folders")
     picture, axes = figure(8.6, 4.4)
     axes.axhline(1.0, color="0.3", linewidth=0.8)
-    for number, folder in enumerate(map(Path, folders)):
+    labels = names_of(folders)
+    for number, folder in enumerate(folders):
         network = script_of_run(folder).load(folder)[0].network
         if network.cell is None:
             raise UserError(f"{folder} has no recurrent matrix W (an LSTM has four); name a run of another cell")
         eigenvalues = torch.linalg.eigvals(network.kernel().double())
         angle, modulus = eigenvalues.angle().abs(), eigenvalues.abs()
         axes.scatter(angle.tolist(), modulus.tolist(), s=18, marker=MARKERS[number], facecolors="none",
-                     edgecolors=COLOURS[number], label=name_of(folder) + departure(network.cell), linewidths=0.9)
+                     edgecolors=COLOURS[number], label=labels[folder] + departure(network.cell), linewidths=0.9)
     low, high = axes.get_ylim()
     axes.set(xlabel="|angle of λ|, radians", ylabel="|λ|", ylim=(min(low, 0.99), max(high, 1.01)))  # no rounding errors
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -136,7 +136,8 @@ def draw_gradients(folders: list[Path], path: Path) -> None:
     left.remove()
     left, right = picture.subplots(1, 2, sharey=True)
     thin = dict(color="0", linewidth=0.6)
-    for number, folder in enumerate(map(Path, folders)):
+    labels = names_of(folders)
+    for number, folder in enumerate(folders):
         config = read_config(folder)
         if task_of(config) != "copytask" or config["options"]["net_type"]["value"] == "LSTM":
             raise UserError(f"{folder} is no run of the copying task with a stair; name runs of copytask_*.py")
@@ -146,7 +147,7 @@ def draw_gradients(folders: list[Path], path: Path) -> None:
         task, recall = CopyingTask(options.T, options.labels, options.c_length, seed=1), options.T + options.c_length
         for axes, model in ((left, script.build(options).double()), (right, trained.double())):
             norms, stair = gradient_norms(model, task)[:recall], model.network.stair
-            axes.semilogy((norms / norms[-1]).tolist(), **line(number, name_of(folder)), markevery=(5 * number, APART))
+            axes.semilogy((norms / norms[-1]).tolist(), **line(number, labels[folder]), markevery=(5 * number, APART))
             if stair.rule == "scale" and stair(1).ndim == 1:
                 axes.semilogy(product_after(stair(recall).detach()).tolist(), **thin)
     for axes, title in ((left, "at the start"), (right, "after training")):

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 VALUE_TITLE = {"copytask": "published", "sMNIST": "published: best validation accuracy of 70 epochs, %",
                "language": "published: test accuracy, % (bits per character)"}
+AUTHORS = ("revision", "authors' command")  # the sources that name a stair
 FOLDER = Path(__file__).parent.parent / "results" / "published"
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from common import copytask, language, smnist
 from common.errors import UserError, nearest
 from common.runs import flags
-from common.runs.records import is_not_finite, kind_of, log_rows, own_stair, plain, read_config
+from common.runs.records import kind_of, own_stair, plain, read_config
 from common.stair import SCHEDULES
 from evidence import published
 
@@ -148,7 +148,7 @@ def rows_at(task: str, small: bool, extra: list[str]) -> list[Row]:
     """
     if not small or not SMALL[task]:
         return [row for row in rows_of(task, extra) if not row.source.startswith("H ")]
-    named = {line.name for line in published.lines(task) if line.source in ("revision", "authors' command")}
+    named = {line.name for line in published.lines(task) if line.source in published.AUTHORS}
     return [row for row in rows_of(task, [*SMALL[task].split(), *extra]) if " 300" not in row.model
             and ((row.cell in SMALL_CELLS and row.stair in SMALL_STAIRS) or row.name in named
                  or row.name == "LSTM none" or row.source.startswith("H "))]
@@ -334,12 +334,3 @@ def differences_of(config: dict) -> list[str]:
     if config.get("edited_files"):
         found.append(f"edited {', '.join(config['edited_files'])}")
     return found
-
-
-def epochs_of(folder: Path) -> list[dict]:
-    """The rows of the log that end an epoch: those with a validation, and with losses that are finite.
-
-    The copying task has no epochs.
-    """
-    return [row for row in log_rows(folder)
-            if row.get("validation_accuracy") is not None and not any(is_not_finite(*cell) for cell in row.items())]

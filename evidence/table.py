@@ -180,7 +180,7 @@ def grid_table(rows: list[Row], short: bool = False, differences: bool = False) 
     `differences`: of the means from the plain network in the place of the scores. `short` leaves out the cells and the
     stairs of which no row was run.
     """
-    rows = [row for row in rows if row.source not in ("revision", "authors' command")]
+    rows = [row for row in rows if row.source not in published.AUTHORS]
     if short:
         run = [row for row in rows if row.runs]
         rows = [row for row in rows if row.cell in {r.cell for r in run} and row.stair in {r.stair for r in run}]
@@ -196,48 +196,42 @@ def grid_table(rows: list[Row], short: bool = False, differences: bool = False) 
         + family_note(gains) * differences
 
 
-def paper_table(tables: dict[str, list[Row]]) -> str:
+def in_percent(row: Row | None) -> str:
+    """What a stair is to raise, in one cell."""
+    return score(row, {GAIN[row.task]: ("", 100, ".2f")}) if row else "not run"
+
+
+def title_of(task: str, small: bool) -> str:
+    size = f" ({SMALL[task]})" if small and SMALL[task] else ""
+    return f"{TASK_TITLES[task]}{size}: {GAIN[task].replace('_', ' ')}, %"
+
+
+def paper_table(tables: dict[str, list[Row]], small: bool) -> str:
     """Which stair the paper's authors name for a row, and what it gains here beside the plain network of the tables."""
-    rows = {task: {row.name: row for row in found} for task, found in tables.items()}
-    named = [(line, rows[task][line.name]) for task in rows for line in published.lines(task)
-             if line.source in ("revision", "authors' command") and line.name in rows[task]]
-    plain = {(task, row.cell): row for task in rows for row in rows[task].values() if row.stair == "none"}
-    family = {(row.task, row.name): row for _, row in named}
-    gains = gains_of([*plain.values(), *family.values()])
-    lines = []
-    for line, row in named:
-        beside = {"plain network": plain.get((line.task, row.cell)), "with the stair": row}
-        lines.append({"task": f"{TASK_TITLES[line.task]}: {GAIN[line.task].replace('_', ' ')}, %",
-                      "row": line.model, "stair": line.stair, "named by": line.source, "typed": line.flags,
-                      **{name: score(found, {GAIN[line.task]: ("", 100, ".2f")}) if found else "not run"
-                         for name, found in beside.items()},
-                      "gain, points": shown_gain(gains.get((row.task, row.name)))})
-    return markdown(lines) + family_note(gains)
+    rows = {(task, row.name): row for task, found in tables.items() for row in found}
+    named = [(line, rows[task, line.name]) for task in tables for line in published.lines(task)
+             if line.source in published.AUTHORS and (task, line.name) in rows]
+    plain = {(row.task, row.cell): row for row in rows.values() if row.stair == "none"}
+    gains = gains_of([*plain.values(), *{id(row): row for _, row in named}.values()])
+    return markdown([{"task": title_of(line.task, small), "row": line.model, "stair": line.stair,
+                      "named by": line.source, "typed": line.flags,
+                      "plain network": in_percent(plain.get((line.task, row.cell))), "with the stair": in_percent(row),
+                      "gain, points": shown_gain(gains.get((row.task, row.name)))} for line, row in named]) \
+        + family_note(gains)
 
 
 def best_table(tables: dict[str, list[Row]], small: bool) -> str:
-    """A line a task and cell: the plain network beside the stair that did best on this cell, and what was published.
-
-    Best is the highest mean over the finished runs: of the recall in the copying task, of the test accuracy in the
-    others.
-    """
+    """A line a task and cell: the plain network beside the stair with the highest mean on this cell."""
     lines = []
     for task, rows in tables.items():
-        size = SMALL[task].replace("--", "").replace(" e", ", e")
-        title = f"{TASK_TITLES[task]} ({size})" if small and size else TASK_TITLES[task]
-        measures = MEASURES[task]
-        measured = "loss; recall" if task == "copytask" else next(iter(measures.values()))[0]
         means = {row.name: statistics.mean([r[GAIN[task]] for r in found]) for row in rows
                  if not row.source and (found := results_of(row))}
-        found = []
         for plain in (row for row in rows if row.stair == "none" and row.name in means):
             stairs = [r for r in rows if r.cell == plain.cell and r.stair != "none" and r.name in means]
             if stairs:
                 best = max(stairs, key=lambda row: means[row.name])
-                found.append({"task": f"{title}, {plain.cell}", "measured": measured,
-                              "plain network": score(plain, measures),
-                              "best stair": f"{best.stair}: {score(best, measures)}"})
-        lines += found or [{"task": title, "measured": "", "plain network": "not run", "best stair": "not run"}]
+                lines.append({"task": title_of(task, small), "cell": plain.cell, "plain network": in_percent(plain),
+                              "best stair": f"{best.stair}: {in_percent(best)}"})
     return markdown(lines)
 
 
@@ -314,7 +308,7 @@ def text_of(args) -> str:
     if args.best:
         text = best_table(columns, args.small)
     elif args.paper:
-        text = paper_table(columns)
+        text = paper_table(columns, args.small)
     elif args.vary:
         text = vary_table(args.vary[0].lstrip("-"), columns, args.short)
     elif args.curves:
