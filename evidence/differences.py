@@ -1,7 +1,5 @@
 """Differences of two means over seeds: Welch's t interval, and Holm's adjustment of a family of comparisons.
 
-    t = (mean a − mean b) / √(v_a/n_a + v_b/n_b)      v: variances; ν degrees of freedom after Welch and Satterthwaite
-
 Of m comparisons, taken by their p values from the smallest on, the k-th (from 0) holds where p < 0.05 / (m − k) and
 all before it hold. Then the chance that any of the differences said to hold is none is at most 5 %.
 """
@@ -10,7 +8,7 @@ import math
 import statistics
 from dataclasses import dataclass
 
-import torch
+from common.errors import UserError
 
 LEVEL = 0.05
 
@@ -26,35 +24,27 @@ class Difference:
     holds: bool = False
 
 
-def p_value(t: float, freedom: float) -> float:
-    """The chance of a larger |t| when there is no difference. With t = √ν tan θ the density is ∝ cos^(ν−1) θ."""
-    start = math.atan(abs(t) / math.sqrt(freedom))
-    tail, whole = (torch.linspace(low, math.pi / 2, 20_001, dtype=torch.float64) for low in (start, 0.0))
-    return (torch.trapezoid(tail.cos().clamp(min=0) ** (freedom - 1), tail)
-            / torch.trapezoid(whole.cos().clamp(min=0) ** (freedom - 1), whole)).item()
-
-
-def quantile(freedom: float) -> float:
-    """The t whose p value is 0.05, by bisection."""
-    low, high = 0.0, 20.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if p_value(middle, freedom) > LEVEL else (low, middle)
-    return high
+def tests():
+    """scipy.stats, which only these tables need."""
+    try:
+        import scipy.stats
+    except ImportError:
+        raise UserError("intervals need scipy; install it with pip install scipy") from None
+    return scipy.stats
 
 
 def difference(a: list[float], b: list[float]) -> Difference:
     """The difference of the means of `a` and `b`, not yet judged."""
     mean = statistics.mean(a) - statistics.mean(b)
-    if min(len(a), len(b)) < 2:
+    if min(len(a), len(b)) < 2 or len({*a}) == len({*b}) == 1:
         return Difference(mean)
-    parts = [statistics.variance(values) / len(values) for values in (a, b)]
-    error = math.sqrt(sum(parts))
-    if error == 0:
-        return Difference(mean)
-    freedom = sum(parts) ** 2 / sum(part ** 2 / (len(values) - 1) for part, values in zip(parts, (a, b), strict=True))
-    reach = quantile(freedom) * error
-    return Difference(mean, mean - reach, mean + reach, p_value(mean / error, freedom))
+    found = tests().ttest_ind(a, b, equal_var=False)
+    return Difference(mean, *map(float, found.confidence_interval(1 - LEVEL)), float(found.pvalue))
+
+
+def is_within(value: float, sample: list[float]) -> bool:
+    """Whether `value` lies in the 95 % t interval of the mean of `sample`."""
+    return bool(tests().ttest_1samp(sample, value).pvalue >= LEVEL)
 
 
 def judged(pairs: dict) -> dict[object, Difference]:

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.runs.folder import is_same_run
-from common.runs.records import RECORDS, plain_file, read_config, read_record, write_atomically
+from common.runs.records import RECORDS, read_config, read_record, write_atomically
 from evidence import pictures, table
+from evidence.launch import is_left
 
 TABLE = re.compile(r"(<!-- python -m evidence (.+?) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 PICTURE = re.compile(r"<!-- python -m evidence\.pictures (.+?) -->")
@@ -81,20 +82,6 @@ def without_machine(text: str) -> str:
     return ABSOLUTE.sub("", text)
 
 
-def at_work(folder: Path) -> bool:
-    """Whether a process is working on a run (where the system can tell)."""
-    try:
-        import fcntl
-
-        with open(folder / ".lock", "rb", opener=plain_file) as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except (ImportError, OSError):
-        return False
-    return False
-
-
 def place_for(folder: Path, config: dict, target: Path) -> Path:
     """The folder of `target` that holds this run's record, or a new one: names may be taken by other runs."""
     parent = target / config["script"]
@@ -114,16 +101,15 @@ def is_of_one_run(there: dict, config: dict) -> bool:
 AGAIN = "of the new with the options and seed of an earlier record, which the tables go on to show"
 
 
-def is_again(place: Path, config: dict, finished: bool) -> bool:
-    """Whether the tables show another record than `place`: the first finished one with these options and seed."""
+def is_again(place: Path, config: dict) -> bool:
+    """Whether the tables show another record than `place`: an earlier one with these options and seed."""
     return any(path.parent != place and is_same_run(read_config(path.parent), config)
-               and ((path.parent / "result.json").exists() or not finished)
-               for path in place.parent.glob("*/config.json"))
+               and (path.parent / "result.json").exists() for path in place.parent.glob("*/config.json"))
 
 
 def collect(sources: list[Path], target: Path) -> None:
-    """Copy the records (not the checkpoints) of the runs below `sources`, but for those still at work."""
-    counts = {"new": 0, "newer": 0, "the same": 0, "still running, left out": 0, AGAIN: 0}
+    """Copy the records (not the checkpoints) of the runs below `sources` that have ended or diverged."""
+    counts = {"new": 0, "newer": 0, "the same": 0, "not finished, left out": 0, AGAIN: 0}
     runs = {source: sorted(source.glob("*/*/config.json")) for source in sources}
     for source, found in runs.items():
         if not found:
@@ -131,8 +117,8 @@ def collect(sources: list[Path], target: Path) -> None:
     for temporary in target.glob("*/*/.*.tmp"):  # of a --collect that was killed
         temporary.unlink(missing_ok=True)
     for folder in (path.parent for found in runs.values() for path in found):
-        if at_work(folder):
-            counts["still running, left out"] += 1
+        if is_left(folder):
+            counts["not finished, left out"] += 1
             continue
         records = {name: without_machine(text) for name in RECORDS if (text := read_record(folder, name)) is not None}
         config = json.loads(records["config.json"])
@@ -140,7 +126,7 @@ def collect(sources: list[Path], target: Path) -> None:
         before = {name: text for name in RECORDS if (text := read_record(place, name)) is not None} \
             if os.path.lexists(place / "config.json") else {}
         counts["the same" if before == records else "newer" if before else "new"] += 1
-        counts[AGAIN] += not before and is_again(place, config, "result.json" in records)
+        counts[AGAIN] += not before and is_again(place, config)
         if before != records:
             place.mkdir(parents=True, exist_ok=True)
             for name, text in records.items():

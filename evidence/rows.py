@@ -187,8 +187,9 @@ def find_runs(rows: list[Row], seeds, *folders: Path, data: str | None = None) -
             if key not in found or ((run / "result.json").exists() and not (found[key] / "result.json").exists()):
                 found[key] = run
     for row in rows:
+        options = row.options(0)
         for seed in seeds:
-            key = (row.script, json.dumps(row.options(seed), sort_keys=True))
+            key = (row.script, json.dumps({**options, "random_seed": seed}, sort_keys=True))
             if key in found:
                 row.runs[seed] = found[key]
 

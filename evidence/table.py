@@ -14,7 +14,7 @@ from common.errors import UserError, printable
 from common.runs import flags
 from common.runs.records import is_diverged, log_rows, read_result
 from evidence import published
-from evidence.differences import Difference, judged, quantile
+from evidence.differences import Difference, is_within, judged
 from evidence.rows import SMALL, TASKS, Row, add_row_options, find_runs, rows_asked_for, rows_at
 
 # result.json's names → title, scale and digits of a column. The first of a task is its main one.
@@ -252,9 +252,8 @@ def curves_table(rows: list[Row]) -> str:
                     "ours: mean ± standard error": "not run", "median": "", "our median ÷ published": "",
                     "published within our 95 % interval": ""}
             if len(ours) > 1:
-                logs_of, error = list(map(math.log, ours)), statistics.stdev(ours) / math.sqrt(len(ours))
-                reach = quantile(len(ours) - 1) * statistics.stdev(logs_of) / math.sqrt(len(ours))
-                is_inside = abs(math.log(there) - statistics.mean(logs_of)) <= reach
+                error = statistics.stdev(ours) / math.sqrt(len(ours))
+                is_inside = is_within(math.log(there), list(map(math.log, ours)))
                 line |= {"ours: mean ± standard error": f"{statistics.mean(ours):.4f} ± {error:.4f}, n = {len(ours)}",
                          "median": f"{statistics.median(ours):.4f}",
                          "our median ÷ published": f"{statistics.median(ours) / there:.2f}",

@@ -1,5 +1,6 @@
 """Runs that `python -m evidence --run` starts, watches and stops, and records that --collect brings together."""
 
+import fcntl
 import json
 import os
 import signal
@@ -19,6 +20,16 @@ from evidence import launch, pages, rows, table
 def many_epochs(penn_folder, save):
     return ["language", "--only", "expRNN none", "--seeds", "400", "--save", str(save), "--data", str(penn_folder),
             "--with=--nhid 8 --batch 4 --bptt 20 --emsize 5 --epochs 100000", "--run"]
+
+
+def is_free(folder):
+    """Whether no process holds the lock of a run."""
+    with open(folder / ".lock") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 def test_an_unfinished_run_is_resumed(tmp_path):
@@ -49,7 +60,7 @@ def test_a_signal_saves_every_run(name, tmp_path, penn_folder):
     assert place == f"  writing to {tmp_path}/language_nvar/expRNN-none-bptt20-s400/log.csv"
     folder, = (tmp_path / "language_nvar").iterdir()
     assert (folder / "last.pt").exists()
-    assert not pages.at_work(folder)                                          # the run has ended too
+    assert is_free(folder)                                                    # the run has ended too
     assert not (folder / "result.json").exists()
 
 
@@ -68,7 +79,7 @@ def test_no_run_is_left_behind_alone(tmp_path, monkeypatch, capsys, penn_folder)
     with pytest.raises(BrokenPipeError):
         launch.run_all([long, ["-c", wait], long], 2)
     folder, = (tmp_path / "language_nvar").iterdir()
-    assert not pages.at_work(folder)
+    assert is_free(folder)
     assert (folder / "last.pt").exists()
 
 
@@ -113,7 +124,7 @@ def test_the_last_report_is_told(monkeypatch, capsys):
 def test_records_are_collected(tmp_path, capsys):
     source, target = tmp_path / "source", tmp_path / "target"
     row = row_of("copytask", "expRNN", "none")
-    folder = write_run(source, row, 400, "update,loss,seconds\n4,1,2\n")
+    folder = write_run(source, row, 400, "update,loss,seconds\n4,1,2\n", {"loss": 3}, started="now", versions={})
     config = json.loads((folder / "config.json").read_text())
     config["argv"] = [str(tmp_path / "copytask_nvar.py"), "--data=/some/where/data", "--save", "results/runs"]
     (folder / "config.json").write_text(json.dumps(config))
@@ -121,15 +132,15 @@ def test_records_are_collected(tmp_path, capsys):
         (folder / name).write_bytes(b"x")
     pages.collect([source], target)
     copy, = target.glob("*/*")
-    assert {path.name for path in copy.iterdir()} == {"config.json", "log.csv"}
+    assert {path.name for path in copy.iterdir()} == {"config.json", "log.csv", "result.json"}
     assert json.loads((copy / "config.json").read_text())["argv"] == \
         ["copytask_nvar.py", "--data=data", "--save", "results/runs"]
     (folder / "result.json").write_text('{"loss": 1, "seconds": 2}')
     pages.collect([source], target)
     pages.collect([source], target)
-    assert (copy / "result.json").exists()
+    assert json.loads((copy / "result.json").read_text())["loss"] == 1         # it went on to more
     assert len(list(target.glob("*/*"))) == 1
-    (copy / "config.json").write_text(json.dumps({**config, "row": "another run"}))
+    (copy / "config.json").write_text(json.dumps({**config, "started": "before"}))
     pages.collect([source], target)                                             # the name is taken
     assert {path.name for path in target.glob("*/*")} == {folder.name, f"{folder.name}-2"}
     assert [line.split(",")[0] for line in capsys.readouterr().out.splitlines()] == \
@@ -137,30 +148,29 @@ def test_records_are_collected(tmp_path, capsys):
 
 
 def test_of_records_with_the_same_options_the_tables_show_the_first_finished_one(tmp_path, capsys):
-    """--collect says so where it is an earlier one, and not where the new record takes the place of an unfinished."""
+    """--collect says so where it is an earlier one, and not where that one has diverged."""
     row, target = row_of("copytask", "expRNN", "none"), tmp_path / "target"
-    for started, result in (("first", None), ("second", dict(loss=0.5, recall=0.5)), ("third", dict(loss=9, recall=0)),
-                            ("fourth", None)):
-        folder = write_run(tmp_path / started, row, 400, "update,loss,seconds\n4,1,2\n", result)
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({**config, "started": started}))
+    log = "update,loss,seconds\n4,nan,2\n"
+    for started, result in (("first", None), ("second", dict(loss=0.5, recall=0.5)), ("third", dict(loss=9, recall=0))):
+        write_run(tmp_path / started, row, 400, log, result, started=started, versions={})
         pages.collect([tmp_path / started], target)
     said = capsys.readouterr().out.splitlines()
     assert said[:2] == ["1 new", "1 new"]
-    assert all(line.startswith("1 new, 1 of the new with the options and seed of an earlier") for line in said[2:])
+    assert said[2].startswith("1 new, 1 of the new with the options and seed of an earlier")
     rows.find_runs([row], (400,), target)
     assert "0.5000, n = 1" in table.table([row])
 
 
-@pytest.mark.skipif(os.name == "nt", reason="no flock")
-def test_a_run_at_work_is_not_collected(tmp_path, capsys):
-    import fcntl
-
-    folder = write_run(tmp_path / "source", row_of("copytask", "expRNN", "none"), 400)
-    with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        pages.collect([tmp_path / "source"], tmp_path / "target")
-    assert "1 still running" in capsys.readouterr().out
-    assert not (tmp_path / "target").exists()
+def test_what_has_not_ended_is_not_collected(tmp_path, capsys):
+    """But a run that diverged is, and what a killed --collect has left is cleared."""
+    row = row_of("copytask", "expRNN", "none")
+    write_run(tmp_path / "source", row, 400)
+    folder = write_run(tmp_path / "source", row, 401, "update,loss,seconds\n100,nan,1\n")
+    place = tmp_path / "target" / folder.relative_to(tmp_path / "source")
+    place.mkdir(parents=True)
+    (place / ".config.json.77.tmp").touch()
+    pages.collect([tmp_path / "source"], tmp_path / "target")
+    assert capsys.readouterr().out == "1 new, 1 not finished, left out\n"
+    assert {path.name for path in place.iterdir()} == {"config.json", "log.csv"}
     with pytest.raises(UserError, match="holds no runs"):
         pages.collect([tmp_path / "nowhere"], tmp_path / "target")

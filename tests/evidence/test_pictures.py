@@ -65,7 +65,7 @@ def test_what_a_run_learned_is_drawn(tmp_path, monkeypatch):
     for kind in ("--alpha", "--spectrum"):
         pictures.main([kind, *learned, "-o", f"picture{kind}.png"])
         assert (tmp_path / f"picture{kind}.png").stat().st_size > 5000
-    one, other = drawings.names_of(learned).values()
+    one, _ = drawings.names_of(learned).values()
     assert one.startswith("copytask_alpha.py, sRNN, alpha")
 
 
