@@ -9,8 +9,6 @@ Recall is the mean over the last 50 updates, ± its standard deviation over five
 on one core.
 """
 
-from pathlib import Path
-
 from common import copytask
 from common.errors import start
 from common.network import build_network
@@ -18,8 +16,6 @@ from common.optim import optimizer_for
 from common.runs import flags
 from common.runs.run import Run, load_weights
 from common.stair import ExponentialStair
-
-SCRIPT = Path(__file__).stem
 
 # Every value that this script uses, to edit here. The values lr, lr_orth, alpha, alam, Tdecay, rinit, and iinit where a
 # row names it, come from a row below.
@@ -69,12 +65,12 @@ def build(args):
 
 def load(folder):
     """→ (model with the weights of best.pt, options) of a run of this script."""
-    args = flags.parse(["--resume", folder], SCRIPT, __doc__, DEFAULTS, PAPER, copytask)
+    args = flags.parse(["--resume", folder], __file__, __doc__, DEFAULTS, PAPER, copytask)
     return load_weights(build(args), folder), args
 
 
 def main(argv=None):
-    args = flags.parse(argv, SCRIPT, __doc__, DEFAULTS, PAPER, copytask)
+    args = flags.parse(argv, __file__, __doc__, DEFAULTS, PAPER, copytask)
     with Run(args) as run:
         task = copytask.CopyingTask(args.T, args.labels, args.c_length, args.vari, seed=args.random_seed)
         model = build(args).to(run.device)

@@ -9,8 +9,6 @@ The numbers are the validation accuracy of seed 400 after the first of 100 epoch
 one core.
 """
 
-from pathlib import Path
-
 from common import language
 from common.data import load_characters
 from common.errors import start
@@ -19,8 +17,6 @@ from common.optim import optimizer_for
 from common.runs import flags
 from common.runs.run import Run, load_weights, saved_vocabulary
 from common.stair import LearnedStair
-
-SCRIPT = Path(__file__).stem
 
 # Every value that this script uses, to edit here. The values lr, lr_orth, alpha, alam, Tdecay, rinit, and iinit where a
 # row names it, come from a row below.
@@ -70,13 +66,13 @@ def build(args):
 
 def load(folder):
     """→ (model with the weights of best.pt, options) of a run of this script."""
-    args = flags.parse(["--resume", folder], SCRIPT, __doc__, DEFAULTS, PAPER, language)
+    args = flags.parse(["--resume", folder], __file__, __doc__, DEFAULTS, PAPER, language)
     args.vocabulary = saved_vocabulary(folder)
     return load_weights(build(args), folder), args
 
 
 def main(argv=None):
-    args = flags.parse(argv, SCRIPT, __doc__, DEFAULTS, PAPER, language)
+    args = flags.parse(argv, __file__, __doc__, DEFAULTS, PAPER, language)
     with Run(args, label=f"bptt{args.bptt}") as run:
         corpus = load_characters(args.data, args.text)
         args.vocabulary = corpus.vocabulary

@@ -9,8 +9,6 @@ No row has been run since the read-out got its present start (CHANGES.md). An ep
 the published rows have 100.
 """
 
-from pathlib import Path
-
 from common import smnist
 from common.data import load_mnist
 from common.errors import start
@@ -19,8 +17,6 @@ from common.optim import optimizer_for
 from common.runs import flags
 from common.runs.run import Run, load_weights
 from common.stair import LearnedStair
-
-SCRIPT = Path(__file__).stem
 
 # Every value that this script uses, to edit here. The values lr, lr_orth, alpha, alam, Tdecay, rinit, and iinit where a
 # row names it, come from a row below.
@@ -65,12 +61,12 @@ def build(args, classes=smnist.DIGITS):
 
 def load(folder):
     """→ (model with the weights of best.pt, options) of a run of this script."""
-    args = flags.parse(["--resume", folder], SCRIPT, __doc__, DEFAULTS, PAPER, smnist)
+    args = flags.parse(["--resume", folder], __file__, __doc__, DEFAULTS, PAPER, smnist)
     return load_weights(build(args, smnist.saved_classes(folder)), folder), args
 
 
 def main(argv=None):
-    args = flags.parse(argv, SCRIPT, __doc__, DEFAULTS, PAPER, smnist)
+    args = flags.parse(argv, __file__, __doc__, DEFAULTS, PAPER, smnist)
     with Run(args, label="permuted" if args.permute else "") as run:
         images = load_mnist(args.data, args.permute)
         model = build(args, images[0].classes).to(run.device)

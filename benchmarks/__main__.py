@@ -42,7 +42,8 @@ from common.optim import OrthogonalRMSprop, parameter_groups
 from common.orthogonal import skew_exponential, skew_start
 from common.recurrence import ENGINES, native_engine, stair_recurrence, unavailable_reason
 from common.runs.flags import number, one_of
-from common.runs.machine import device_name, git_commit, keep_freed_memory, prepare_machine
+from common.runs.machine import device_name, keep_freed_memory, prepare_machine
+from common.runs.provenance import git_commit
 from common.runs.records import write_atomically
 from common.stair import FixedStair, Nonlinearity
 

@@ -89,18 +89,16 @@ class CopyModel(nn.Module):
         return self.readout(h)                                                   # (T, B, C)
 
 
-def sizes(args) -> tuple[int, int, bool, int]:
-    """Steps, classes, whether every step has an output, and bytes of data: what the memory of an update depends on."""
-    return args.T + 2 * args.c_length, args.labels + 1, True, 8 * min(args.log_interval, args.updates)
-
-
 def train(model: CopyModel, optimizer, task: CopyingTask, run: Run, *, updates: int, batch: int,
           log_interval: int, alam: float = 0.0, clip: float = 0.0) -> dict:
     """Train for `updates` fresh batches and → the result: mean loss and recall over the last 50."""
+    if run.options.evaluate is not None:
+        return run.evaluate(model, "loss {:.4f}, recall {:.4f}".format,
+                            validation=lambda: evaluate(model, task, batch, run))
     recent = Recent("loss", "recall", keep=max(LAST, min(log_interval, updates)), device=run.device)
-    progress = run.track(Progress(update=0, best=math.inf, recent=recent),
+    progress = run.begin(Progress(update=0, best=math.inf, recent=recent), steps=task.steps,
                          model=model, optimizer=optimizer, task=task)
-    if (result := without_training(run, model, task, batch)) is not None:
+    if (result := run.finished()) is not None:
         return result
     run.say(f"a memoryless model scores {task.memoryless_loss():.4f}")
 
@@ -118,12 +116,6 @@ def train(model: CopyModel, optimizer, task: CopyingTask, run: Run, *, updates: 
                 run.save_best()
 
     return finish(run, task, updates, recent)
-
-
-def without_training(run: Run, model: CopyModel, task: CopyingTask, batch: int) -> dict | None:
-    """The scores that --evaluate asks for, or the result of a finished run; None where training is needed."""
-    found = run.scored("loss {:.4f}, recall {:.4f}".format, validation=lambda: evaluate(model, task, batch, run))
-    return run.finished() if found is None else found
 
 
 def recall_of(logits: torch.Tensor, target: torch.Tensor, c: int) -> torch.Tensor:

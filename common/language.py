@@ -19,7 +19,6 @@ from common.runs.progress import Meter, Progress
 from common.runs.run import Run
 
 EVALUATION_STREAMS = 10
-PENN_SYMBOLS, PENN_LENGTH = 50, 5_017_483  # for the estimate of the memory, before the text is read
 NAME = "language"
 REVISION = 2  # raised by every change of what the same options compute; CHANGES.md lists them
 # earlier revision: the cells for which the same options still compute the same
@@ -87,21 +86,18 @@ def evaluate(model: CharacterModel, streams: torch.Tensor, bptt: int, run: Run |
     return loss, accuracy
 
 
-def sizes(args) -> tuple[int, int, bool, int]:
-    """Steps, symbols, whether every step has an output, and bytes of data: what the memory of an update depends on."""
-    return min(args.bptt, PENN_LENGTH // args.batch), PENN_SYMBOLS, True, 8 * (args.bptt + PENN_LENGTH)
-
-
 def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epochs: int, batch: int, bptt: int,
           log_interval: int, alam: float = 0.0, clip: float = 0.0) -> dict:
     """Train for `epochs` and → the result: the test score of the epoch with the best validation loss."""
     train_set, valid_set, test_set = streams_of(corpus, batch, run.device)                       # (N, B) each
+    if run.options.evaluate is not None:
+        return evaluate_best(run, model, corpus, valid_set, test_set, bptt)
     batches = segments(train_set, bptt)
     meter = Meter("train_loss", "train_accuracy", device=run.device)
-    start = Progress(epoch=0, batch=0, state=model.network.start(batch), sums=meter.sums, best_epoch=0,
-                     best_loss=math.inf, best_accuracy=0.0)
-    progress = run.track(start, data=corpus.source, model=model, optimizer=optimizer)
-    if (result := without_training(run, model, corpus, valid_set, test_set, bptt)) is not None:
+    progress = run.begin(Progress(epoch=0, batch=0, state=model.network.start(batch), sums=meter.sums, best_epoch=0,
+                                  best_loss=math.inf, best_accuracy=0.0),
+                         steps=min(bptt, len(train_set) - 1), data=corpus.source, model=model, optimizer=optimizer)
+    if (result := run.finished()) is not None:
         return result
 
     for epoch in run.epochs(progress, until=epochs, updates=batches, unit="segment"):
@@ -123,15 +119,15 @@ def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epo
     return finish(run, progress, epochs, model, test_set, bptt, corpus.unit)
 
 
-def without_training(run: Run, model: CharacterModel, corpus: Characters, valid_set: torch.Tensor,
-                     test_set: torch.Tensor, bptt: int) -> dict | None:
-    """The scores and the sample that --evaluate asks for, or the result of a finished run; None to train."""
-    found = run.scored(lambda loss, accuracy: f"{scores(loss, corpus.unit)}, accuracy {accuracy:.4f}",
-                       validation=lambda: evaluate(model, valid_set, bptt, run),
-                       test=lambda: evaluate(model, test_set, bptt, run))
-    if found is not None and run.options.sample:
+def evaluate_best(run: Run, model: CharacterModel, corpus: Characters, valid_set: torch.Tensor,
+                  test_set: torch.Tensor, bptt: int) -> dict:
+    """What --evaluate asks for: the scores of the best weights, and a sample."""
+    found = run.evaluate(model, lambda loss, accuracy: f"{scores(loss, corpus.unit)}, accuracy {accuracy:.4f}",
+                         corpus.source, validation=lambda: evaluate(model, valid_set, bptt, run),
+                         test=lambda: evaluate(model, test_set, bptt, run))
+    if run.options.sample:
         run.say("".join(corpus.vocabulary[k] for k in sample(model, run.options.sample, bptt, run.device)))
-    return run.finished() if found is None else found
+    return found
 
 
 @torch.no_grad()
@@ -177,7 +173,7 @@ def scores(loss: float, unit: str) -> str:
 def report(run: Run, epoch: int, index: int, batches: int, meter: Meter, optimizer, valid_loss=None,
            valid_accuracy=None, unit: str = "character") -> None:
     """A row of the log: training loss and accuracy since the last one, validation at an epoch's end."""
-    means = meter.take()
+    means = meter.pop_means()
     loss = means["train_loss"]
     line = f"epoch {epoch:3d}  segment {index:4d}/{batches}  loss {loss:.4f}  {loss / math.log(2):.4f} bits  " \
            f"accuracy {means['train_accuracy']:.4f}"

@@ -20,7 +20,6 @@ REVISION = 3  # raised by every change of what the same options compute; CHANGES
 # earlier revision: the cells for which the same options still compute the same
 AS_BEFORE = {2: ("RNN", "RNN-Orth", "expRNN", "nnRNN")}
 DIGITS = 10
-PIXELS = 784
 
 
 class PixelModel(nn.Module):
@@ -57,21 +56,20 @@ def evaluate(model: PixelModel, images: PixelSequences, batch: int, run: Run | N
     return loss, accuracy
 
 
-def sizes(args) -> tuple[int, int, bool, int]:
-    """Steps, classes, whether every step has an output, and bytes of data: what the memory of an update depends on."""
-    return PIXELS, DIGITS, False, 2 * 70_000 * PIXELS
-
-
 def train(model: PixelModel, optimizer, train_set: PixelSequences, valid_set: PixelSequences,
           test_set: PixelSequences, run: Run, *, epochs: int, batch: int, log_interval: int, save_freq: int = 1,
           alam: float = 0.0, clip: float = 0.0) -> dict:
     """Train for `epochs` and → the result: the test score of the epoch with the best validation accuracy."""
     train_set, valid_set, test_set = (images.to(run.device) for images in (train_set, valid_set, test_set))
+    if run.options.evaluate is not None:
+        return run.evaluate(model, "loss {:.4f}, accuracy {:.4f}".format, train_set.source,
+                            validation=lambda: evaluate(model, valid_set, batch, run),
+                            test=lambda: evaluate(model, test_set, batch, run))
     batches = -(-len(train_set) // batch)
     meter = Meter("train_loss", "train_accuracy", device=run.device)
-    start = Progress(epoch=0, batch=0, sums=meter.sums, best_epoch=0, best_accuracy=-1.0)
-    progress = run.track(start, data=train_set.source, model=model, optimizer=optimizer)
-    if (result := without_training(run, model, valid_set, test_set, batch)) is not None:
+    progress = run.begin(Progress(epoch=0, batch=0, sums=meter.sums, best_epoch=0, best_accuracy=-1.0),
+                         steps=train_set.pixels.shape[1], data=train_set.source, model=model, optimizer=optimizer)
+    if (result := run.finished()) is not None:
         return result
 
     for epoch in run.epochs(progress, until=epochs, updates=batches, save_every=save_freq):
@@ -93,17 +91,9 @@ def train(model: PixelModel, optimizer, train_set: PixelSequences, valid_set: Pi
     return finish(run, progress, epochs, model, test_set, batch)
 
 
-def without_training(run: Run, model: PixelModel, valid_set: PixelSequences, test_set: PixelSequences,
-                     batch: int) -> dict | None:
-    """The scores that --evaluate asks for, or the result of a finished run; None where training is needed."""
-    found = run.scored("loss {:.4f}, accuracy {:.4f}".format, validation=lambda: evaluate(model, valid_set, batch, run),
-                       test=lambda: evaluate(model, test_set, batch, run))
-    return run.finished() if found is None else found
-
-
 def report(run: Run, epoch: int, index: int, batches: int, meter: Meter, valid_loss=None, valid_accuracy=None) -> None:
     """A row of the log: training loss and accuracy since the last one, validation at an epoch's end."""
-    means = meter.take()
+    means = meter.pop_means()
     line = f"epoch {epoch:3d}  batch {index:4d}/{batches}  loss {means['train_loss']:.4f}  " \
            f"accuracy {means['train_accuracy']:.4f}"
     if valid_accuracy is not None:

@@ -15,7 +15,7 @@ import shlex
 from pathlib import Path
 
 from common.errors import UserError
-from common.runs.folder import is_same_run
+from common.runs.provenance import is_same_run
 from common.runs.records import RECORDS, read_config, read_record, write_atomically
 from evidence import pictures, table
 from evidence.launch import is_left

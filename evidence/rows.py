@@ -19,7 +19,9 @@ from pathlib import Path
 from common import copytask, language, smnist
 from common.errors import UserError, nearest
 from common.runs import flags
-from common.runs.records import kind_of, own_stair, plain, read_config
+from common.runs.flags import kind_of
+from common.runs.provenance import as_json, foreign_code, own_stair
+from common.runs.records import read_config
 from common.stair import SCHEDULES
 from evidence import published
 
@@ -70,7 +72,7 @@ class Row:
         """What the command of a published row resolves to, as a run's config.json holds it."""
         resolved = flags.parse(self.command(seed)[1:], self.script, "", *flags.published(*self.script.split("_")),
                                TASKS[self.task])
-        return flags.science({name: {"value": plain(getattr(resolved, name)), "origin": origin}
+        return flags.science({name: {"value": as_json(getattr(resolved, name)), "origin": origin}
                               for name, origin in resolved.origin.items()})
 
 
@@ -332,6 +334,6 @@ def differences_of(config: dict) -> list[str]:
     found = [] if task in TASKS and kind in KINDS else [f"{config['script']}.py"]
     if isinstance(config.get("data"), dict) and config["data"].get("official") is False:
         found.append("other data")
-    if config.get("edited_files"):
-        found.append(f"edited {', '.join(config['edited_files'])}")
+    if files := [name for name in foreign_code(config) if name != f"{config['script']}.py" or not found]:
+        found.append(f"edited {', '.join(files)}")
     return found

@@ -1,6 +1,7 @@
 """What the tests share: fake data of the right shapes, and the scripts as modules and as processes."""
 
 import importlib
+import json
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from common import copytask, language, smnist  # noqa: E402
 from common.data import PixelSequences  # noqa: E402
+from common.runs import provenance  # noqa: E402
 
 SCRIPTS = tuple(f"{task}_{stair}" for task in ("sMNIST", "copytask", "language")
                 for stair in ("nvar", "alpha", "expalpha"))
@@ -51,6 +53,20 @@ TINY = {
 def one_thread():
     """Small matrices, busy cores: one thread, whatever a run set before."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def list_of_code(tmp_path_factory) -> Path:
+    """A list by which the code of this checkout is the project's own, edited or not."""
+    path = tmp_path_factory.mktemp("published") / "code.json"
+    path.write_text(json.dumps({name: [content] for name, content in provenance.own_code().items()}))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def this_code_is_published(monkeypatch, list_of_code):
+    """Tables of this process count the runs that the tests make."""
+    monkeypatch.setattr(provenance, "PUBLISHED_CODE", list_of_code)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from common.cells import INPUT_STARTS, NET_TYPES, RECURRENT_STARTS, check_start
 from common.errors import UserError, nearest
 from common.optim import METHODS
 from common.recurrence import ENGINES
-from common.runs.records import kind_of, read_config
+from common.runs.records import read_config
 from common.stair import NONLINEARITIES, SCHEDULE_ALIASES, SCHEDULES
 
 # ── what a flag accepts: functions from text to a value ──────────────────────────────────────────────────
@@ -76,7 +76,8 @@ def line(text):
 
 def name_part(text):
     """A piece of a folder's name: what every file system and every terminal takes."""
-    if not text or text.startswith(".") or any(c in text for c in "/\\") or not text.isprintable() or len(text) > 100:
+    if not text or text.startswith(".") or any(c in text for c in "/\\") or not text.isprintable() \
+            or len(text.encode()) > 100:
         raise ArgumentTypeError(f"'{text}' cannot be part of a folder's name; use at most 100 letters, digits, - and _")
     return text
 
@@ -207,6 +208,7 @@ FLAGS = {flag.dest: flag for flag in (
     Flag("--engine", MACHINE, one_of("auto", *ENGINES), "time loop of common/recurrence",
          needs=only_for(*WITH_STAIR, why="its own time loop")),
     Flag("--curves", MACHINE, switch, "draw curves.png at the end", True),
+    Flag("--tensorboard", MACHINE, switch, "write the rows of log.csv for TensorBoard too", False),
     Flag("--dry-run", CALL, switch, "show every value, the size and about the time of the run, and stop", False),
     Flag("--resume", CALL, FOLDER,
          "go on with the run in this folder, with the options that it was started with; auto: with the run that the "
@@ -216,10 +218,10 @@ FLAGS = {flag.dest: flag for flag in (
          "stop", None),
     Flag("--sample", CALL, COUNT,
          "with --evaluate of a run of the characters: print this many symbols, drawn by best.pt", None),
-    Flag("--until-epoch", CALL, COUNT, "stop after this epoch, saved; --resume goes on to --epochs", None),
 )}
 AUTO = Path("auto")                                               # of --resume
-RESERVED = ("origin", "row", "script", "task", "asked", "plain", "vocabulary")    # what else args.x holds
+TAKEN = ("origin", "row", "script", "file", "argv", "task", "asked", "options", "vocabulary")  # what else args.x holds
+GONE = ("until_epoch",)  # flags of earlier versions, which decided nothing of what was computed
 ROW_KEYS = ("net_type", "nvar", "bptt", "nhid")  # what picks a row; everything else in a row is a value
 FROM_ROW = {dest: flag.default for dest, flag in FLAGS.items() if flag.in_row}
 SHARED = {dest: flag.default for dest, flag in FLAGS.items()      # of every script
@@ -249,9 +251,8 @@ def known_flags(script: str, defaults: dict) -> dict[str, Flag]:
             continue
         for near in nearest(key, FLAGS, cutoff=0.8):
             raise UserError(f"{where} is no flag; did you mean {near}?")
-        taken = key in RESERVED or f"--{key}" in {flag.alias for flag in FLAGS.values()}
-        if taken or not re.fullmatch(r"[A-Za-z]\w*", key):
-            why = "the name is taken" if taken else "use letters, digits and _"
+        if key in TAKEN or not re.fullmatch(r"[A-Za-z]\w*", key):
+            why = "the name is taken" if key in TAKEN else "use letters, digits and _"
             raise UserError(f"{where} cannot become a flag; {why}")
         known[key] = Flag(f"--{key}", NEW, kind_of_new(value, where), "a flag of this script alone")
     return known
@@ -396,20 +397,23 @@ def make_parser(script: str, doc: str, known: dict[str, Flag], shown: dict) -> P
             how = dict(nargs=len(flag.accepts), metavar="X")
         else:
             how = dict(type=flag.accepts, metavar=getattr(flag.accepts, "metavar", dest.upper() if dest[1:] else dest))
-        groups[flag.group].add_argument(*filter(None, (flag.spelling, flag.alias)), dest=dest, help=help_, **how)
+        try:
+            groups[flag.group].add_argument(*filter(None, (flag.spelling, flag.alias)), dest=dest, help=help_, **how)
+        except argparse.ArgumentError:  # as of help, or no_cuda
+            raise UserError(f"{script}.py, DEFAULTS: {dest} cannot become a flag; the name is taken") from None
     return parser
 
 
 def typed_values(script: str, doc: str, known: dict[str, Flag], defaults: dict, paper: dict, argv: list[str]) -> dict:
     """What was typed, converted; --help prints the values of the row that is typed beside it, and stops."""
-    plain = [token for token in argv if token not in ("-h", "--help")]
-    typed = vars(make_parser(script, doc, known, {}).parse_args(plain))
+    without_help = [token for token in argv if token not in ("-h", "--help")]
+    typed = vars(make_parser(script, doc, known, {}).parse_args(without_help))
     for dest in [dest for dest in typed if isinstance(known[dest].accepts, tuple)]:
         try:
             typed[dest] = tuple(convert(part) for convert, part in zip(known[dest].accepts, typed[dest], strict=True))
         except ArgumentTypeError as error:
             raise UserError(f"{spelled(dest)}: {error}") from None
-    if len(plain) < len(argv):
+    if len(without_help) < len(argv):
         row = picked_row(script, paper, {**defaults, **typed})[1]
         make_parser(script, doc, known, {**FROM_ROW, **defaults, **row}).print_help()
         sys.exit(0)
@@ -422,8 +426,6 @@ def typed_values(script: str, doc: str, known: dict[str, Flag], defaults: dict, 
         raise UserError("--sample writes from the best weights of a run; name its folder with --evaluate FOLDER")
     if "sample" in typed and "bptt" not in known:
         raise UserError("--sample writes characters, and this task has none; leave it out")
-    if "until_epoch" in typed and "epochs" not in known:
-        raise UserError("--until-epoch has no meaning here: this task has updates and no epochs; leave it out")
     return typed
 
 
@@ -438,7 +440,8 @@ class Options(argparse.Namespace):
     """The resolved values as attributes.
 
     `origin`  where each came from: typed, PAPER row, default, edited, not used
-    `row`     the PAPER row's name;  `script` the stem of the script's file;  `task` the module of the task
+    `row`     the PAPER row's name;  `task` the module of the task;  `argv` the command line, script and arguments
+    `script`  the stem of the script's `file`
     """
 
     def __getattr__(self, name):
@@ -458,23 +461,28 @@ class Args(Options):
 
 
 def parse(argv, script: str, doc: str, defaults: dict, paper: dict, task: ModuleType) -> Args:
-    """Resolve every flag of `script`, one of `task`. Raises UserError with one sentence for what has no meaning."""
+    """Resolve every flag of the file `script`, one of `task`. argv: what was typed, None for that of this process.
+
+    Raises UserError with one sentence for what has no meaning.
+    """
+    file, script = Path(script), Path(script).stem
+    argv = sys.argv if argv is None else [f"{script}.py", *map(str, argv)]
     if not re.fullmatch(r"[\w-]+", script, flags=re.ASCII):
         raise UserError(f"{script}.py cannot be the name of a script; use letters, digits, _ and -")
     known = known_flags(script, defaults)
     defaults = {dest: checked(value, known[dest], f"{script}.py, DEFAULTS")
                 for dest, value in {**SHARED, **defaults}.items()}
     paper = checked_rows(script, paper, known)
-    typed = typed_values(script, doc, known, defaults, paper, [*map(str, sys.argv[1:] if argv is None else argv)])
-    options = Options(script=script, task=task, origin={}, **FROM_ROW, **defaults)
+    typed = typed_values(script, doc, known, defaults, paper, argv[1:])
+    options = Options(script=script, file=file, argv=argv, task=task, origin={}, **FROM_ROW, **defaults)
     if typed.get("resume") not in (None, AUTO):
-        _resume(options, typed, known)
+        _as_started(options, typed, known)
     else:
-        _start(options, typed, known, defaults, paper)
-    return Args(asked=set(), plain=options, **vars(options))
+        _as_typed(options, typed, known, defaults, paper)
+    return Args(asked=set(), options=options, **vars(options))
 
 
-def _start(options: Options, typed: dict, known: dict, defaults: dict, paper: dict) -> None:
+def _as_typed(options: Options, typed: dict, known: dict, defaults: dict, paper: dict) -> None:
     """The values of a new run, and where they come from."""
     options.row, row = picked_row(options.script, paper, {**defaults, **typed})
     for dest in row.keys() & defaults.keys() - typed.keys():
@@ -492,7 +500,7 @@ def _start(options: Options, typed: dict, known: dict, defaults: dict, paper: di
     check(options, typed, known)
 
 
-def _resume(options: Options, typed: dict, known: dict) -> None:
+def _as_started(options: Options, typed: dict, known: dict) -> None:
     """The values that the run in the folder typed["resume"] was started with, and what may be typed beside them.
 
     A flag that is newer than the run has its default.
@@ -504,6 +512,8 @@ def _resume(options: Options, typed: dict, known: dict) -> None:
     options.origin = {dest: "default" if dest not in FROM_ROW else "not used" for dest in known}
     try:
         for dest, entry in saved.items():
+            if dest in GONE:
+                continue
             if dest not in known:
                 raise UserError(f"{options.script}.py has no {dest}")
             options.origin[dest] = entry["origin"]
@@ -572,9 +582,14 @@ def check(options: Options, typed: dict, known: dict[str, Flag]) -> None:
 # ── what others ask about options ────────────────────────────────────────────────────────────────────────
 
 
+def kind_of(options) -> str:
+    """The kind of stair of a script with these options: nvar, alpha or expalpha."""
+    return "nvar" if "nvar" in options else "expalpha" if "literal" in options else "alpha"
+
+
 def is_science(dest: str) -> bool:
     """Whether a flag decides what is computed; one that a script has of its own does."""
-    return dest not in FLAGS or FLAGS[dest].group.is_science
+    return FLAGS[dest].group.is_science if dest in FLAGS else dest not in GONE
 
 
 def science(options: dict) -> dict:

@@ -5,8 +5,6 @@ A checkpoint holds the `Progress` of a loop, so that a resumed run goes on where
 
 import torch
 
-from common.runs.records import check_like
-
 
 class Progress:
     """Where a loop stands: numbers and tensors as attributes, all of them saved in a checkpoint."""
@@ -20,14 +18,17 @@ class Progress:
     def load_state_dict(self, state: dict) -> None:
         """Raises ValueError for the state of another loop."""
         own, kept = self.state_dict(), vars(self)
-        state = {name: kept[name].fill_up(new) if isinstance(kept.get(name), Recent) else new
-                 for name, new in state.items()}
-        check_like(own, state, "its place")
+        if own.keys() != state.keys():
+            raise ValueError(f"it counts {', '.join(state)}, and this loop {', '.join(own)}")
         for name, new in state.items():
-            if torch.is_tensor(new):
-                own[name].copy_(new)   # in place: a meter shares it
-            else:
+            if isinstance(kept[name], Recent):
+                new = kept[name].fill_up(new)
+            if not torch.is_tensor(own[name]):
                 kept[name] = new
+            elif own[name].shape != new.shape:
+                raise ValueError(f"the size of {name} is {tuple(new.shape)}, not {tuple(own[name].shape)}")
+            else:
+                own[name].copy_(new)   # in place: a meter shares it
 
 
 class Meter:
@@ -41,7 +42,7 @@ class Meter:
         """Of one batch: a sum over its `count` examples for each name."""
         self.sums += torch.stack((*sums, torch.full_like(sums[0], count)))
 
-    def take(self) -> dict[str, float]:
+    def pop_means(self) -> dict[str, float]:
         """{name: mean since the last call}."""
         *sums, count = self.sums.tolist()
         self.sums.zero_()
@@ -65,6 +66,4 @@ class Recent:
 
     def fill_up(self, values: torch.Tensor) -> torch.Tensor:
         """`values` of a run of fewer updates, which kept fewer values and overwrote none → (keep, names)."""
-        if torch.is_tensor(values) and values.shape[1:] == self.values.shape[1:] and len(values) < len(self.values):
-            return torch.cat((values, self.values[len(values):]))
-        return values
+        return torch.cat((values, self.values[len(values):]))

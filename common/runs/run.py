@@ -7,6 +7,7 @@ import contextlib
 import math
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,22 +19,17 @@ from common.errors import UserError, discard, printable, when_asked_to_stop
 from common.orthogonal import largest_norm
 from common.recurrence import unavailable_reason, unfit_reason
 from common.runs.curves import draw_run
+from common.runs.events import Events
 from common.runs.flags import AUTO, NETWORK, Args, Group, describe, unread
-from common.runs.folder import Folder, check_stair, config_of, put_best
-from common.runs.machine import (
-    check_memory,
-    device_name,
-    git_commit,
-    keep_freed_memory,
-    memory_taken,
-    prepare_machine,
-    versions,
-)
+from common.runs.folder import Folder, check_finite, check_stair, load_best
+from common.runs.machine import device_name, keep_freed_memory, memory_taken, prepare_machine
 from common.runs.progress import Progress
-from common.runs.records import is_diverged, is_not_finite, read_config, read_result, reason_of, save_tensors
+from common.runs.provenance import changes, config_of, foreign_code, git_commit, published_code, versions
+from common.runs.records import is_diverged, is_not_finite, read_config, read_result, reason_of
 
 AUTOSAVE_SECONDS = 60
 DIVERGED = 3  # exit status of a run whose loss or weights are not finite: it would end so again
+SMALL = 2e9   # bytes; a run that takes less may keep freed memory, which takes up to twice as much
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # the last three: warnings of a scheduler
 
 
@@ -46,33 +42,43 @@ class Run:
 
         with Run(options) as run:
             ...load the data, make the model...
-            progress = run.track(Progress(update=0), model=model, optimizer=optimizer)
+            progress = run.begin(Progress(update=0), steps=220, model=model, optimizer=optimizer)
             for update in run.updates(progress, until=1500):
                 ...one update; now and then run.report(...) and run.save_best()...
             run.finish({...})
+
+    With --dry-run it is a `DryRun`.
     """
 
+    def __new__(cls, args: Args, label: str = ""):
+        return super().__new__(DryRun if args.options.dry_run else cls)
+
     def __init__(self, args: Args, label: str = ""):
-        options = args.plain
-        self.options, self.asked = options, args.asked
-        self.device = prepare_machine(options.cuda, options.threads, options.tf32)
-        if (reason := unavailable_reason(options.engine, self.device)) is not None:
-            raise UserError(reason)
-        self.folder = Folder(options, label)
+        self.options, self.asked = args.options, args.asked
+        self.asked.add("random_seed")
+        self.folder = Folder(self.options, label)
         self.signal, self.why = None, ""  # the signal that asked to stop; its cause, where a line should name it
-        self.bar = None
-        self.reported = False             # since `checkpoint` was called last
+        self.bar = self.events = None
+        self.reported = self.trained = False  # since `checkpoint` was called last; in this session
         self.best_loaded = False
         self.started = time.monotonic()   # earlier by the time of the sessions before this one
         self.saved_at = -math.inf         # the first report makes the first checkpoint
-        self.at_exit = contextlib.ExitStack()
-        self.is_roomy = check_memory(options, self.device, *options.task.sizes(options))
-        torch.manual_seed(args.random_seed)
-        self.say(f"{options.script}: {options.row}", describe(options))
 
     def __enter__(self):
-        self.at_exit.enter_context(when_asked_to_stop(self._ask_to_stop, *STOPPING))
-        self.at_exit.callback(self.folder.close)
+        options = self.options
+        with contextlib.ExitStack() as at_exit:
+            at_exit.callback(torch.set_num_threads, torch.get_num_threads())
+            self.device = prepare_machine(options.cuda, options.threads, options.tf32)
+            if (reason := unavailable_reason(options.engine, self.device)) is not None:
+                raise UserError(reason)
+            if options.tensorboard:
+                self.events = at_exit.enter_context(Events())
+            torch.manual_seed(options.random_seed)
+            self.say(f"{options.script}: {options.row}", describe(options))
+            if threading.current_thread() is threading.main_thread():  # no other one is told of signals
+                at_exit.enter_context(when_asked_to_stop(self._ask_to_stop, *STOPPING))
+            at_exit.callback(self.folder.close)
+            self.at_exit = at_exit.pop_all()
         return self
 
     def __exit__(self, *exception):
@@ -93,22 +99,91 @@ class Run:
                 self.checkpoint()
             raise Stopped(f"stopped and saved{self.why}; go on with {self.folder.resume_command()}", 128 + self.signal)
 
+    def begin(self, progress: Progress, *, steps: int = 1, data=None, **parts) -> Progress:
+        """Make the folder of a new run, whose data and model are there by now, or restore a run. → `progress`.
+
+        steps   the length of the longest sequence, which the stair must reach
+        data    the `common.data.Source` of what the run reads, None where nothing is read
+        parts   what a checkpoint holds, by name: the model, the optimizer, and any other object with a state_dict
+        """
+        if self.options.evaluate is not None:
+            raise UserError(f"{self.options.script}.py has no scores for --evaluate; leave it out")
+        config, folder = self._check(progress, steps, data, parts), self.folder
+        self.say(*folder.open(config))
+        if folder.resumed:
+            self._restore(config)
+        self.say(f"{'going on with' if folder.resumed else 'writing to'} {folder.path}")
+        return progress
+
+    def _check(self, progress: Progress, steps: int, data, parts: dict) -> dict:
+        """What can be wrong with a model and is known before its folder is made. → what config.json will say."""
+        net, options = parts["model"].network, self.options
+        if net.stair is not None:
+            try:
+                net.stair.forward(steps)    # no call: hooks see those of the loop
+            except ValueError as error:  # it is too short
+                raise UserError(str(error)) from None
+            if (reason := unfit_reason(options.engine, net.hidden_size, net.stair, net.nonlinearity)) is not None:
+                raise UserError(reason)
+        for name, weight in parts["model"].named_parameters():
+            if weight.dtype not in (torch.float32, torch.float64):
+                raise UserError(f"{name} is {weight.dtype}, which no engine computes; use float32 or float64")
+        self.parts, self.data, self.steps = {"progress": progress, **parts}, data, steps
+        self._leave_out_unread(NETWORK)
+        if options.origin["net_type"] == "not used":    # the script names the cell itself
+            options.row = type(net.cell or net).__name__
+        config = config_of(options, net, self.device, data)
+        if data is not None and data.note:
+            self.say(data.note)
+        if not published_code():
+            self.say("results/published/code.json is missing: no table can tell this code from the published code")
+        elif files := foreign_code(config):
+            self.say(f"edited: {', '.join(files)}; tables show this run apart from the published rows")
+        if has_unsaved_schedule(parts.values()):
+            self.say("a checkpoint does not hold the place of this learning-rate schedule, and --resume begins it "
+                     "anew; run.begin(..., schedule=...) saves it too")
+        return config
+
+    def _restore(self, now: dict) -> None:
+        """Go on with a run; `now` is what config.json of a new run would say."""
+        folder = self.folder
+        self._tell_changes(folder.config, now)
+        check_stair(self.parts["model"], folder.path, folder.config)
+        if folder.result() is not None:
+            return
+        if self.options.resume == AUTO and is_diverged(folder.path):
+            raise UserError(f"{folder.path} ended in a loss that is not finite, and would again", DIVERGED)
+        if (seconds := folder.restore(self.parts, now)) is not None:
+            self.started, self.saved_at = self.started - seconds, time.monotonic()
+        folder.begin_again()
+
+    def _tell_changes(self, config: dict, now: dict) -> None:
+        """Lines for people: what has changed since the run of `config` was started. Raises UserError for other data."""
+        before = self.data.compare(config.get("data")) if self.data is not None else ""
+        changed = ", ".join(changes(config, now))
+        self.say(*filter(None, (before, changed and f"not as it was started: {changed}; the numbers may differ")))
+
+    def _leave_out_unread(self, group: Group | None = None) -> None:
+        """Flags that the script has not read decide nothing: a line names them, and their origin is "not used"."""
+        if names := unread(self.options, self.asked, group):
+            self.say(f"{', '.join(f'args.{name}' for name in names)}: never used by {self.options.script}.py, so the "
+                     f"value{'s have' if names[1:] else ' has'} no effect")
+        self.options.origin.update(dict.fromkeys(names, "not used"))
+
     def updates(self, progress: Progress, until: int, counter: str = "update"):
         """Yields the number of each update that is left, 1 … `until`, and counts it in `progress` when it is done.
 
         Between updates the bar moves, a state worth keeping is saved (what was reported, at most once a minute), and
         the run stops if it was asked to.
         """
-        done = self._place(progress, counter, until)
+        done = getattr(progress, counter)
         if self.bar is None:
             self._open_bar(until, done, counter)
-        if self.options.dry_run:
-            yield from self._three_updates(done)
         for number in range(done + 1, until + 1):
             yield number
             setattr(progress, counter, number)
-            if number == done + 1:
-                self._leave_out_unread()
+            if not self.trained:
+                self._after_the_first_update()
             self.advance()
             if self.reported:
                 self.checkpoint(autosave=number < until or counter != "update")
@@ -116,50 +191,26 @@ class Run:
 
     def epochs(self, progress: Progress, until: int, updates: int, save_every: int = 1, unit: str = "batch"):
         """Yields the number of each epoch that is left, each of so many `updates`; saves every `save_every` epochs."""
-        done, stop = self._place(progress, "epoch", until), self.options.until_epoch
-        self._open_bar(until * updates, done * updates + progress.batch, unit)
+        done = progress.epoch
+        self._open_bar(until * updates, done * updates + progress.batch, unit, updates)
         for number in range(done + 1, until + 1):
-            if stop is not None and number > stop:
-                raise Stopped(f"stopped after epoch {number - 1}, saved; go on with {self.folder.resume_command()}", 0)
             yield number
             progress.epoch, progress.batch = number, 0
-            self.checkpoint(autosave=number % save_every != 0 and number not in (stop, until))
+            self.checkpoint(autosave=number % save_every != 0 and number != until)
             self.stop_if_asked()
 
-    def _place(self, progress: Progress, counter: str, until: int) -> int:
-        """Where the loop stands. Raises UserError for a checkpoint that says more than this run could have reached."""
-        place = getattr(progress, counter)
-        if place > until:
-            raise UserError(f"{self.folder.path / 'last.pt'} stands at {counter} {place}, after the last one, {until}; "
-                            "restore the one that belongs there or start a new run", 1)
-        return place
-
-    def _three_updates(self, done: int):
-        """Yields four updates, the first of which sets things up; says how long a whole run takes, and stops."""
-        yield done + 1
+    def _after_the_first_update(self) -> None:
+        self.trained = True
         self._leave_out_unread()
-        started = time.monotonic()
-        yield from range(done + 2, done + 5)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds = (time.monotonic() - started) / 3
-        left = self.bar.total - self.bar.n
-        taken = memory_taken(self.device)
-        self.say(f"an update takes {seconds:.3g} s, the {left} updates of the run about {duration(seconds * left)}"
-                 + (f"; this took {taken / 1e9:.2g} GB of memory" if taken else ""))
-        sys.exit(0)
+        if self.device.type == "cpu" and (memory_taken(self.device) or SMALL) < SMALL:
+            keep_freed_memory()
 
-    def _leave_out_unread(self, group: Group | None = None) -> None:
-        """Flags that the script has not read decide nothing: one line names them, and their origin is "not used"."""
-        if names := unread(self.options, self.asked, group):
-            self.say(f"{self.options.script}.py reads no {', '.join(f'args.{name}' for name in names)}: what stands "
-                     "there decides nothing of this run")
-        self.options.origin.update(dict.fromkeys(names, "not used"))
-
-    def _open_bar(self, total: int, done: int, unit: str) -> None:
+    def _open_bar(self, total: int, done: int, unit: str, an_epoch: int | None = None) -> None:
         """On a terminal only; there are plain lines otherwise."""
         self.bar = self.at_exit.enter_context(
             tqdm(total=total, initial=done, unit=unit, disable=not sys.stderr.isatty(), leave=False))
+        if self.events:
+            self.events.open(self.folder.path, describe(self.options), an_epoch)
 
     def say(self, *lines: str) -> None:
         """Lines of output that do not tear the progress bar."""
@@ -191,76 +242,12 @@ class Run:
         """Time spent on this run, sessions before this one included."""
         return time.monotonic() - self.started
 
-    def track(self, progress: Progress, data=None, **parts) -> Progress:
-        """Name what a checkpoint holds (objects with a state_dict), and take hold of the folder. → `progress`.
-
-        A new run's folder is made only here, when its data and its model are there; a resumed run is restored.
-        `data` is the `common.data.Source` of what the run reads.
-        """
-        net, options, folder = parts["model"].network, self.options, self.folder
-        if net.stair is not None:
-            try:
-                net.stair.forward(options.task.sizes(options)[0])    # no call: hooks see those of the loop
-            except ValueError as error:  # it is too short
-                raise UserError(str(error)) from None
-            if (reason := unfit_reason(options.engine, net.hidden_size, net.stair, net.nonlinearity)) is not None:
-                raise UserError(reason)
-        self.parts, self.data = {"progress": progress, **parts}, data
-        if self.is_roomy:
-            keep_freed_memory()    # from here on: what loading the data has freed is given back
-        self._leave_out_unread(NETWORK)
-        if options.origin["net_type"] == "not used":    # the script names the cell itself
-            options.row = type(net.cell or net).__name__
-        config = None if folder.resumed else config_of(options, net, self.device, data)
-        if options.resume == AUTO and not options.dry_run:
-            folder.find_or_make(config)
-        if data is not None:
-            before = data.compare(read_config(folder.path).get("data")) if folder.resumed else ""
-            self.say(*filter(None, (data.note, before)))
-        if folder.resumed:
-            check_stair(parts["model"], folder.path)
-        if options.dry_run:
-            self.say(f"{count_of(parts['model']):,} parameters; a run would be written to "
-                     f"{folder.path or folder.place / folder.name_of(config)}")
-            return progress
-        if options.evaluate is not None:
-            self.load_best()
-            self.say(f"the best weights of {folder.path}", *folder.changes(self.device))
-            return progress
-        self.say(*folder.take(config))
-        if folder.resumed:
-            if folder.result() is None:
-                if options.resume == AUTO and is_diverged(folder.path):
-                    raise UserError(f"{folder.path} ended in a loss that is not finite, and would again", DIVERGED)
-                if (seconds := folder.restore(self.parts)) is not None:
-                    self.started, self.saved_at = self.started - seconds, time.monotonic()
-                folder.begin_again()
-            self.say(*folder.changes(self.device))
-        self.say(f"{'going on with' if folder.resumed else 'writing to'} {folder.path}")
-        return progress
-
-    def scored(self, show, **scores) -> dict | None:
-        """With --evaluate: measure and print the scores of the best weights. None without.
-
-        show    (loss, accuracy) as text
-        scores  {name: a function without arguments → (loss, accuracy)}; `test` is that of a finished run only
-        """
-        if self.options.evaluate is None:
-            return None
-        if read_result(self.folder.path) is None and scores.pop("test", None):
-            self.say("the run is not finished: its test score is worked out once, at its end")
-        found = {name: measure() for name, measure in scores.items()}
-        self.say(*(f"{name}: {show(*score)}" for name, score in found.items()))
-        return found
-
     def report(self, line: str, **row) -> None:
         """Print `line` and append `row` to log.csv; every row has the same columns.
 
         A loss that is not finite stops the run. The log keeps that row, so that the tables can tell a run that diverged
         from one that was interrupted; no checkpoint counts on it.
         """
-        if self.options.dry_run:
-            return
         cell, columns = self.parts["model"].network.cell, self.folder.columns
         if cell is not None and (columns is None or "orthogonality_error" in columns) \
                 and (error := cell.orthogonality_error()) is not None:
@@ -268,6 +255,8 @@ class Run:
         row["seconds"] = round(self.seconds(), 2)
         self.folder.append(row)
         self.reported = True
+        if self.events:
+            self.events.add(row)
         for name, value in row.items():
             if is_not_finite(name, value):
                 raise self._diverged(f"the {name.replace('_', ' ')} is {value}")
@@ -287,8 +276,6 @@ class Run:
 
     def checkpoint(self, autosave: bool = False) -> None:
         """Save last.pt; with `autosave` only if the last one is older than `AUTOSAVE_SECONDS`."""
-        if self.options.dry_run:
-            return
         self.reported = False
         if autosave and time.monotonic() - self.saved_at < AUTOSAVE_SECONDS:
             return
@@ -298,30 +285,32 @@ class Run:
 
     def _check_weights(self) -> None:
         """Weights that are not finite never replace saved ones."""
-        finite = [p.detach().isfinite().all() for p in self.parts["model"].parameters()]
-        if not torch.stack(finite).all():
-            raise self._diverged("a weight is not finite")
+        try:
+            check_finite(self.parts["model"])
+        except ValueError as error:
+            raise self._diverged(str(error)) from None
 
     def save_best(self) -> None:
         """The model's weights as they are now become best.pt."""
-        if not self.options.dry_run:
-            self._check_weights()
-            save_tensors(self.folder.path / "best.pt", self.parts["model"].state_dict())
+        self._check_weights()
+        self.folder.save_best(self.parts["model"])
 
     def load_best(self) -> None:
         """Put the weights of best.pt into the model, at the end of a run."""
         self.best_loaded = True
-        put_best(self.parts["model"], self.folder.path)
+        load_best(self.parts["model"], self.folder.path, self.folder.config)
 
     def finish(self, result: dict) -> dict:
         """Write result.json, with which a run is finished, and draw its curves. → the whole result."""
-        model, path = self.parts["model"], self.folder.path
+        model, path, config = self.parts["model"], self.folder.path, self.folder.config
         result = {**result, "row": self.options.row, "parameters": count_of(model),
                   "seconds": round(self.seconds(), 1), "device": device_name(self.device),
                   "engine": getattr(model.network, "engine_that_ran", None),    # None of an LSTM, which has its own
                   "threads": torch.get_num_threads(), "versions": versions(), "commit": git_commit(),
-                  "command": read_config(path)["argv"], **({} if self.data is None else {"data": self.data.identity()})}
-        self.folder.finish(result, model.network.stair)
+                  "command": config["argv"], **({} if self.data is None else {"data": self.data.identity()})}
+        stair = model.network.stair
+        is_learned = stair is not None and count_of(stair) > 0
+        self.folder.finish(result, stair.forward(self.steps) if is_learned else None)
         curves = f", curves in {path / 'curves.png'}" if self.options.curves and self._draw() else ""
         self.say(f"result in {path / 'result.json'}{curves}")
         return result
@@ -347,6 +336,74 @@ class Run:
             self._draw()
         return found
 
+    def evaluate(self, model, show, data=None, **scores) -> dict:
+        """--evaluate: print and → the scores of the best weights of a run, {name: (loss, accuracy)}.
+
+        show    (loss, accuracy) as text
+        data    as in `begin`
+        scores  {name: a function without arguments → (loss, accuracy)}; `test` is that of a finished run only
+        """
+        path = self.options.evaluate
+        config, self.data = read_config(path), data
+        self._tell_changes(config, config_of(self.options, model.network, self.device, data))
+        load_best(model, path, config)
+        self.say(f"the best weights of {path}")
+        if read_result(path) is None and scores.pop("test", None):
+            self.say("the run is not finished: its test score is worked out once, at its end")
+        found = {name: measure() for name, measure in scores.items()}
+        self.say(*(f"{name}: {show(*score)}" for name, score in found.items()))
+        return found
+
+
+class Timed(Exception):
+    """A dry run has seen what it was to see."""
+
+
+class DryRun(Run):
+    """--dry-run: every value, the size, and what the first updates take. Nothing is written."""
+
+    def begin(self, progress: Progress, *, steps: int = 1, data=None, **parts) -> Progress:
+        self.events, config = None, self._check(progress, steps, data, parts)
+        path = self.folder.path or self.folder.place_for(config)[0]
+        self.say(f"{count_of(parts['model']):,} parameters; a run would be written to {path}")
+        return progress
+
+    def updates(self, progress: Progress, until: int, counter: str = "update"):
+        """Yields four updates, or all where there are fewer. The first one sets things up and is not timed."""
+        if self.bar is None:
+            self._open_bar(until, 0, counter)
+        times = [time.monotonic()]
+        for number in range(1, min(4, until) + 1):
+            yield number
+            if not self.trained:
+                self._after_the_first_update()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.monotonic())
+        timed = times[1:] if len(times) > 2 else times
+        seconds, taken = (timed[-1] - timed[0]) / (len(timed) - 1), memory_taken(self.device)
+        memory = f"; this took {taken / 1e9:.2g} GB of memory" if taken else ""
+        self.say(f"an update takes {seconds:.3g} s, the {self.bar.total} updates of the run about "
+                 f"{duration(seconds * self.bar.total)}{memory}")
+        raise Timed
+
+    def report(self, line: str, **row) -> None:
+        """A dry run has nothing to report."""
+
+    def save_best(self) -> None:
+        """A dry run saves nothing."""
+
+    def __exit__(self, kind, *exception):
+        super().__exit__(kind, *exception)
+        return kind is Timed
+
+
+def has_unsaved_schedule(parts) -> bool:
+    """Whether a scheduler of torch steps the rates of an optimizer among `parts`, and is no part itself."""
+    return any("initial_lr" in group for part in parts if isinstance(part, torch.optim.Optimizer)
+               for group in part.param_groups) \
+        and not any(isinstance(part, torch.optim.lr_scheduler.LRScheduler) for part in parts)
+
 
 def count_of(model) -> int:
     """Numbers that a model learns."""
@@ -362,8 +419,7 @@ def duration(seconds: float) -> str:
 
 def load_weights(model, folder: Path):
     """The model with the weights of the best validation of the run in `folder`, on the CPU, ready to evaluate."""
-    check_stair(model, folder)
-    put_best(model, folder)
+    load_best(model, folder, read_config(folder))
     return model.eval()
 
 

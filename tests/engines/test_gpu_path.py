@@ -81,7 +81,6 @@ def run_on_meta(monkeypatch, tmp_path, penn_folder):
         return pixels[:20], labels
 
     monkeypatch.setattr("common.runs.run.prepare_machine", lambda *given: META)
-    monkeypatch.setattr("common.runs.run.check_memory", lambda *given: None)
     monkeypatch.setattr(PixelSequences, "batch", twenty)
     for script in SCRIPTS:
         monkeypatch.setattr(module_of(script), "load_mnist", lambda *given: (images,) * 3, raising=False)

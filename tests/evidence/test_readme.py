@@ -53,7 +53,7 @@ def check(command: str) -> None:
     if "--help" in arguments or "-h" in arguments:
         return
     module = module_of(script)
-    flags.parse(arguments, module.SCRIPT, module.__doc__, module.DEFAULTS, module.PAPER, LOOPS[task_of(script)])
+    flags.parse(arguments, script, module.__doc__, module.DEFAULTS, module.PAPER, LOOPS[task_of(script)])
 
 
 def check_module(name: str, arguments: list[str]) -> None:

@@ -33,7 +33,7 @@ LANGUAGE = [s for s in SCRIPTS if s.startswith("language")]
 
 def parse(script, *arguments):
     module = module_of(script)
-    return flags.parse(list(arguments), module.SCRIPT, module.__doc__, module.DEFAULTS, module.PAPER,
+    return flags.parse(list(arguments), script, module.__doc__, module.DEFAULTS, module.PAPER,
                        LOOPS[task_of(script)])
 
 
