@@ -10,12 +10,13 @@ LAYERS = (  # a module may import from lower layers, and from what stands before
     ("common.errors", "common.stair", "common.orthogonal", "common.optim"),
     ("common.recurrence", "common.download", "common.data"),
     ("common.cells", "common.network"),
-    ("common.runs.records", "common.runs.flags", "common.runs.curves", "common.runs.machine", "common.runs.provenance",
+    ("common.runs.records", "common.runs.flags", "common.runs.machine", "common.runs.provenance", "common.runs.curves",
      "common.runs.progress", "common.runs.events", "common.runs.folder", "common.runs.run"),
     ("common.copytask", "common.smnist", "common.language"),
     tuple(sorted(path.stem for path in ROOT.glob("*_*.py"))),
-    ("evidence.published", "evidence.rows", "evidence.table", "evidence.pictures", "evidence.pages", "evidence.launch",
-     "evidence.__main__", "benchmarks.authors_way", "benchmarks.__main__", "benchmarks.rows"),
+    ("evidence.published", "evidence.rows", "evidence.differences", "evidence.drawings", "evidence.table",
+     "evidence.pictures", "evidence.pages", "evidence.launch", "evidence.__main__", "benchmarks.authors_way",
+     "benchmarks.__main__", "benchmarks.rows"),
 )
 def path_of(module: str) -> Path:
     path = ROOT / Path(*module.split("."))

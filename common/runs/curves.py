@@ -15,8 +15,9 @@ import warnings
 from pathlib import Path
 
 from common.errors import UserError, printable
-from common.runs.flags import science
-from common.runs.records import kind_of, log_rows, own_stair, read_config, write_atomically
+from common.runs.flags import kind_of, science
+from common.runs.provenance import own_stair
+from common.runs.records import log_rows, read_config, write_atomically
 
 # Okabe and Ito's colours, which the colour-blind tell apart; the weakest on white comes last.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")

@@ -142,26 +142,6 @@ def test_an_engine_that_cannot_run_leaves_no_folder(tmp_path):
     assert not (tmp_path / "saves").exists()
 
 
-def test_until_epoch_stops_saved_and_goes_on(tmp_path, penn_folder):
-    def run(*arguments):
-        done = subprocess.run(command("language_nvar", *tiny("language_nvar"), "--epochs", "3", "--data", penn_folder,
-                                      "--no-curves", *arguments), cwd=tmp_path, env=environment(), capture_output=True,
-                              text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout + done.stderr
-
-    for _ in range(2):                                          # asked for again, there is nothing to do
-        assert "stopped after epoch 2, saved; go on with python" in run(*AUTO, "--until-epoch", "2")
-        folder, = (tmp_path / "saves" / "language_nvar").iterdir()
-        assert [row["epoch"] for row in records.log_rows(folder) if row["validation_loss"] is not None] == [1, 2]
-        assert records.read_result(folder) is None
-    run(*AUTO)
-    run("--save", "whole")
-    whole, = (tmp_path / "whole" / "language_nvar").iterdir()
-    assert what_was_computed(folder) == what_was_computed(whole)
-    assert not (folder / "curves.png").exists()
-
-
 @pytest.mark.parametrize("script", ["copytask_nvar", "language_alpha"])
 def test_the_result_names_the_engine_and_its_threads(main, data_folder, script, monkeypatch):
     fastest = automatic(torch.zeros(1, 1, 1), FixedStair("n", 1), Nonlinearity("modrelu", 1))
