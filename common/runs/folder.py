@@ -290,8 +290,6 @@ def load_best(model, folder: Path, config: dict) -> None:
     """Put the weights of the best validation of the run in `folder`, with this `config`, into the model."""
     check_stair(model, folder, config)
     best = Path(folder) / "best.pt"
-    if not os.path.lexists(best) and records.read_result(folder) is None:
-        raise UserError(f"{folder} has no best weights yet; they come with its first validation, or report", 1)
     with records.reading(best):
         weights = torch.load(best, map_location="cpu", weights_only=True)
         check_run(getattr(weights, "_metadata", {}).get("run", {}).get("id"), config)

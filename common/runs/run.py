@@ -344,11 +344,13 @@ class Run:
         scores  {name: a function without arguments → (loss, accuracy)}; `test` is that of a finished run only
         """
         path = self.options.evaluate
-        config, self.data = read_config(path), data
+        config, self.data, result = read_config(path), data, read_result(path)
+        if result is None and not (path / "best.pt").exists():
+            raise UserError(f"{path} has no best weights yet; they come with its first validation, or report", 1)
         self._tell_changes(config, config_of(self.options, model.network, self.device, data))
         load_best(model, path, config)
         self.say(f"the best weights of {path}")
-        if read_result(path) is None and scores.pop("test", None):
+        if result is None and scores.pop("test", None):
             self.say("the run is not finished: its test score is worked out once, at its end")
         found = {name: measure() for name, measure in scores.items()}
         self.say(*(f"{name}: {show(*score)}" for name, score in found.items()))

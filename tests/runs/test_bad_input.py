@@ -18,11 +18,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import LOOPS, SCRIPTS, command, environment, module_of, task_of, tiny
+from conftest import SCRIPTS, command, environment, module_of, tiny
 
 from common.data import PixelSequences
 from common.errors import start
-from common.runs import flags, machine, run
+from common.runs import flags, run
 
 MNIST = tuple(s for s in SCRIPTS if s.startswith("sMNIST"))
 LANGUAGE = tuple(s for s in SCRIPTS if s.startswith("language"))
@@ -118,37 +118,6 @@ def test_a_name_that_makes_no_folder(script, value):
 def test_a_path_that_is_none(flag, value):
     for script in (s for s in SCRIPTS if flag != "--data" or has(s, "data")):
         refused(script, [f"{flag}={value}"], flag, "is not the name of a folder")
-
-
-TOO_LARGE = [
-    *((COPY, ("--T", value), "--T") for value in ("2000000000", "100000000")),
-    (COPY, ("--c-length", "2147483647"), "--T"),
-    (COPY, ("--updates", "2147483647", "--log-interval", "2147483647"), ""),
-    (SCRIPTS, ("--nhid", "1000000"), "--nhid"), (SCRIPTS, ("--nhid", str(2**31 - 2)), "--nhid"),
-    ((*COPY, *MNIST), ("--batch", "1000000000"), "--batch"),
-    (LANGUAGE, ("--bptt", "2147483647"), "--bptt"),
-]
-
-
-@pytest.mark.parametrize(("scripts", "typed", "way_out"), TOO_LARGE, ids=[" ".join(t[1]) for t in TOO_LARGE])
-def test_what_cannot_fit_into_memory(scripts, typed, way_out, tmp_path, monkeypatch):
-    """Said before anything is made: no folder, no weights."""
-    monkeypatch.setattr(machine, "memory_available", lambda device: 16 * 10**9)
-    for script in scripts:
-        refused(script, [*typed, "--save", tmp_path], "GB of memory and 16.0 GB are free; lower ", way_out, status=1)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_the_published_sizes_fit_into_8_gigabytes(script):
-    module = module_of(script)
-    options = flags.parse([], script, "", module.DEFAULTS, module.PAPER, LOOPS[task_of(script)])
-    assert 50e6 < machine.memory_needed(options, *options.task.sizes(options)) < 3e9
-
-
-def test_memory_is_known_here():
-    found = machine.memory_available(torch.device("cpu"))
-    assert found is None or 10**8 < found < 10**14
 
 
 # ── folders ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -97,8 +97,9 @@ FLAGS = [
     (LANGUAGE, "data", "there", Path("there"), ()),
     (LANGUAGE, "text", "mine.txt", Path("mine.txt"), ()),
 ]
-SWITCHES = [(SCRIPTS, "curves", ()), (SCRIPTS, "tensorboard", ()), (SCRIPTS, "cuda", ()), (SCRIPTS, "tf32", ("--cuda",)), (EXPALPHA, "literal", ()),
-            (COPY, "onehot", ()), (COPY, "vari", ()), (MNIST, "permute", ()),
+SWITCHES = [(SCRIPTS, "curves", ()), (SCRIPTS, "tensorboard", ()), (SCRIPTS, "cuda", ()),
+            (SCRIPTS, "tf32", ("--cuda",)), (EXPALPHA, "literal", ()), (COPY, "onehot", ()), (COPY, "vari", ()),
+            (MNIST, "permute", ()),
             (LANGUAGE, "tied", ("--emsize", "8", "--nhid", "8"))]
 DEST = {"seed": "random_seed"}
 
