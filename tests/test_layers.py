@@ -15,7 +15,7 @@ LAYERS = (  # a module may import from lower layers, and from what stands before
     ("common.copytask", "common.smnist", "common.language"),
     tuple(sorted(path.stem for path in ROOT.glob("*_*.py"))),
     ("evidence.published", "evidence.rows", "evidence.differences", "evidence.drawings", "evidence.table",
-     "evidence.pictures", "evidence.pages", "evidence.launch", "evidence.__main__", "benchmarks.authors_way",
+     "evidence.pictures", "evidence.launch", "evidence.pages", "evidence.__main__", "benchmarks.authors_way",
      "benchmarks.__main__", "benchmarks.rows"),
 )
 def path_of(module: str) -> Path:

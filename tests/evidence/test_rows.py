@@ -113,7 +113,6 @@ def test_the_lstm_of_the_small_tables_has_the_parameters_of_nnrnn():
 
 def test_a_run_is_found_by_its_options(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("common.runs.folder.edited_files", lambda *_: [])   # also where this checkout has changes
     extra = tiny("copytask_nvar")[:-2]
     every = rows.rows_of("copytask", list(extra))
     row = next(r for r in every if (r.model, r.stair) == ("expRNN", "none"))
