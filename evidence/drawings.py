@@ -16,7 +16,7 @@ from common.recurrence import stair_recurrence
 from common.runs.curves import COLOURS, MARKERS, check_lines, figure, labels_of, line, save
 from common.runs.records import read_config, read_stair
 from common.stair import SCHEDULES, schedule
-from evidence.rows import task_of
+from evidence.rows import differences_of, task_of
 
 FAINT = 1e-5  # of a gradient that is 1 at the recall
 APART = 45  # steps between two markers of a line
@@ -34,8 +34,10 @@ def draw_stairs(path: Path, steps: int = 40) -> None:
 
 
 def names_of(folders: list[Path]) -> dict[Path, str]:
-    """What each run differs in from the others, for a legend."""
-    return dict(zip(folders, labels_of([read_config(folder) for folder in folders]), strict=True))
+    """What each run differs in from the others, for a legend: the stair says which of the nine scripts it was."""
+    configs = [read_config(folder) for folder in folders]
+    return {folder: label.removeprefix(f"{config['script']}.py, ") if differences_of(config) == [] else label
+            for folder, config, label in zip(folders, configs, labels_of(configs), strict=True)}
 
 
 def learned_numbers(folder: Path) -> list[float]:

@@ -66,7 +66,7 @@ def test_what_a_run_learned_is_drawn(tmp_path, monkeypatch):
         pictures.main([kind, *learned, "-o", f"picture{kind}.png"])
         assert (tmp_path / f"picture{kind}.png").stat().st_size > 5000
     one, _ = drawings.names_of(learned).values()
-    assert one.startswith("copytask_alpha.py, sRNN, alpha")
+    assert one.startswith("sRNN, alpha")
 
 
 @pytest.fixture
