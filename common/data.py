@@ -125,14 +125,14 @@ class PixelSequences:
         return x.unsqueeze(-1), self.labels[start:start + size]
 
 
-def load_mnist(folder: Path | None = None, permute: bool = False, download: bool = True) -> tuple[PixelSequences, ...]:
+def load_mnist(folder: Path | None = None, permute: bool = False) -> tuple[PixelSequences, ...]:
     """MNIST pixel by pixel → `PixelSequences` of 50,000 train, 10,000 validation and 10,000 test images.
 
     Another data set is split in the same way, five sixths to train; labels that start at 1 are counted from 0. Raises
     UserError when a file is missing and cannot be fetched, or does not fit.
     """
     folder = Path(folder or DATA_FOLDER).absolute()
-    raw = provide(folder, "MNIST/raw", MNIST_DIGESTS, MNIST_URL, get_mnist if download else None)
+    raw = provide(folder, "MNIST/raw", MNIST_DIGESTS, MNIST_URL, get_mnist)
     arrays, digests = {}, {}
     for name in MNIST_DIGESTS:
         arrays[name], digests[name] = read_idx(raw / name)
@@ -202,28 +202,29 @@ class Characters:
 
 
 def load_characters(folder: Path | None = None, text: Path | None = None) -> Characters:
-    """The text file `text` if there is one, else the character files of the data folder."""
-    return load_penn_characters(folder) if text is None else load_text(text)
+    """The text file `text` if there is one, else the character files of a folder (pennchar/{train,valid,test}.txt).
 
-
-def load_penn_characters(folder: Path | None = None, download: bool = True, url: str = PENN_URL) -> Characters:
-    """The character files of a folder (pennchar/{train,valid,test}.txt): symbols separated by blanks.
-
-    A line ends in <eos>; symbols are numbered in the order in which train.txt brings them. Raises UserError for
-    files that are missing and cannot be fetched, are empty, are no text, or hold a symbol that train.txt does not.
+    In those, blanks and tabs separate symbols, and every line ends in <eos>; symbols are numbered in the order in which
+    train.txt brings them. Raises UserError for files that are missing and cannot be fetched, are empty, are no text, or
+    hold a symbol that train.txt does not.
     """
+    if text is not None:
+        return load_text(text)
     folder = Path(folder or DATA_FOLDER).absolute()
     if os.path.isfile(folder):
         raise UserError(f"{folder} is not a folder; a text of your own is read with --text", 1)
-    get = partial(get_members, url=url, prefix="simple-examples/data/ptb.char.", names=PENN_DIGESTS)
-    penn = provide(folder, "pennchar", PENN_DIGESTS, url, get if download else None)
-    symbols, digests, numbers = {}, {}, []
+    get = partial(get_members, url=PENN_URL, prefix="simple-examples/data/ptb.char.", names=PENN_DIGESTS)
+    penn = provide(folder, "pennchar", PENN_DIGESTS, PENN_URL, get)
+    vocabulary, digests, numbers = [], {}, []
     for name in PENN_DIGESTS:
-        symbols[name], digests[name] = read_symbols(penn / name)
-    vocabulary = list(dict.fromkeys(symbols["train.txt"]))
-    for name in PENN_DIGESTS:
+        content, digests[name] = read_text(penn / name, "--data")
+        symbols = [END_OF_LINE if symbol == "\n" else symbol
+                   for symbol in re.findall(r"\n|[^ \t\n]+", content.removesuffix("\n") + "\n")]
+        if set(symbols) == {END_OF_LINE}:
+            raise UserError(f"{penn / name} is empty; it should hold characters separated by blanks", 1)
+        vocabulary = vocabulary or list(dict.fromkeys(symbols))
         try:
-            numbers.append(numbers_of(symbols.pop(name), vocabulary))
+            numbers.append(numbers_of(symbols, vocabulary))
         except KeyError as error:
             raise UserError(f"{penn / name} holds the symbol {error.args[0][:40]!r}, which train.txt never shows; "
                             "the three files must come from one corpus", 1) from None
@@ -244,12 +245,12 @@ def load_text(path: Path) -> Characters:
     shown[codes] = True
     numbers = torch.from_numpy((np.cumsum(shown, dtype=np.int64) - 1)[codes])
     vocabulary = [chr(code) for code in np.flatnonzero(shown)]
-    cuts = [len(text) * 90 // 100, len(text) * 95 // 100]
-    train, valid, test = numbers.tensor_split(cuts)
-    note = f"{path}: {len(text):,} characters, {len(vocabulary):,} different; {len(train):,} to train on, " \
-           f"{len(valid):,} to validate, {len(test):,} to test"
-    return Characters(train, valid, test, vocabulary,
-                      Source(Path(path).absolute(), digest, False, note, {"vocabulary": vocabulary}))
+    parts = numbers.tensor_split([len(text) * 90 // 100, len(text) * 95 // 100])
+    train, valid, test = map(len, parts)
+    note = f"{path}: {len(text):,} characters, {len(vocabulary):,} different; {train:,} to train on, {valid:,} to " \
+           f"validate, {test:,} to test"
+    source = Source(Path(path).absolute(), digest, False, note, {"vocabulary": vocabulary})
+    return Characters(*parts, vocabulary, source)
 
 
 def numbers_of(symbols: Iterable[str], vocabulary: Iterable[str]) -> torch.Tensor:
@@ -295,17 +296,3 @@ def read_text(path: Path, flag: str) -> tuple[str, str]:
     except ValueError:
         raise UserError(f"{path} is not a text in UTF-8; save it as one, or name another with {flag}", 1) from None
     return text, digest
-
-
-def read_symbols(path: Path) -> tuple[list[str], str]:
-    """A file of symbols that blanks and tabs separate → symbols, with <eos> at the end of each line, and its sha256.
-
-    Every other character, a no-break space or a form feed too, is a symbol.
-    """
-    text, digest = read_text(path, "--data")
-    lines = text.removesuffix("\n").split("\n")
-    symbols = f" {END_OF_LINE} ".join([*lines, ""]).replace("\t", " ").split(" ")
-    symbols = [symbol for symbol in symbols if symbol]
-    if len(symbols) == len(lines):
-        raise UserError(f"{path} is empty; it should hold characters separated by blanks", 1)
-    return symbols, digest

@@ -24,11 +24,11 @@ ARCHIVE_LIMIT, MEMBER_LIMIT = 1 << 28, 1 << 26   # bytes; the archive has 34 mil
 OUR_NAMES = {"MNIST", "pennchar", "README.md"}   # in a data folder
 
 
-def provide(folder: Path, home: str, digests: dict[str, str], url: str, get: Callable[[Path], Path] | None) -> Path:
+def provide(folder: Path, home: str, digests: dict[str, str], url: str, get: Callable[[Path], Path]) -> Path:
     """→ the folder `home` of the data folder `folder`, with the files that `digests` names (name → sha256).
 
     Where the data folder holds nothing else, missing files are fetched: `get` downloads them into a temporary folder
-    and returns the place where they lie; None fetches nothing. Raises UserError where files are still missing.
+    and returns the place where they lie. Raises UserError where files are still missing.
     """
     target, why = folder / home, ""
     missing = [name for name in digests if not (os.path.exists(target / name) or os.path.exists(target / f"{name}.gz"))]
@@ -37,12 +37,12 @@ def provide(folder: Path, home: str, digests: dict[str, str], url: str, get: Cal
     sentence = f"{', '.join(missing)} not found in {target}"
     if others := [*_listed(folder, OUR_NAMES), *_listed(target.parent, {*OUR_NAMES, target.name}), *_listed(target)]:
         why = f", and nothing is downloaded into a folder that holds {', '.join(dict.fromkeys(others[:3]))}"
-    elif get is not None:
+    else:
         print(f"{sentence}; downloading", flush=True)
         try:
             _fetch(target, digests, get)
             return target
-        except Exception as error:  # a network, a server, an archive and a disk fail in a dozen ways
+        except Exception as error:
             why = f". The download failed ({(str(error).splitlines() or [type(error).__name__])[0][:80]})"
     raise UserError(f"{sentence}{why}. Get the files from {url} and put them there, or name the folder that holds "
                     f"{home} with --data", 1)
@@ -55,11 +55,21 @@ def _listed(folder: Path, known=()) -> list[str]:
 
 
 def _fetch(target: Path, digests: dict[str, str], get: Callable[[Path], Path]) -> None:
+    """Raises TimeoutError for a server that sends a byte a second, and whatever networks, archives and disks raise."""
     place = target
     while not os.path.lexists(place):
         place = place.parent
     with tempfile.TemporaryDirectory(dir=place, prefix=".download-", ignore_cleanup_errors=True) as temporary:
-        found = _in_time(lambda: get(Path(temporary)))
+        outcome = Future()
+
+        def work():
+            try:
+                outcome.set_result(get(Path(temporary)))
+            except Exception as error:
+                outcome.set_exception(error)
+
+        threading.Thread(target=work, daemon=True).start()  # Python ends without it, if the server never does
+        found = outcome.result(LONGEST)
         for name, digest in digests.items():
             if hashlib.sha256((found / name).read_bytes()).hexdigest() != digest:
                 raise ValueError(f"{name} has a wrong sha256")
@@ -68,36 +78,17 @@ def _fetch(target: Path, digests: dict[str, str], get: Callable[[Path], Path]) -
             os.replace(found / name, target / name)
 
 
-def _in_time(work: Callable[[], Path]) -> Path:
-    """`work()`, or a TimeoutError after ten minutes: a server may send a byte a second for ever."""
-    outcome = Future()
-
-    def run():
-        try:
-            outcome.set_result(work())
-        except Exception as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()  # a daemon does not keep Python from ending
-    return outcome.result(LONGEST)
-
-
 def get_mnist(folder: Path) -> Path:
     """Download MNIST's four files through torchvision, which unpacks them."""
-    import_torchvision_datasets().MNIST(folder, train=True, download=True)
-    return folder / "MNIST" / "raw"
-
-
-def import_torchvision_datasets():
-    """torchvision.datasets, also beside a CPU-only torch, for which torchvision's wheel for Linux was not built."""
     try:
         from torchvision import datasets
-    except RuntimeError:  # the operators nms and qnms, which no data set needs, were never declared
+    except RuntimeError:  # beside a CPU-only torch its wheel misses two operators, which no data set needs
         library = torch.library.Library("torchvision", "FRAGMENT")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         from torchvision import datasets
-    return datasets
+    datasets.MNIST(folder, train=True, download=True)
+    return folder / "MNIST" / "raw"
 
 
 def get_members(folder: Path, url: str, prefix: str, names) -> Path:

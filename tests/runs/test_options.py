@@ -681,7 +681,7 @@ def test_the_character_options(capture, script, penn_folder):
     assert made.model.embedding.shape == (symbols, 6)
     assert made.model.decoder.shape == (symbols, 8)
     assert len(made.model.network.stair.numbers) == 11
-    assert torch.equal(made.data.train, data.load_penn_characters(penn_folder).train)
+    assert torch.equal(made.data.train, data.load_characters(penn_folder).train)
 
 
 @pytest.mark.parametrize("script", LANGUAGE)
