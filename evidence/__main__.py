@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from common.errors import UserError, start
+from common.runs.provenance import publish_code
 from common.runs.records import write_output
 from evidence import pages
 from evidence.launch import commands_of, run_all
@@ -32,6 +33,8 @@ from evidence.table import make_parser, tables_asked_for, text_of
 def main(argv=None) -> None:
     parser = make_parser()
     args = parser.parse_args(argv)
+    if args.publish_code:
+        return print(*[f"new: {name}" for name in publish_code()] or ["nothing is new"], sep="\n")
     if args.collect:  # first, so that --update beside it shows what came in
         pages.collect(args.collect, args.save[0])
     if args.update:

@@ -203,7 +203,7 @@ def own_rows(target: str, seeds, *folders: Path, extra: list[str] = (), apart: s
     """A row for what was typed to each script, stair or edit of one's own below `folders`, under that name.
 
     `target` is a task or the path of a script. Only runs with the values `extra` count. The flag `apart` is left out
-    of the names and of the commands.
+    of the names and of the commands. Runs of two contents of a file are two rows.
     """
     rows, wanted, is_task = {}, typed_in(list(extra)), target in TASKS
     for run, config in records_below(*folders):
@@ -216,15 +216,17 @@ def own_rows(target: str, seeds, *folders: Path, extra: list[str] = (), apart: s
             continue
         typed = typed_to(config, apart)
         edited = [f"{name}={entry['value']}" for name, entry in options.items() if entry["origin"] == "edited"]
-        key = json.dumps([config["script"], stair, differences, flags.science(options) | {"random_seed": None}],
-                         sort_keys=True)
+        name = ", ".join(filter(None, [config["row"], *differences, *(" ".join(words).removeprefix("--")
+                                                                      for words in typed), *edited]))
+        contents = [config.get("code", {}).get(file) for file in foreign_code(config)]
+        science = flags.science(options) | {"random_seed": None}
+        key = json.dumps([config["script"], stair, differences, contents, science], sort_keys=True)
         if key not in rows:
-            typed_names = [" ".join(words).removeprefix("--") for words in typed]
-            why = "" if differences == [f"{config['script']}.py"] else "it needs an edited script or other data"
             path = Path(config["argv"][0] if config["argv"] else "")
-            model = ", ".join(filter(None, [config["row"], *differences, *typed_names, *edited]))
-            rows[key] = Row(config["script"], model, stair_of(config), list(itertools.chain(*typed)),
-                            task=task_of(config), why_no_command=why * is_task,
+            others = sum((row.model.split(", code ")[0], row.stair) == (name, stair_of(config)) for row in rows.values())
+            why = "" if differences == [f"{config['script']}.py"] else "it needs an edited script or other data"
+            rows[key] = Row(config["script"], name + f", code {others + 1}" * bool(others), stair_of(config),
+                            list(itertools.chain(*typed)), task=task_of(config), why_no_command=why * is_task,
                             path=str(path) if path.stem == config["script"] else f"{config['script']}.py")
         rows[key].runs[seed] = run
     return list(rows.values())
@@ -334,6 +336,6 @@ def differences_of(config: dict) -> list[str]:
     found = [] if task in TASKS and kind in KINDS else [f"{config['script']}.py"]
     if isinstance(config.get("data"), dict) and config["data"].get("official") is False:
         found.append("other data")
-    if files := [name for name in foreign_code(config) if name != f"{config['script']}.py" or not found]:
+    if files := [name for name in foreign_code(config) if not found or Path(name).stem != config["script"]]:
         found.append(f"edited {', '.join(files)}")
     return found

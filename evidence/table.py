@@ -272,6 +272,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--update", action="store_true", help="write the tables and pictures of the pages anew")
     parser.add_argument("--drop", action="store_true", help="with --update: drop values whose records are gone")
     parser.add_argument("--collect", type=Path, nargs="+", metavar="FOLDER", help="copy the records of runs to --save")
+    parser.add_argument("--publish-code", action="store_true",
+                        help="from now on the code as it stands here counts as the project's own (for maintainers)")
     parser.add_argument("--run", action="store_true", help="run what is missing, then print the table")
     parser.add_argument("--list", action="store_true", help="print the commands of all runs, one a line, and stop")
     parser.add_argument("--missing", action="store_true", help="print the commands of the runs that are missing")

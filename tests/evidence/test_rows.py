@@ -256,3 +256,15 @@ def test_a_row_of_an_edited_script_has_no_command(tmp_path):
     assert own.why_no_command
     assert "edited copytask_nvar.py" in own.name
     assert "none: " in table.line_of(own, table.MEASURES["copytask"])["command"]
+
+
+def test_two_contents_of_a_script_are_two_rows(tmp_path):
+    """Of the same name and options: edited between two seeds, they are no two runs of one program."""
+    row = row_of("copytask", "expRNN", "none")
+    for seed, content in ((400, "a" * 40), (401, "b" * 40), (402, "b" * 40)):
+        write_run(tmp_path, row, seed, code={"copytask_nvar.py": content})
+    one, two = rows.own_rows("copytask", (400, 401, 402), tmp_path)
+    assert [sorted(own.runs) for own in (one, two)] == [[400], [401, 402]]
+    assert two.name == one.name.replace(" none", ", code 2 none")
+    rows.find_runs([row], (400, 401, 402), tmp_path)
+    assert not row.runs
