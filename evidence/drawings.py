@@ -40,14 +40,6 @@ def names_of(folders: list[Path]) -> dict[Path, str]:
             for folder, config, label in zip(folders, configs, labels_of(configs), strict=True)}
 
 
-def learned_numbers(folder: Path) -> list[float]:
-    """The numbers α_t of a run's learned stair, from stair.csv."""
-    if not (Path(folder) / "stair.csv").exists():
-        raise UserError(f"{folder} has no learned stair (stair.csv); name runs of the alpha or expalpha scripts that "
-                        "have ended")
-    return read_stair(folder)
-
-
 def draw_alpha(folders: list[Path], path: Path) -> None:
     """The learned α_t of runs of the alpha and expalpha scripts; an axis for each of the two."""
     check_lines(len(folders), "name fewer folders")
@@ -60,7 +52,7 @@ def draw_alpha(folders: list[Path], path: Path) -> None:
         axes.grid(alpha=0.3)
         labels = names_of([folder for folder in folders if configs[folder]["script"] == script])
         for number, (folder, label) in enumerate(labels.items()):
-            axes.plot(learned_numbers(folder), **{**line(number, label), "linewidth": 1.2},
+            axes.plot(read_stair(folder), **{**line(number, label), "linewidth": 1.2},
                       markevery=(5 * number, APART))
         axes.set(xlabel="step t", ylabel="α_t")
         axes.set_title({"alpha": "g_t = α_t", "expalpha": "g_t = 1 − exp(−α_t |z|)"}.get(script.split("_")[-1]),

@@ -72,17 +72,12 @@ def draw_rows(rows: list[Row], path: Path, with_published: bool) -> None:
     picture, axes = figure(8.6, 4.4)
     folders = [folder for row in rows for folder in row.runs.values()]
     x, y = columns_of(next(filter(None, map(read_log, folders)), {}))
-    longest = 0
     for number, row in enumerate(rows):
         found = [points(log[x], log[y]) for log in map(read_log, row.runs.values()) if log]
-        longest = max(longest, *(len(places) for places, _ in found), 0)
         draw_band(axes, found, y, **line(number, f"{row.model}, {row.stair} (n = {len(found)})"),
                   markevery=(number % 5, 5) if x == "update" else 1)
         if with_published:
             draw_published(axes, row, number)
-    if longest < 2:
-        raise UserError(f"no run that was picked has two {x}s to join; python -m evidence.pictures RUN_FOLDER draws "
-                        "a run from its first report on")
     finish_axes(axes, x, y, memoryless_lines(folders), len(folders) > len(rows))
     save(picture, path)
 
@@ -105,16 +100,10 @@ def draw_published(axes, row: Row, number: int) -> None:
 
 
 def draw_vary(columns: dict[str, list[Row]], name: str, path: Path) -> None:
-    """The score of a task's rows against the value of the flag `name`: mean and standard deviation over seeds.
+    """The score of rows against the value of the flag `name`: mean and standard deviation over seeds.
 
     Values for which no run has ended take no room.
     """
-    try:
-        if not all(float(value) > 0 for value in columns):
-            raise ValueError
-    except ValueError:
-        raise UserError(f"--vary {name} {' '.join(columns)} has no place on a logarithmic axis, which takes numbers "
-                        "above 0; python -m evidence TASK --vary makes a table of any values") from None
     ended = {value: found for value, rows in columns.items() if any(found := list(map(results_of, rows)))}
     if len(ended) < 2:
         raise UserError(f"runs have ended with {len(ended)} of the values of --{name}, and a line needs two values")
@@ -124,18 +113,16 @@ def draw_vary(columns: dict[str, list[Row]], name: str, path: Path) -> None:
     picture, axes = figure(8.6, 4.4)
     measure = GAIN.get(rows[0].task) or next(iter(measures_of(rows)))
     for number, (row, results) in enumerate(lines):
-        values = {float(value): [r[measure] for r in found] for value, found in zip(ended, results, strict=True)
-                  if found}
-        aside = 1 + 0.015 * (number - len(lines) / 2)  # so that no bar hides another
-        axes.errorbar([value * aside for value in values], list(map(statistics.mean, values.values())),
-                      [statistics.stdev(found) if len(found) > 1 else 0 for found in values.values()], capsize=3,
+        scores = {place + 0.03 * (number - len(lines) / 2): [r[measure] for r in found]   # aside: no bar hides another
+                  for place, found in enumerate(results) if found}
+        axes.errorbar(list(scores), list(map(statistics.mean, scores.values())),
+                      [statistics.stdev(found) if len(found) > 1 else 0 for found in scores.values()], capsize=3,
                       **line(number, f"{row.model}, {row.stair}"))
     if rows[0].task == "copytask":
         axes.axhline(1 / 8, color="0.3", linewidth=1.0, label="memoryless")
     help_ = f": {FLAGS[dest].help}" if (dest := name.replace("-", "_")) in FLAGS else ""
-    axes.set(xlabel=name + help_, ylabel=measure.replace("_", " "), xscale="log")
-    axes.set_xticks([float(value) for value in ended], list(ended))
-    axes.minorticks_off()
+    axes.set(xlabel=name + help_, ylabel=measure.replace("_", " "))
+    axes.set_xticks(range(len(ended)), list(ended))
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     save(picture, path)
 

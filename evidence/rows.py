@@ -183,7 +183,7 @@ def find_runs(rows: list[Row], seeds, *folders: Path, data: str | None = None) -
         differences = differences_of(config)
         if differences == ["other data"] and data and config["data"].get("path") == str(Path(data).absolute()):
             differences = []
-        if not differences and own_stair(config) is None and is_current(config):
+        if not differences and not own_stair(config) and is_current(config):
             science = json.dumps(flags.science(config["options"]), sort_keys=True)
             key = (config["script"], science)
             if key not in found or ((run / "result.json").exists() and not (found[key] / "result.json").exists()):
@@ -205,42 +205,41 @@ def own_rows(target: str, seeds, *folders: Path, extra: list[str] = (), apart: s
     `target` is a task or the path of a script. Only runs with the values `extra` count. The flag `apart` is left out
     of the names and of the commands. Runs of two contents of a file are two rows.
     """
-    rows, wanted, is_task = {}, typed_in(list(extra)), target in TASKS
+    rows, wanted = {}, typed_in(list(extra))
     for run, config in records_below(*folders):
-        differences, stair, options = differences_of(config), own_stair(config), config["options"]
-        here = (differences or stair) and task_of(config) == target and is_current(config) if is_task \
-            else config["script"] == Path(target).stem
-        seed = options["random_seed"]["value"]
-        if not here or seed not in seeds or not all(name in options and is_same(options[name]["value"], text)
-                                                    for name, text in wanted.items()):
+        options, seed = config["options"], config["options"]["random_seed"]["value"]
+        has_row = (is_own(config) and task_of(config) == target and is_current(config)) if target in TASKS else \
+            config["script"] == Path(target).stem
+        if not has_row or seed not in seeds or not all(name in options and is_same(options[name]["value"], text)
+                                                       for name, text in wanted.items()):
             continue
-        typed = typed_to(config, apart)
-        edited = [f"{name}={entry['value']}" for name, entry in options.items() if entry["origin"] == "edited"]
-        name = ", ".join(filter(None, [config["row"], *differences, *(" ".join(words).removeprefix("--")
-                                                                      for words in typed), *edited]))
         contents = [config.get("code", {}).get(file) for file in foreign_code(config)]
-        science = flags.science(options) | {"random_seed": None}
-        key = json.dumps([config["script"], stair, differences, contents, science], sort_keys=True)
+        key = json.dumps([config["script"], own_stair(config), differences_of(config), contents,
+                          flags.science(options) | {"random_seed": None}], sort_keys=True)
         if key not in rows:
-            path = Path(config["argv"][0] if config["argv"] else "")
-            others = sum((row.model.split(", code ")[0], row.stair) == (name, stair_of(config)) for row in rows.values())
-            why = "" if differences == [f"{config['script']}.py"] else "it needs an edited script or other data"
-            rows[key] = Row(config["script"], name + f", code {others + 1}" * bool(others), stair_of(config),
-                            list(itertools.chain(*typed)), task=task_of(config), why_no_command=why * is_task,
-                            path=str(path) if path.stem == config["script"] else f"{config['script']}.py")
+            rows[key] = own_row(config, apart)
+            rows[key].why_no_command *= target in TASKS
+            alike = sum(row.model.split(", code ")[0] == rows[key].model for row in rows.values())
+            rows[key].model += f", code {alike}" * (alike > 1)
         rows[key].runs[seed] = run
     return list(rows.values())
 
 
-def typed_to(config: dict, apart: str = "") -> list[list[str]]:
-    """The words of each flag that was typed to a run and decides what it computes, without the seed's."""
-    found = []
+def own_row(config: dict, apart: str) -> Row:
+    """The row of a run that is of no published row, without runs."""
+    differences, file = differences_of(config), f"{config['script']}.py"
+    typed = []
     for name, entry in config["options"].items():
         value, flag = entry["value"], flags.spelled(name)
         if entry["origin"].startswith("typed") and flags.is_science(name) and name not in ("random_seed", apart):
-            found.append([flag if value else f"--no-{flag[2:]}"] if isinstance(value, bool) else
+            typed.append([flag if value else f"--no-{flag[2:]}"] if isinstance(value, bool) else
                          [flag, *map(str, value if isinstance(value, list) else [value])])
-    return found
+    edited = [f"{name}={entry['value']}" for name, entry in config["options"].items() if entry["origin"] == "edited"]
+    parts = [config["row"], *differences, *(" ".join(words).removeprefix("--") for words in typed), *edited]
+    typed_path = Path(config["argv"][0] if config["argv"] else "")
+    return Row(config["script"], ", ".join(filter(None, parts)), stair_of(config), list(itertools.chain(*typed)),
+               task=task_of(config), path=str(typed_path) if typed_path.name == file else file,
+               why_no_command="" if differences == [file] else "it needs an edited script or other data")
 
 
 # ── the rows that are asked for ──────────────────────────────────────────────────────────────────────────
@@ -328,6 +327,11 @@ def stair_of(config: dict) -> str:
     options = config["options"]
     schedule = options.get("nvar", {}).get("value")
     return own_stair(config) or schedule or kind_of(options)
+
+
+def is_own(config: dict) -> bool:
+    """Whether a run belongs to no published row, whatever its options."""
+    return bool(differences_of(config) or own_stair(config))
 
 
 def differences_of(config: dict) -> list[str]:
