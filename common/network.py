@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from common.cells import NNRNN, RNN, Cell, ExpRNN, check_start, glorot_normal
-from common.recurrence import automatic, stair_recurrence
+from common.recurrence import engine_for, run_recurrence, without_autocast
 from common.stair import Nonlinearity
 
 
@@ -29,7 +29,8 @@ class StairRNN(nn.Module):
 
     def kernel(self) -> torch.Tensor:
         """W (H, H). An evaluation over many sequences forms it once and hands it to `forward`."""
-        return self.cell.kernel(self.engine)
+        with without_autocast(self.cell.input_weight.device):      # a rotation stays one
+            return self.cell.kernel(self.engine)
 
     def penalty(self):
         """What is added to the loss, before the factor `alam`."""
@@ -39,10 +40,9 @@ class StairRNN(nn.Module):
         """x as in `Cell.project` → h (T, B, H), or (B, H) with `last_only`; and the last state (B, H)."""
         state = self.start(x.shape[1]) if state is None else state
         kernel = self.kernel() if kernel is None else kernel
-        x = self.cell.project(x, embedding)
-        self.engine_that_ran = automatic(x, self.stair, self.nonlinearity) if self.engine == "auto" else self.engine
-        h = stair_recurrence(x, kernel, state, self.stair, self.nonlinearity, engine=self.engine_that_ran,
-                             last_only=last_only)
+        x = self.cell.project(x, embedding).to(kernel.dtype)                               # another one under autocast
+        self.engine_that_ran = engine_for(x, self.stair, self.nonlinearity, self.engine)
+        h = run_recurrence(self.engine_that_ran, x, kernel, state, self.stair, self.nonlinearity, last_only)
         return h, (h if last_only else h[-1])
 
 

@@ -30,7 +30,7 @@ SCHEDULES = {
 SCHEDULE_ALIASES = {"1n": "n", "n^2": "n2", "1n2": "n2"}
 
 RULES = ("scale", "exponential", "literal")
-NONLINEARITIES = ("none", "tanh", "relu", "modrelu", "sigmoid")  # new names go to the end: native.cpp counts both
+NONLINEARITIES = ("none", "tanh", "relu", "modrelu", "sigmoid")
 
 
 def schedule(name: str, steps: int) -> torch.Tensor:
@@ -48,10 +48,24 @@ def stair_factor(rule, step: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
     if rule == "scale":
         return step
     if rule == "exponential":
-        return -torch.expm1(-step * z.abs())
+        return _Approach.apply(step * z.abs())
     if rule == "literal":  # the authors' code: unbounded where z < 0
-        return -torch.expm1(-step * z)
+        return _Approach.apply(step * z)
     raise ValueError(f"there is no stair rule '{rule}'; choose one of {', '.join(RULES)}")
+
+
+class _Approach(torch.autograd.Function):
+    """1 − e^{−u} with its derivative e^{−u}, of which autograd would lose the digits: it forms expm1(−u) + 1."""
+
+    @staticmethod
+    def forward(ctx, u):
+        ctx.save_for_backward(u)
+        return -torch.expm1(-u)
+
+    @staticmethod
+    def backward(ctx, grad):
+        u, = ctx.saved_tensors
+        return grad * torch.exp(-u)
 
 
 def nonlinearity(name, z: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -10,19 +10,20 @@ torch. Where an engine cannot compute a stair or φ of one's own, `auto` takes
 the next slower one and a line says why. `stair_recurrence` is the only function that callers need.
 """
 
+import contextlib
+import functools
+
 import torch
 
 from common.recurrence import native_engine, triton_engine
 from common.recurrence.native_build import say_once
+from common.recurrence.native_engine import COMPILED_NONLINEARITIES, COMPILED_RULES
 from common.recurrence.reference_engine import reference_recurrence
 from common.recurrence.torch_engine import is_elementwise, sequence_recurrence
 from common.stair import RULES, Nonlinearity
 
 ENGINES = {"reference": reference_recurrence, "torch": sequence_recurrence, "native": native_engine.native_recurrence,
            "triton": triton_engine.triton_recurrence}
-# The formulas that native and triton have written again. A name that is new in common/stair.py runs in the others.
-COMPILED_RULES = ("scale", "exponential", "literal")
-COMPILED_NONLINEARITIES = ("none", "tanh", "relu", "modrelu", "sigmoid")
 
 
 def unavailable_reason(engine: str, device) -> str | None:
@@ -38,7 +39,7 @@ def _formula(nonlinearity) -> tuple:
 
 def unfit_reason(engine: str, hidden: int, stair, nonlinearity) -> str | None:
     """Why `engine` cannot compute this stair and φ for H units, in a sentence; None if it can. "auto": why none can."""
-    numbers, rule, (phi, bias), name = stair.forward(1), stair.rule, _formula(nonlinearity), type(stair).__name__
+    numbers, rule, phi, name = stair.forward(1), stair.rule, _formula(nonlinearity)[0], type(stair).__name__
     if numbers.shape not in ((1,), (1, hidden)):
         return f"{name} gives numbers of shape {tuple(numbers.shape)} for one step of {hidden} units; give (1,), or " \
                f"(1, {hidden}) with a number for every unit"
@@ -51,25 +52,65 @@ def unfit_reason(engine: str, hidden: int, stair, nonlinearity) -> str | None:
         what = f"computes the rules {', '.join(COMPILED_RULES)}, and {name} has another"
     elif compiled and phi not in COMPILED_NONLINEARITIES:
         what = f"computes the nonlinearities {', '.join(COMPILED_NONLINEARITIES)}, and this network has another"
-    elif engine == "torch" and (callable(rule) or callable(phi)) \
-            and not is_elementwise(rule, phi, numbers[0], bias, hidden):
+    elif engine == "torch" and (callable(rule) or callable(phi)) and not _is_elementwise(
+            stair, rule, nonlinearity, getattr(nonlinearity, "training", None), numbers.dtype, numbers.device, hidden):
         what = "needs a rule and a nonlinearity that are elementwise, not random and without parameters of their own"
     return what and f"the {engine} engine {what}; choose the engine auto or reference"
 
 
-def automatic(x: torch.Tensor, stair, nonlinearity) -> str:
-    """The engine that `auto` stands for on the device and the sizes of x (T, B, H), for this stair and φ."""
-    on_gpu, hidden = x.device.type == "cuda", x.shape[2]
-    if (reason := unfit_reason("triton" if on_gpu else "native", hidden, stair, nonlinearity)) is None:
-        if native_engine.serves(x):
-            return "native"
-        is_right = on_gpu and triton_engine.is_right(*x.shape[1:], stair.rule, nonlinearity.name, x.dtype, x.device,
-                                                     triton_engine.precision())
-        return "triton" if is_right else "torch"
+@functools.lru_cache(maxsize=16)
+def _is_elementwise(stair, rule, nonlinearity, training, dtype, device, hidden) -> bool:
+    """Asked once, not in every step: it reads numbers, for which the host would wait for a GPU."""
+    return is_elementwise(rule, _formula(nonlinearity)[0], stair.forward(1)[0], _formula(nonlinearity)[1], hidden)
+
+
+def engine_for(x: torch.Tensor, stair, nonlinearity, engine: str = "auto") -> str:
+    """The engine that computes this stair and φ for x (T, B, H): `engine`, or what "auto" stands for.
+
+    Raises ValueError for an engine that cannot.
+    """
+    if engine not in ("auto", *ENGINES):
+        raise ValueError(f"there is no engine '{engine}'; choose auto, {', '.join(ENGINES)}")
+    hidden, on_gpu = x.shape[2], x.device.type == "cuda"
+    fastest = engine if engine != "auto" else "triton" if on_gpu else "native"
+    reason = unfit_reason(fastest, hidden, stair, nonlinearity)
+    if engine != "auto":
+        if reason is not None:
+            raise ValueError(reason)
+        return engine
+    if reason is None:
+        if on_gpu:
+            is_right = triton_engine.is_right(*x.shape[1:], stair.rule, nonlinearity.name, x.dtype, x.device,
+                                              triton_engine.precision(x.dtype))
+        else:
+            is_right = native_engine.serves(x)
+        return fastest if is_right else "torch"
+    if (invalid := unfit_reason("auto", hidden, stair, nonlinearity)) is not None:
+        raise ValueError(invalid)
     slower = unfit_reason("torch", hidden, stair, nonlinearity)
     engine, reason = ("torch", reason) if slower is None else ("reference", slower)
     say_once(f"stair: running the {engine} engine; {reason.partition(';')[0]}")
     return engine
+
+
+def without_autocast(device):
+    """A context in which products keep the dtype of their factors; it changes nothing where autocast is off."""
+    kind = device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if on else contextlib.nullcontext()
+
+
+def run_recurrence(engine: str, x, kernel, h0, stair, nonlinearity, last_only=False) -> torch.Tensor:
+    """As `stair_recurrence`, with an engine that `engine_for` has found. x goes to the dtype of W."""
+    steps, batch, hidden = x.shape
+    if steps == 0:
+        raise ValueError("the sequence is empty; it needs at least one step")
+    if kernel.shape != (hidden, hidden) or h0.shape != (batch, hidden):
+        raise ValueError(f"x {tuple(x.shape)} needs a kernel {(hidden, hidden)} and h0 {(batch, hidden)}; "
+                         f"got {tuple(kernel.shape)} and {tuple(h0.shape)}")
+    numbers, (phi, bias) = stair(steps).to(kernel.dtype), _formula(nonlinearity)
+    with without_autocast(x.device):
+        return ENGINES[engine](x.to(kernel.dtype), kernel, h0, numbers, stair.rule, phi, bias, last_only)
 
 
 def stair_recurrence(x, kernel, h0, stair, nonlinearity, engine="auto", last_only=False) -> torch.Tensor:
@@ -86,16 +127,5 @@ def stair_recurrence(x, kernel, h0, stair, nonlinearity, engine="auto", last_onl
     → h (T, B, H), or (B, H) with `last_only`. Differentiable in x, kernel, h0, the stair's numbers and
     modReLU's bias. Raises ValueError for shapes that do not fit and for an engine that cannot compute this stair or φ.
     """
-    steps, batch, hidden = x.shape
-    if steps == 0:
-        raise ValueError("the sequence is empty; it needs at least one step")
-    if kernel.shape != (hidden, hidden) or h0.shape != (batch, hidden):
-        raise ValueError(f"x {tuple(x.shape)} needs a kernel {(hidden, hidden)} and h0 {(batch, hidden)}; "
-                         f"got {tuple(kernel.shape)} and {tuple(h0.shape)}")
-    if engine not in ("auto", *ENGINES):
-        raise ValueError(f"there is no engine '{engine}'; choose auto, {', '.join(ENGINES)}")
-    numbers = stair(steps).to(x.dtype)
-    if (reason := unfit_reason(engine, hidden, stair, nonlinearity)) is not None:
-        raise ValueError(reason)
-    engine = automatic(x, stair, nonlinearity) if engine == "auto" else engine
-    return ENGINES[engine](x, kernel, h0, numbers, stair.rule, *_formula(nonlinearity), last_only)
+    engine = engine_for(x, stair, nonlinearity, engine)
+    return run_recurrence(engine, x, kernel, h0, stair, nonlinearity, last_only)

@@ -21,19 +21,25 @@ The code is compiled on first use, by native_build.py.
 
 import ctypes
 import functools
+import re
+from pathlib import Path
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from common.orthogonal import LARGEST_NORM, POLYNOMIAL, skew_exponential, triangle, triangle_indices
-from common.recurrence import native_build
-from common.recurrence.agreement import disagreement
-from common.recurrence.native_build import SCALARS, Call
+from common.recurrence.agreement import ChildFailed, disagreement, in_child
+from common.recurrence.native_build import Unavailable, load_or_build, say_once
 from common.stair import NONLINEARITIES, RULES
 
+SOURCE = Path(__file__).with_name("native.cpp")
+SCALARS = {torch.float32: "float", torch.float64: "double"}
+# The formulas that are written again here and in triton_kernels.py. A name that is new in common/stair.py is none.
+COMPILED_RULES = ("scale", "exponential", "literal")
+COMPILED_NONLINEARITIES = ("none", "tanh", "relu", "modrelu", "sigmoid")
 WORK_PER_THREAD = 2**20  # multiply-adds; with less of them a thread costs more than it brings
 CHUNK_ELEMENTS = 2**22   # numbers of h formed again at a time
-POLYNOMIALS = {dtype: (ctypes.c_double * 9)(*p, LARGEST_NORM[dtype]) for dtype, p in POLYNOMIAL.items()}
+POLYNOMIALS = {dtype: (ctypes.c_double * 8)(*POLYNOMIAL[dtype]) for dtype in POLYNOMIAL}
 # |ρ| below which φ = h / ρ could not be read from h
 VANISHING = {dtype: torch.finfo(dtype).tiny ** 0.5 for dtype in SCALARS}
 
@@ -55,10 +61,7 @@ def native_recurrence(x, kernel, h0, numbers, rule, phi, bias, last_only):
     if (phi == "modrelu") != (bias is not None) or (bias is not None and bias.shape != (hidden,)):
         raise ValueError(f"modrelu needs a bias ({hidden},), the other nonlinearities none; got {phi} and "
                          f"{None if bias is None else tuple(bias.shape)}")
-    library, reason = _library(x.dtype)
-    if library is None:
-        raise RuntimeError(_unavailable(reason))
-    return _recurrence(library, x, kernel, h0, numbers, rule, phi, bias, last_only)
+    return _recurrence(_available(x.dtype), x, kernel, h0, numbers, rule, phi, bias, last_only)
 
 
 def unavailable_reason(device) -> str | None:
@@ -73,33 +76,65 @@ def _unavailable(reason):
     return f"the native engine is not available: {reason}; choose the engine torch, which needs no compiler"
 
 
+def _available(dtype) -> "Library":
+    library, reason = _library(dtype)
+    if library is None:
+        raise RuntimeError(_unavailable(reason))
+    return library
+
+
 def serves(x: torch.Tensor) -> bool:
     """Whether the native engine can run on tensors like x. Builds it on the first call; one line says if it cannot."""
     if x.device.type != "cpu" or x.dtype not in SCALARS:
         return False
     library, reason = _library(x.dtype)
     if library is None:
-        native_build.say_once(f"stair: running the PyTorch engine, the native one is not available: {reason}")
+        say_once(f"stair: running the PyTorch engine, the native one is not available: {reason}")
     return library is not None
 
 
 def _recurrence(library, x, kernel, h0, numbers, rule, phi, bias, last_only):
+    h0, numbers, bias = _rows(h0), numbers.contiguous(), None if bias is None else bias.contiguous()
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, kernel, h0, numbers, bias)):
         return _Sequence.apply(x, kernel, h0, numbers, bias, rule, phi, last_only, library)
-    problem = Problem(library, kernel, h0, numbers, rule, phi, bias, steps=x.shape[0])
-    h, last = problem.forward(x, z=None, keep_h=not last_only, keep_last=last_only)
+    h, last = _forward(library, x, kernel, h0, numbers, bias, rule, phi, None, None, not last_only, last_only)
     return last if last_only else h
+
+
+def _problem(kernel, numbers, rule, phi, bias, steps, batch, hidden) -> dict:
+    """What both passes are told. Without a kernel z is x."""
+    kernel_in, kernel_out = (0, 0) if kernel is None else kernel.stride()
+    return dict(rule=RULES.index(rule), phi=NONLINEARITIES.index(phi), steps=steps, batch=batch, hidden=hidden,
+                kernel=kernel, kernel_in=kernel_in, kernel_out=kernel_out, numbers=numbers, bias=bias,
+                **_threads(steps * batch * hidden**2))
+
+
+def _forward(library, x, kernel, h0, numbers, bias, rule, phi, kept, z, keep_h, keep_last):
+    """Fills z where kept; → h (T, B, H) or None, the last state (B, H) or None."""
+    x = _rows(x)
+    h = x.new_empty(x.shape) if keep_h else None
+    last = x.new_empty(h0.shape) if keep_last else None
+    library.forward(**_problem(kernel, numbers, rule, phi, bias, *x.shape), x=x, x_step=x.stride(0), x_row=x.stride(1),
+                    h0=h0, h0_row=h0.stride(0), kept=kept, z=z, h=h, last=last)
+    return h, last
+
+
+def _steps_that_need_z(numbers, rule):
+    """The place of z_t among the kept ones, or −1, for every step → (T,) int64; None if none is kept."""
+    if rule != "scale":
+        return torch.arange(len(numbers))
+    vanishes = numbers.detach().abs() < VANISHING[numbers.dtype]
+    return torch.where(vanishes, vanishes.cumsum(0) - 1, -1) if vanishes.any() else None
 
 
 class _Sequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, kernel, h0, numbers, bias, rule, phi, last_only, library):
-        problem = Problem(library, kernel, h0, numbers, rule, phi, bias, steps=x.shape[0])
-        kept = problem.steps_that_need_z()
+        kept = _steps_that_need_z(numbers, rule)
         z = None if kept is None else x.new_empty(int(kept.max()) + 1, *h0.shape)            # (T or fewer, B, H)
-        h, last = problem.forward(x, z, keep_h=rule == "scale" or not last_only, keep_last=last_only)
-        ctx.rule, ctx.phi, ctx.last_only, ctx.library = rule, phi, last_only, library
-        ctx.steps, ctx.kept = x.shape[0], kept
+        h, last = _forward(library, x, kernel, h0, numbers, bias, rule, phi, kept, z,
+                           keep_h=rule == "scale" or not last_only, keep_last=last_only)
+        ctx.rule, ctx.phi, ctx.last_only, ctx.library, ctx.kept = rule, phi, last_only, library, kept
         ctx.save_for_backward(kernel, h0, numbers, bias, h if rule == "scale" else None, z)
         return last if last_only else h
 
@@ -108,103 +143,42 @@ class _Sequence(torch.autograd.Function):
     def backward(ctx, grad):
         kernel, h0, numbers, bias, h, z = ctx.saved_tensors
         need_x, need_kernel, need_h0, need_numbers, need_bias = ctx.needs_input_grad[:5]
-        problem = Problem(ctx.library, kernel, h0, numbers, ctx.rule, ctx.phi, bias, steps=ctx.steps)
-        problem.keep(ctx.kept)
+        grad, dz = _rows(grad), grad.new_empty(len(numbers), *h0.shape)                                    # (T, B, H)
         d_h0 = torch.empty_like(h0, memory_format=torch.contiguous_format) if need_h0 else None
-        d_numbers = numbers.new_empty(ctx.steps) if need_numbers else None
-        d_bias = h0.new_empty(h0.shape[1]) if need_bias else None
-        dz = problem.backward(grad, ctx.last_only, h, z, d_h0, d_numbers, d_bias)                          # (T, B, H)
-        d_kernel = problem.kernel_gradient(h, z, dz) if need_kernel else None
+        d_numbers = torch.empty_like(numbers) if need_numbers else None
+        d_bias = torch.empty_like(bias) if need_bias else None
+        ctx.library.backward(**_problem(kernel, numbers, ctx.rule, ctx.phi, bias, *dz.shape), grad=grad,
+                             grad_step=grad.stride(0), grad_row=grad.stride(-2), last_only=ctx.last_only,
+                             kept=ctx.kept, z=z, h=h, dz=dz, d_h0=d_h0, d_numbers=d_numbers, d_bias=d_bias)
+        d_kernel = None
+        if need_kernel:
+            d_kernel = _kernel_gradient(ctx.library, h0, numbers, bias, ctx.rule, ctx.phi, h, z, dz)
         return dz if need_x else None, d_kernel, d_h0, d_numbers, d_bias, None, None, None, None
+
+
+def _kernel_gradient(library, h0, numbers, bias, rule, phi, h, z, dz):
+    """dW = Σ_t h_{t-1}ᵀ δz_t → (H, H), with h_{t-1} formed again from z where h was not kept."""
+    (steps, batch, hidden), d_kernel = dz.shape, dz.new_zeros(dz.shape[-1], dz.shape[-1])
+
+    def add(count, previous, row, dz):
+        library.kernel_gradient(rows=count, hidden=hidden, **_threads(count * hidden**2), previous=previous,
+                                previous_row=row, dz=dz, d_kernel=d_kernel)
+
+    add(batch, h0, h0.stride(0), dz)
+    if h is not None:
+        add((steps - 1) * batch, h, hidden, dz[1:])
+        return d_kernel
+    chunk = max(1, CHUNK_ELEMENTS // max(1, batch * hidden))
+    for start in range(0, steps - 1, chunk):
+        z_chunk, numbers_chunk = z[start:min(start + chunk, steps - 1)], numbers[start:]
+        states, _ = _forward(library, z_chunk, None, h0, numbers_chunk, bias, rule, phi, None, None, True, False)
+        add(len(states) * batch, states, hidden, dz[start + 1:])
+    return d_kernel
 
 
 def _rows(tensor):
     """The tensor itself if its last dimension is contiguous, as native.cpp needs it, else a copy."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
-
-
-def _address(tensor):
-    return None if tensor is None else tensor.data_ptr()
-
-
-class Problem:
-    """One sequence, as native.cpp wants to be told about it."""
-
-    def __init__(self, library, kernel, h0, numbers, rule, phi, bias, steps):
-        batch, hidden = h0.shape
-        self.library, self.rule = library, rule
-        self.h0, self.numbers = _rows(h0), numbers.contiguous()
-        self.alive = [kernel, bias := None if bias is None else bias.contiguous()]  # until the call is over
-        threads = min(torch.get_num_threads(), steps * batch * hidden**2 // WORK_PER_THREAD)
-        self.call = Call(
-            steps=steps, batch=batch, hidden=hidden, threads=max(1, threads),
-            rule=RULES.index(rule), phi=NONLINEARITIES.index(phi), openmp_parallel=native_build.openmp_parallel(),
-            kernel=_address(kernel), kernel_in=kernel.stride(0), kernel_out=kernel.stride(1),
-            h0=_address(self.h0), h0_row=self.h0.stride(0), numbers=_address(self.numbers), bias=_address(bias))
-
-    def keep(self, kept):
-        self.alive.append(kept)
-        self.call.kept = _address(kept)
-
-    def steps_that_need_z(self):
-        """The place of z_t among the kept ones, or −1, for every step → (T,) int64; None if none is kept."""
-        if self.rule != "scale":
-            kept = torch.arange(self.call.steps)
-        else:
-            limit = VANISHING[self.numbers.dtype]
-            if not self.library.smallest(self.call.numbers, self.call.steps) < limit:
-                return None
-            vanishes = self.numbers.abs() < limit
-            kept = torch.where(vanishes, vanishes.cumsum(0) - 1, -1)
-        self.keep(kept)
-        return kept
-
-    def forward(self, x, z, keep_h, keep_last):
-        """Fills z where kept; → h (T, B, H) or None, the last state (B, H) or None."""
-        x = _rows(x)
-        h = x.new_empty(x.shape) if keep_h else None
-        last = x.new_empty(x.shape[1:]) if keep_last else None
-        call = self.call
-        call.x, call.x_step, call.x_row = _address(x), x.stride(0), x.stride(1)
-        call.h, call.last, call.z = _address(h), _address(last), _address(z)
-        self.library.run("forward", call)
-        return h, last
-
-    def backward(self, grad, last_only, h, z, d_h0, d_numbers, d_bias):
-        """Fills the last three where given; → δz (T, B, H)."""
-        grad = _rows(grad)
-        call = self.call
-        dz = grad.new_empty(call.steps, call.batch, call.hidden)
-        if last_only:
-            call.grad_last, call.grad_row = _address(grad), grad.stride(0)
-        else:
-            call.grad, call.grad_step, call.grad_row = _address(grad), grad.stride(0), grad.stride(1)
-        call.h, call.z, call.dz, call.d_h0 = map(_address, (h, z, dz, d_h0))
-        call.d_numbers, call.d_bias = _address(d_numbers), _address(d_bias)
-        self.library.run("backward", call)
-        call.d_numbers = call.d_bias = None
-        return dz
-
-    def kernel_gradient(self, h, z, dz):
-        """dW = Σ_t h_{t-1}ᵀ δz_t → (H, H), with h_{t-1} formed again from z where h was not kept."""
-        call, steps, hidden = self.call, len(dz), dz.shape[-1]
-        d_kernel = dz.new_zeros(hidden, hidden)
-        call.d_kernel, call.dz, call.h = _address(d_kernel), _address(dz), _address(h)
-        if h is not None:
-            self.library.run("kernel_gradient", call)
-            return d_kernel
-        call.steps = 1
-        self.library.run("kernel_gradient", call)                                                          # of h0
-        call.h0 = None
-        chunk = max(1, CHUNK_ELEMENTS // dz[0].numel())
-        states = torch.empty_like(z[:chunk])
-        call.h = _address(states)
-        for start in range(0, steps - 1, chunk):
-            call.steps, call.numbers = min(chunk, steps - 1 - start), _address(self.numbers[start:])
-            call.z, call.dz = _address(z[start:]), _address(dz[start + 1:])
-            self.library.run("states", call)
-            self.library.run("kernel_gradient", call)
-        return d_kernel
 
 
 # ── the exponential ──────────────────────────────────────────────────────────────────────────────────────
@@ -215,24 +189,20 @@ def native_exponential(logarithm: torch.Tensor, size: int) -> torch.Tensor:
 
     The same formulas. Raises RuntimeError if the engine could not be built.
     """
-    library, reason = _library(logarithm.dtype)
-    if library is None:
-        raise RuntimeError(_unavailable(reason))
-    return _Exponential.apply(logarithm, size, library)
+    return _Exponential.apply(logarithm, size, _available(logarithm.dtype))
 
 
 class _Exponential(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logarithm, size, library):
-        logarithm = logarithm.contiguous()
+        logarithm, matrix = logarithm.contiguous(), dict(hidden=size, **_threads(size**3))
         squares, rotation = logarithm.new_empty(2, size, size), logarithm.new_empty(size, size)
-        ctx.library, ctx.call = library, (call := _call(size**3, hidden=size))
-        call.polynomial = ctypes.addressof(POLYNOMIALS[logarithm.dtype])
-        call.logarithm, call.squares, call.rotation = map(_address, (logarithm, squares, rotation))
-        library.run("square", call)
-        kept = logarithm.new_empty(3 + call.squarings, size, size)
-        call.kept_products = _address(kept)
-        library.run("exponential", call)
+        matrix["squarings"] = library.square(**matrix, largest_norm=LARGEST_NORM[logarithm.dtype], logarithm=logarithm,
+                                             squares=squares)
+        matrix["polynomial"] = ctypes.addressof(POLYNOMIALS[logarithm.dtype])
+        kept = logarithm.new_empty(3 + matrix["squarings"], size, size)
+        library.exponential(**matrix, squares=squares, kept=kept, rotation=rotation)
+        ctx.library, ctx.matrix = library, matrix
         ctx.save_for_backward(squares, kept)
         return rotation
 
@@ -241,19 +211,10 @@ class _Exponential(torch.autograd.Function):
     def backward(ctx, grad):
         squares, kept = ctx.saved_tensors
         size = grad.shape[0]
-        grad, room = grad.contiguous(), grad.new_empty(6, size, size)
-        d_logarithm = grad.new_empty(size * (size - 1) // 2)
-        call = ctx.call
-        call.squares, call.kept_products, call.grad_rotation = map(_address, (squares, kept, grad))
-        call.room, call.d_logarithm = _address(room), _address(d_logarithm)
-        ctx.library.run("exponential_backward", call)
+        room, d_logarithm = grad.new_empty(6, size, size), grad.new_empty(size * (size - 1) // 2)
+        ctx.library.exponential_backward(**ctx.matrix, squares=squares, kept=kept, grad_rotation=grad.contiguous(),
+                                         room=room, d_logarithm=d_logarithm)
         return d_logarithm, None, None
-
-
-def _call(work: int, **sizes) -> Call:
-    """A call of so many multiply-adds, which decide about its threads."""
-    threads = min(torch.get_num_threads(), work // WORK_PER_THREAD)
-    return Call(threads=max(1, threads), openmp_parallel=native_build.openmp_parallel(), **sizes)
 
 
 def multiply_adds(rounds: int) -> float:
@@ -261,39 +222,98 @@ def multiply_adds(rounds: int) -> float:
 
     Raises RuntimeError if the engine could not be built.
     """
-    library, reason = _library(torch.float32)
-    if library is None:
-        raise RuntimeError(_unavailable(reason))
-    return library.multiply_adds(rounds)
+    return _available(torch.float32).multiply_adds(rounds=rounds)
 
 
 # ── the library ──────────────────────────────────────────────────────────────────────────────────────────
 
 
+ENTRY = re.compile(r"^(double|std::int64_t) stair_(\w+)\(([^)]*)\)", re.MULTILINE)
+TYPES = {"std::int64_t": ctypes.c_int64, "double": ctypes.c_double}
+
+
+class Library:
+    """native.cpp, compiled and loaded: library.forward(rule=…, phi=…, …) with every argument by its name.
+
+    The names and their order are those of the entry points in native.cpp. An argument is a number, a tensor or None.
+    """
+
+    def __init__(self, loaded: ctypes.CDLL):
+        for result, name, listed in ENTRY.findall(SOURCE.read_text(encoding="utf-8")):
+            types = dict(reversed(argument.strip().rsplit(None, 1)) for argument in listed.split(","))
+            entry = getattr(loaded, f"stair_{name}")
+            entry.restype = TYPES[result]
+            entry.argtypes = [ctypes.c_void_p if argument.startswith("*") else TYPES.get(kind, ctypes.c_void_p)
+                              for argument, kind in types.items()]
+            setattr(self, name, functools.partial(self._call, entry, [argument.lstrip("*") for argument in types]))
+
+    @staticmethod
+    def _call(entry, names, **given):
+        """→ what the entry point returns. `given` stays alive until then."""
+        found = entry(*[t.data_ptr() if torch.is_tensor(t := given[name]) else t for name in names])
+        if len(given) != len(names):
+            raise TypeError(f"unknown arguments: {sorted(given.keys() - names)}")
+        if found == -1:
+            raise MemoryError("the native engine ran out of memory")
+        if found == -2:
+            raise ValueError("the native engine has no such rule or nonlinearity")
+        return found
+
+
+@functools.cache
+def _openmp_parallel() -> int | None:
+    """The address of the function that starts a parallel region in the OpenMP runtime that torch has loaded, if any."""
+    try:
+        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
+    except (OSError, TypeError, AttributeError):
+        return None
+
+
+def _threads(work: int) -> dict:
+    """The threads of a call of so many multiply-adds."""
+    return dict(threads=max(1, min(torch.get_num_threads(), work // WORK_PER_THREAD)), parallel=_openmp_parallel())
+
+
 @functools.cache
 def _library(dtype):
     """→ (Library, None), or (None, why not). Built at most once per process and dtype."""
+    places = {name: names.index(name) for names in (RULES, NONLINEARITIES) for name in names
+              if name in COMPILED_RULES + COMPILED_NONLINEARITIES}
+    defines = [f"STAIR_SCALAR={SCALARS[dtype]}", *(f"STAIR_{name.upper()}={place}" for name, place in places.items())]
     try:
-        return native_build.load_or_build(dtype, functools.partial(_agrees, dtype=dtype)), None
-    except native_build.Unavailable as reason:
+        return Library(load_or_build(SOURCE, defines, functools.partial(_trial, SCALARS[dtype]))), None
+    except Unavailable as reason:
         return None, str(reason)
     except OSError as error:  # a full disk, say
         return None, f"it could not be built: {error}"
 
 
-def _agrees(library, dtype) -> bool:
-    """Whether the recurrence and exp(S) are right on small problems of odd sizes."""
-    engine, size = functools.partial(_recurrence, library), 21
-    for rule, phi in (("scale", "modrelu"), ("exponential", "tanh")):
-        if disagreement(engine, 3, 7, size, rule, phi, dtype) is not None:
-            return False
-    with torch.inference_mode(False), torch.enable_grad():
-        indices = triangle_indices(size, "cpu")
-        logarithm = torch.sin(torch.arange(6, 6 + len(indices), dtype=dtype, device="cpu") ** 1.1).requires_grad_()
-        upper = triangle(logarithm, indices, size)
-        results = []
-        for w in (_Exponential.apply(logarithm, size, library), skew_exponential(upper - upper.t())):
-            results.append([w.detach(), *torch.autograd.grad((w * torch.cos(w.detach())).sum(), logarithm)])
-    tolerance = 1e-4 if dtype is torch.float32 else 1e-10
-    return all(torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance)
+def _trial(scalar: str, path: Path) -> str | None:
+    """What is wrong with a new library, found in a process of its own, which a wrong library may end."""
+    try:
+        return in_child(__name__, "wrong_numbers", str(path), scalar)
+    except ChildFailed as error:
+        return str(error)
+
+
+def wrong_numbers(path: str, scalar: str) -> str | None:
+    """What is wrong with the recurrence or exp(S) of the library at `path`, in words; None if nothing is."""
+    try:
+        library = Library(ctypes.CDLL(path))
+    except (OSError, AttributeError) as error:
+        return f"it does not load: {error}"
+    dtype, size = {name: dtype for dtype, name in SCALARS.items()}[scalar], 21
+    engine = functools.partial(_recurrence, library)
+    for rule in COMPILED_RULES:
+        for phi in COMPILED_NONLINEARITIES:
+            if (wrong := disagreement(engine, 7, size, rule, phi, dtype, steps=20, repetitions=2)) is not None:
+                return f"with rule {rule} and nonlinearity {phi} {wrong}"
+    indices = triangle_indices(size, "cpu")
+    logarithm = torch.sin(torch.arange(6, 6 + len(indices), dtype=dtype) ** 1.1).requires_grad_()
+    upper = triangle(logarithm, indices, size)
+    tolerance, results = 1e-4 if dtype is torch.float32 else 1e-10, []
+    for w in (_Exponential.apply(logarithm, size, library), skew_exponential(upper - upper.t())):
+        results.append([w.detach(), *torch.autograd.grad((w * torch.cos(w.detach())).sum(), logarithm)])
+    same = all(torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance)
                for ours, theirs in zip(*results, strict=True))
+    return None if same else "exp(S) is not that of common/orthogonal.py"

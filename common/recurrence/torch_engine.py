@@ -76,7 +76,7 @@ class _Sequence(torch.autograd.Function):
         d_numbers = torch.zeros_like(numbers)
         d_bias = None if bias is None else torch.zeros_like(bias)
 
-        chunk = max(1, CHUNK_ELEMENTS.get(z.device.type, CHUNK_ELEMENTS_ELSEWHERE) // (batch * hidden))
+        chunk = max(1, CHUNK_ELEMENTS.get(z.device.type, CHUNK_ELEMENTS_ELSEWHERE) // max(1, batch * hidden))
         for end in range(steps, 0, -chunk):
             start = max(0, end - chunk)
             with torch.enable_grad():

@@ -14,7 +14,7 @@ row blocks, it works on another block meanwhile. With H ≤ 128 in float32 there
 them than the GPU has multiprocessors, each fits on one by the rule of `Plan.shared`, and the launch is cooperative:
 the driver refuses it where not all programs fit. Every wait has a bound, beyond which it ends in a CUDA error. Where W
 takes more parts than there are multiprocessors, the same kernels are launched once a step and nobody waits. Where 16
-columns of W do not fit on chip (in float32 above about H = 3300 on Hopper, 1280 with 99 KB of shared memory), the
+columns of W do not fit on chip (in float32 above H = 3584 on Hopper, 1536 with 99 KB of shared memory), the
 PyTorch engine runs, and a line says so.
 
 **The same bits.** No sum depends on an order that changes: no atomic addition to a float, partial sums are kept by
@@ -24,20 +24,22 @@ which --tf32 does.
 Memory, in arrays of T·B·H numbers, beside x and the gradient that comes in: forward h and z, backward h, z and δz;
 without gradients h, or with last_only two states (B, H).
 
-Where triton is missing, the PyTorch engine runs without a CUDA graph. A graph would save launches, but it needs the
-same addresses and shapes every time: copies in and out, and memory of its own for every length and batch size. Triton
-comes with every CUDA build of torch for Linux, so few users would gain from a graph.
+Where triton is missing, the PyTorch engine runs, without a CUDA graph: triton comes with every CUDA build of torch for
+Linux, so few users would gain from one.
 """
 
 import functools
+import hashlib
 import importlib.util
 import os
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from common.recurrence.agreement import disagreement
+from common.recurrence.agreement import ChildFailed, disagreement, in_child, problem, solve, verdict
 from common.recurrence.native_build import say_once
 from common.recurrence.torch_engine import sequence_recurrence
 
@@ -48,11 +50,13 @@ HEIGHTS = (4, 8, 16, 32)            # rows of a row block
 STAGED = 64 * 1024                  # bytes of h that are fetched at a time, where there is room
 TOLERATED = 1.1                     # a plan may do so many times the least arithmetic, for a better shape
 REGISTERS = 65536                   # of a multiprocessor
+FOLDER = Path(__file__).parent
+SOURCES = ("triton_engine.py", "triton_kernels.py", "agreement.py", "../stair.py")  # that a verdict depends on
 HOPPER = (132, 227 * 1024)          # what the interpreter pretends to run on
 
 
-def triton_recurrence(x, kernel, h0, numbers, rule, phi, bias, last_only):
-    """Arguments and result as in `common.recurrence.stair_recurrence`; numbers (T,).
+def triton_recurrence(x, kernel, h0, numbers, rule, phi, bias, last_only, plan=None):
+    """Arguments and result as in `common.recurrence.stair_recurrence`; numbers (T,). `plan`: another than the kept one.
 
     Raises ValueError for tensors that are not all float32 or all float64 on one GPU, and where triton is missing.
     """
@@ -63,9 +67,11 @@ def triton_recurrence(x, kernel, h0, numbers, rule, phi, bias, last_only):
         found = ", ".join(sorted({f"{t.dtype} on {t.device}" for t in tensors}))
         raise ValueError(f"the triton engine needs float32 or float64 tensors, all alike, on one GPU; got {found}")
     _, batch, hidden = x.shape
-    plan = make_plan(batch, hidden, x.dtype, precision(), *capacity(x.device))
+    if batch and plan is None:
+        plan = _kept_plan(batch, hidden, rule, phi, x.dtype, x.device, precision(x.dtype), capacity(x.device))
     if plan is None:
-        say_once(f"stair: running the PyTorch engine, the triton one has no room for H = {hidden} in {x.dtype}")
+        if batch:
+            say_once(f"stair: running the PyTorch engine, the triton one has no room for H = {hidden} in {x.dtype}")
         return sequence_recurrence(x, kernel, h0, numbers, rule, phi, bias, last_only)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return _Sequence.apply(x, kernel, h0, numbers, bias, rule, phi, last_only, plan)
@@ -77,28 +83,11 @@ def unavailable_reason(device) -> str | None:
     """Why the engine cannot run on `device`, in a sentence; None if it can."""
     if importlib.util.find_spec("triton") is None:
         return "the triton engine needs the package triton, which is not installed; install it or take the engine auto"
+    if torch.version.hip is not None:
+        return "the triton engine is made for NVIDIA's GPUs, and this torch is for AMD's; choose the engine auto there"
     if torch.device(device).type != "cuda" and not interpreted():
         return f"the triton engine needs a GPU, not the {torch.device(device).type}; choose the engine auto there"
     return None
-
-
-@functools.cache
-def is_right(batch, hidden, rule, phi, dtype, device, precision) -> bool:
-    """Whether the kernels compute the right numbers for this case on this GPU; one line says so if not.
-
-    Asked once a process, before the first step. A launch that cannot end traps: the run then ends in a CUDA error
-    before anything is written, and `--engine torch` goes around it.
-    """
-    if dtype not in DTYPES:
-        return False
-    reason = unavailable_reason(device)
-    if reason is None and make_plan(batch, hidden, dtype, precision, *capacity(device)) is None:
-        reason = f"it has no room for H = {hidden} in {dtype}"
-    reason = reason or disagreement(triton_recurrence, 32, batch, hidden, rule, phi, dtype,
-                                    "ieee" if dtype is torch.float64 else precision, device)
-    if reason is not None:
-        say_once(f"stair: running the PyTorch engine; triton: {reason}")
-    return reason is None
 
 
 def interpreted() -> bool:
@@ -106,9 +95,9 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") in ("1", "true", "True")
 
 
-def precision() -> str:
-    """How float32 products are formed: exactly, or by tensor cores from 10 bits of mantissa."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+def precision(dtype) -> str:
+    """How products are formed: exactly, or in float32 by tensor cores from 10 bits of mantissa."""
+    return "ieee" if dtype is torch.float64 or torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 @functools.cache
@@ -162,6 +151,11 @@ class Plan:
         return self.itemsize * (self.chunks * chunk * self.columns + max(staged, sums))
 
     @property
+    def busiest(self) -> int:
+        """Rows of a step that fall to the program with the most of them."""
+        return -(-self.blocks // self.groups) * self.rows
+
+    @property
     def constants(self) -> dict:
         return dict(PRECISION=self.precision, BM=self.rows, BN=self.columns, SLICES=self.slices, CHUNKS=self.chunks,
                     AHEAD=self.ahead)
@@ -178,30 +172,33 @@ class Plan:
 
 
 @functools.lru_cache(maxsize=1024)
-def make_plan(batch: int, hidden: int, dtype: torch.dtype, precision: str, programs: int, shared: int) -> Plan | None:
-    """The plan for a batch on a GPU of so many multiprocessors with so many bytes of shared memory; None if none fits.
+def make_plans(batch: int, hidden: int, dtype: torch.dtype, precision: str, programs: int, shared: int) -> list[Plan]:
+    """Plans for a batch on a GPU of so many multiprocessors with so many bytes of shared memory; [] if none fits.
 
-    A part gets as many columns as fit, so that few parts wait for each other. A row block gets the fewest rows with
-    which every block still has its own group, because a step lasts as long as one program's share of it.
+    The first is what is best by counting. A part gets as many columns as fit, so that few parts wait for each other.
+    A row block gets the most rows that leave the busiest program about its least number of rows, because a step lasts
+    as long as that program's share of it. The others have row blocks of other heights, and may be faster.
     """
     if batch * hidden >= 2**31:  # the kernels count inside a step in 32 bits
-        return None
-    plans = [_cut(batch, hidden, dtype, precision, programs, shared, columns) for columns in WIDTHS]
+        return []
+    plans = [_cut(batch, hidden, dtype, precision, programs, shared, columns, rows)
+             for columns in WIDTHS for rows in HEIGHTS
+             if rows >= (16 if dtype is torch.float64 or precision == "tf32" else 4)]
     plans = [plan for plan in plans if plan.shared <= shared]
-    if hidden <= max(WIDTHS):  # one part where it fits
-        plans = [plan for plan in plans if plan.parts == 1][-1:] or plans
-    least = min((plan.parts * plan.columns for plan in plans), default=0)
-    return next((plan for plan in plans if plan.parts * plan.columns <= TOLERATED * least), None)
+    if hidden <= max(WIDTHS):  # one part where it fits, and no wider than it needs
+        least = min((plan.columns for plan in plans if plan.parts == 1), default=None)
+        plans = [plan for plan in plans if plan.columns == least] or plans
+    padded = min((plan.parts * plan.columns for plan in plans), default=0)
+    plans = [plan for plan in plans if plan.parts * plan.columns <= TOLERATED * padded]
+    plans = [plan for plan in plans if plan.columns == plans[0].columns]
+    least = min((plan.busiest for plan in plans), default=0)
+    return sorted((plan for plan in plans if plan.busiest <= 1.5 * least),
+                  key=lambda plan: (plan.busiest > TOLERATED * least, -plan.rows))
 
 
-def _cut(batch, hidden, dtype, precision, programs, shared, columns) -> Plan:
-    tensor_cores = dtype is torch.float64 or precision == "tf32"
-    parts = -(-hidden // columns)
-    room = max(1, programs // parts)
-    heights = [rows for rows in HEIGHTS if rows >= (16 if tensor_cores else 4)]
-    rows = next((rows for rows in heights if -(-batch // rows) <= room), heights[-1])
-    blocks = -(-batch // rows)
-    if tensor_cores:  # a slice a warp
+def _cut(batch, hidden, dtype, precision, programs, shared, columns, rows) -> Plan:
+    parts, blocks = -(-hidden // columns), -(-batch // rows)
+    if dtype is torch.float64 or precision == "tf32":  # tensor cores: a slice a warp
         slices = 8 if hidden > 4 * DEPTH else 4
         warps = slices
     else:             # 16 results a thread
@@ -214,8 +211,96 @@ def _cut(batch, hidden, dtype, precision, programs, shared, columns) -> Plan:
     left = shared - chunks * depth * columns * itemsize
     ahead = max(1, min(chunks, min(STAGED, left) // (depth * rows * itemsize)))
     resident = parts <= programs and (parts == 1 or not interpreted())
-    return Plan(rows, columns, slices, chunks, ahead, warps, parts, blocks, min(blocks, room), resident, precision,
-                itemsize)
+    return Plan(rows, columns, slices, chunks, ahead, warps, parts, blocks, min(blocks, max(1, programs // parts)),
+                resident, precision, itemsize)
+
+
+# ── a case and its verdict ───────────────────────────────────────────────────────────────────────────────
+
+
+def _about(batch, hidden, rule, phi, dtype, device, precision) -> list:
+    """All that a verdict depends on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the interpreter"
+    digest = hashlib.sha256(b"\0".join((FOLDER / source).read_bytes() for source in SOURCES)).hexdigest()
+    return [batch, hidden, rule, phi, str(dtype), precision, name, *capacity(device), torch.__version__, version(),
+            digest]
+
+
+@functools.cache
+def is_right(batch, hidden, rule, phi, dtype, device, precision) -> bool:
+    """Whether the kernels compute the right numbers for this case on this GPU; one line says so if not.
+
+    The first time it is tested, in a process of its own: a launch that cannot end ends its process in a CUDA error.
+    """
+    if dtype not in DTYPES or not batch:
+        return False
+    path, reason = None, unavailable_reason(device)
+    if reason is None and not make_plans(batch, hidden, dtype, precision, *capacity(device)):
+        reason = f"it has no room for H = {hidden} in {dtype}"
+    if reason is None:
+        line = f"stair: testing the triton engine for B {batch}, H {hidden}: one to five minutes, once on this GPU"
+        try:
+            about = _about(batch, hidden, rule, phi, dtype, device, precision)
+            found, path = verdict("triton", about, line, lambda: _trial_in_child(
+                batch, hidden, rule, phi, str(dtype).removeprefix("torch."), str(device), precision))
+            reason = found.get("reason", found.get("untested"))
+        except ImportError as error:
+            reason = f"it cannot be imported ({error})"
+    if reason is not None:
+        again = f"; delete {path} to test it again" if path else ""
+        say_once(f"stair: running the PyTorch engine; triton: {reason}{again}")
+    return reason is None
+
+
+def _trial_in_child(*case) -> dict:
+    try:
+        return in_child(__name__, "trial", *case)
+    except ChildFailed as error:
+        return {"reason" if error.told else "untested": f"its test failed: {error}"}
+
+
+def trial(batch, hidden, rule, phi, dtype, device, precision) -> dict:
+    """{"reason": what is wrong with the kernels or None, "plan": place of the fastest}, or {"untested": why}."""
+    dtype, device = getattr(torch, dtype), torch.device(device)
+    torch.set_float32_matmul_precision("highest" if precision == "ieee" else "high")
+    try:
+        torch.zeros(1, device=device)
+    except RuntimeError as error:  # a GPU in exclusive mode
+        said = str(error).splitlines()[0]
+        return {"untested": f"it could not be tested, because this GPU takes no second process ({said})"}
+    times = {}
+    try:
+        for place, plan in enumerate(make_plans(batch, hidden, dtype, precision, *capacity(device))):
+            engine = functools.partial(triton_recurrence, plan=plan)
+            wrong = disagreement(engine, batch, hidden, rule, phi, dtype, precision, device,
+                                 repetitions=1 if interpreted() else 20)
+            if place == 0 and (wrong is not None or interpreted()):
+                return {"reason": wrong, "plan": 0}
+            if wrong is None:
+                given = problem(150, batch, hidden, rule, phi, dtype, device)
+                times[place] = min(_seconds(engine, given, rule, phi) for _ in range(50))
+    except torch.OutOfMemoryError:
+        return {"untested": "there is no memory left to test it beside this run"}
+    return {"reason": None, "plan": min(times, key=times.get)}
+
+
+def _seconds(engine, given, rule, phi) -> float:
+    """What forward and backward of a problem take on a GPU."""
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    solve(engine, given, rule, phi, False)
+    torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+@functools.cache
+def _kept_plan(batch, hidden, rule, phi, dtype, device, precision, capacity) -> Plan | None:
+    """The plan that was the fastest in the test of this case; without a test the first one."""
+    plans, place = make_plans(batch, hidden, dtype, precision, *capacity), 0
+    if len(plans) > 1 and not interpreted():
+        found, _ = verdict("triton", _about(batch, hidden, rule, phi, dtype, device, precision))
+        place = found.get("plan", 0)
+    return plans[place] if plans else None
 
 
 # ── the recurrence ───────────────────────────────────────────────────────────────────────────────────────

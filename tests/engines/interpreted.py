@@ -23,15 +23,14 @@ import triton
 import triton.language as tl
 from problems import problem
 
-from common.recurrence import triton_engine
+from common.recurrence import agreement, triton_engine
 from common.recurrence.reference_engine import reference_recurrence
-from common.stair import NONLINEARITIES, RULES
 
-FORMULAS = list(itertools.product(RULES, NONLINEARITIES, (False, True)))
+FORMULAS = [(*pair, last_only) for pair in problems.FORMULAS for last_only in (False, True)]
 
 
-def errors(*problem) -> dict:
-    return problems.errors(triton_engine.triton_recurrence, *problem)
+def errors(*given) -> dict:
+    return problems.errors(triton_engine.triton_recurrence, *given)
 
 
 # ── groups of cases ──────────────────────────────────────────────────────────────────────────────────────
@@ -55,7 +54,7 @@ def loops(dtype):
     """More row blocks than groups, in one launch (H 19) and with several parts (H 190, 300)."""
     for programs, hidden, batch in ((1, 19, 40), (2, 19, 70), (4, 190, 40), (2, 300, 33)):
         with mock.patch.object(triton_engine, "capacity", return_value=(programs, triton_engine.HOPPER[1])):
-            plan = triton_engine.make_plan(batch, hidden, dtype, "ieee", programs, triton_engine.HOPPER[1])
+            plan = triton_engine.make_plans(batch, hidden, dtype, "ieee", programs, triton_engine.HOPPER[1])[0]
             assert plan.blocks > plan.groups
             given = problem("exponential", "modrelu", 2, batch, hidden, dtype)
             yield f"{programs} programs H {hidden} B {batch}", errors(given, "exponential", "modrelu", False)
@@ -109,7 +108,7 @@ def not_finite(dtype):
 def tensor_cores(dtype):
     """A rotation keeps the norm of a state. Its error by tf32 on a tensor core that cuts bits off, in two cases.
 
-    As the kernels round, after 784 steps; and where they leave it to the core, after 200.
+    As the kernels round, and where they leave it to the core.
     """
     from triton._C.libtriton import ir
     from triton.runtime.interpreter import InterpreterBuilder
@@ -128,7 +127,8 @@ def tensor_cores(dtype):
     torch.set_float32_matmul_precision("high")
     kernel, h0 = torch.linalg.qr(torch.randn(64, 64))[0], torch.randn(2, 64)
     as_it_is = mock.patch.object(triton_kernels, "_rounded", triton.jit(unrounded))
-    for name, rounds, steps in (("rounded", contextlib.nullcontext(), 784), ("left to the core", as_it_is, 200)):
+    steps = 200
+    for name, rounds in (("rounded", contextlib.nullcontext()), ("left to the core", as_it_is)):
         with rounds, mock.patch.object(InterpreterBuilder, "create_dot", cut_off):
             x, numbers = torch.zeros(steps, 2, 64), torch.ones(steps)
             h = triton_engine.triton_recurrence(x, kernel, h0, numbers, "scale", "none", None, True)
@@ -139,8 +139,14 @@ def unrounded(x, PRECISION: tl.constexpr):
     return x
 
 
-GROUPS = {"formulas": formulas, "sizes": sizes, "loops": loops, "gradients": gradients, "layouts": layouts,
-          "not_finite": not_finite, "tensor_cores": tensor_cores}
+def gate(dtype):
+    """The test that a GPU engine has to pass, at its own number of steps; a case, and its largest error or 1."""
+    wrong = agreement.disagreement(triton_engine.triton_recurrence, 2, 5, "scale", "modrelu", dtype, repetitions=1)
+    yield wrong or "passed", {"h": 0.0 if wrong is None else 1.0}
+
+
+GROUPS = {group.__name__: group
+          for group in (formulas, sizes, loops, gradients, layouts, not_finite, tensor_cores, gate)}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -1,14 +1,18 @@
 """Problems for the time loop, and how far an engine is from the float64 reference on them."""
 
+import itertools
 import math
 
 import torch
 
 from common.recurrence import agreement
+from common.stair import NONLINEARITIES, RULES
+
+FORMULAS = list(itertools.product(RULES, NONLINEARITIES))
 
 
-def problem(rule, phi, steps, batch, hidden, dtype, device="cpu"):
-    """x, W, h0, numbers, b: leaves of a size at which nothing saturates or explodes."""
+def problem(rule, phi, steps, batch, hidden, dtype=torch.float64, device="cpu"):
+    """x, W, h0, numbers, b: leaves of a size at which nothing saturates or explodes, negative numbers among them."""
     random = torch.Generator().manual_seed(1000 * steps + 10 * hidden + batch)
     size = 0.3 if rule == "literal" else 0.8
 
@@ -25,5 +29,10 @@ def problem(rule, phi, steps, batch, hidden, dtype, device="cpu"):
 def errors(*given) -> dict:
     """Of the result and of every gradient, relative to the largest number of each."""
     found = agreement.errors(*given)
-    assert all(math.isfinite(error) for error in found.values())              # each input matters
+    assert all(math.isfinite(error) for error in found.values())
     return found
+
+
+def worst(*given) -> float:
+    """The largest error of `errors`."""
+    return max(errors(*given).values())

@@ -112,6 +112,7 @@ def test_200_repetitions_give_the_same_bits(steps, batch, hidden, tf32):
     """A load that overtakes a store on another multiprocessor would show here, and nowhere else."""
     prepare_machine(True, None, tf32=tf32)
     given = problem("scale", "modrelu", steps, batch, hidden, torch.float32)
+
     def solve():
         return agreement.solve(triton_engine.triton_recurrence, given, "scale", "modrelu", False).values()
 

@@ -1,115 +1,153 @@
-"""The time loop: every engine against the plain loop in float64, values and every gradient."""
+"""The time loop: every engine of a CPU against the plain loop in float64, values and every gradient."""
 
 import itertools
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import ROOT
+from problems import FORMULAS, problem, worst
 from torch import nn
 
-from common.recurrence import ENGINES, native_build, native_engine, stair_recurrence, torch_engine, unfit_reason
+from common.cells import RNN
+from common.network import StairRNN, build_network
+from common.recurrence import ENGINES, native_build, stair_recurrence, torch_engine, unavailable_reason, unfit_reason
 from common.recurrence.reference_engine import reference_recurrence
 from common.recurrence.torch_engine import sequence_recurrence
-from common.stair import NONLINEARITIES, RULES, FixedStair, LearnedStair, Nonlinearity, Stair
+from common.stair import ExponentialStair, FixedStair, LearnedStair, Nonlinearity, Stair, stair_activation
 
-CASES = list(itertools.product(RULES, NONLINEARITIES))
+REASON = unavailable_reason("native", torch.device("cpu"))
+NATIVE = pytest.param("native", marks=pytest.mark.skipif(REASON is not None, reason=f"no native engine: {REASON}"))
+FAST = ["torch", NATIVE]
 T, B, H = 7, 3, 5
+SIZES = [(1, 1, 1), (2, 3, 7), (2, 13, 65), (33, 3, 7), (33, 10, 65), (2, 10, 190), (33, 1, 190)]  # T, B, H
 
 
-def problem(rule, phi, steps=T, seed=0):
-    """x, kernel, h0, numbers, bias: float64 leaves, of a size at which nothing saturates or explodes."""
-    generator = torch.Generator().manual_seed(seed)
-    size = 0.3 if rule == "literal" else 1.0
-
-    def leaf(*shape, scale=1.0, shift=0.0):
-        values = torch.randn(*shape, generator=generator, dtype=torch.float64) * scale + shift
-        return values.requires_grad_()
-
-    numbers = leaf(steps, scale=0.4) if rule == "scale" else leaf(steps, scale=0.1, shift=0.5)
-    bias = leaf(H, scale=0.2) if phi == "modrelu" else None
-    x = leaf(steps, B, H, scale=0.7 * size, shift=0.3)
-    return x, leaf(H, H, scale=0.6 * size), leaf(B, H, scale=0.5), numbers, bias
+@pytest.mark.parametrize("engine", FAST)
+@pytest.mark.parametrize(("rule", "phi"), FORMULAS)
+def test_equals_the_reference(engine, rule, phi):
+    for sizes, last_only in itertools.product(SIZES, (False, True)):
+        given = problem(rule, phi, *sizes)
+        assert worst(ENGINES[engine], given, rule, phi, last_only) < 1e-12
+        constant = [None if t is None else t.detach() for t in given]
+        before = [t.clone() for t in constant if t is not None]
+        assert worst(ENGINES[engine], constant, rule, phi, last_only) < 1e-12
+        assert all(map(torch.equal, before, (t for t in constant if t is not None)))     # nothing given is written to
 
 
-def solve(engine, given, rule, phi, last_only):
-    """Value and gradients of a weighted sum of the result."""
-    leaves = [t for t in given if t is not None]
-    h = engine(*given, last_only) if engine is stair_recurrence else engine(*given[:4], rule, phi, given[4], last_only)
-    weight = torch.linspace(-1, 2, h.numel(), dtype=h.dtype).view(h.shape)
-    return h.detach(), torch.autograd.grad((h * weight).sum(), leaves)
+@pytest.mark.parametrize("engine", FAST)
+@pytest.mark.parametrize(("rule", "phi"), FORMULAS)
+def test_float32(engine, rule, phi):
+    given = problem(rule, phi, 12, 5, 37, torch.float32)
+    if phi == "modrelu":
+        given[4] = torch.full_like(given[4], 0.01, requires_grad=True)  # b > 0: no threshold away from z = 0
+    assert worst(ENGINES[engine], given, rule, phi, False) < 3e-5
 
 
+@pytest.mark.parametrize("engine", [*FAST, "reference"])
 @pytest.mark.parametrize("last_only", [False, True])
-@pytest.mark.parametrize(("rule", "phi"), CASES)
-def test_torch_engine_equals_reference(rule, phi, last_only):
-    given = problem(rule, phi)
-    h, gradients = solve(sequence_recurrence, given, rule, phi, last_only)
-    expected, expected_gradients = solve(reference_recurrence, given, rule, phi, last_only)
-    torch.testing.assert_close(h, expected, rtol=1e-12, atol=1e-13)
-    for found, want in zip(gradients, expected_gradients, strict=True):
-        assert want.abs().max() > 0                         # each input matters
-        torch.testing.assert_close(found, want, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("elements", [1, 2 * B * H, 4 * B * H, T * B * H])
-@pytest.mark.parametrize("last_only", [False, True])
-@pytest.mark.parametrize(("rule", "phi"), [("scale", "modrelu"), ("exponential", "modrelu"), ("literal", "tanh")])
-def test_chunks(monkeypatch, rule, phi, last_only, elements):
-    given = problem(rule, phi)
-    monkeypatch.setattr(torch_engine, "CHUNK_ELEMENTS", {"cpu": elements})
-    _, gradients = solve(sequence_recurrence, given, rule, phi, last_only)
-    _, expected = solve(reference_recurrence, given, rule, phi, last_only)
-    for found, want in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(found, want, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("last_only", [False, True])
-@pytest.mark.parametrize(("rule", "phi"), CASES)
-def test_gradcheck(rule, phi, last_only):
-    given = problem(rule, phi, steps=4, seed=3)
+@pytest.mark.parametrize(("rule", "phi"), FORMULAS)
+def test_gradcheck(engine, rule, phi, last_only):
+    given = problem(rule, phi, 3, 2, 5)
 
     def function(*leaves):
         x, kernel, h0, numbers, *bias = leaves
-        return sequence_recurrence(x, kernel, h0, numbers, rule, phi, bias[0] if bias else None, last_only)
+        return ENGINES[engine](x, kernel, h0, numbers, rule, phi, bias[0] if bias else None, last_only)
 
-    assert torch.autograd.gradcheck(function, [t for t in given if t is not None])
-
-
-@pytest.mark.parametrize("wanted", range(5))
-def test_a_gradient_for_one_input_alone(wanted):
-    given = problem("exponential", "modrelu")
-    _, expected = solve(reference_recurrence, given, "exponential", "modrelu", False)
-    alone = [t.detach().requires_grad_(i == wanted) for i, t in enumerate(given)]
-    h = sequence_recurrence(*alone[:4], "exponential", "modrelu", alone[4], False)
-    weight = torch.linspace(-1, 2, h.numel(), dtype=h.dtype).view(h.shape)
-    (h * weight).sum().backward()
-    torch.testing.assert_close(alone[wanted].grad, expected[wanted], rtol=1e-10, atol=1e-12)
-    assert all(t.grad is None for i, t in enumerate(alone) if i != wanted)
+    assert torch.autograd.gradcheck(function, [t for t in given if t is not None], eps=1e-7, atol=1e-5)
 
 
-def make_stair(rule, numbers):
-    stair = LearnedStair(len(numbers)).double()
-    with torch.no_grad():
-        stair.numbers.copy_(numbers)
-    stair.rule = rule
-    return stair
+@pytest.mark.parametrize("engine", FAST)
+@pytest.mark.parametrize("rule", ["scale", "exponential"])
+def test_only_what_is_needed(engine, rule):
+    """Gradients of any subset of the inputs, and None for the others."""
+    whole = problem(rule, "modrelu", 3, 2, 5)
+    for wanted in itertools.product([False, True], repeat=5):
+        given = [t.detach().requires_grad_(w) for t, w in zip(whole, wanted, strict=True)]
+        assert worst(ENGINES[engine], given, rule, "modrelu", False) < 1e-12
+
+
+@pytest.mark.parametrize("engine", FAST)
+@pytest.mark.parametrize("last_only", [False, True])
+def test_strides(engine, last_only):
+    """Transposed, expanded and sliced inputs and gradients."""
+    x, kernel, h0, numbers, bias = (t.detach() for t in problem("scale", "modrelu", 5, 4, 9))
+    kinds = [x.transpose(0, 1).contiguous().transpose(0, 1), x[..., :1].expand_as(x),
+             x.permute(2, 0, 1).contiguous().permute(1, 2, 0), torch.stack([x, x], -1)[..., 0]]
+    for other in kinds:
+        given = [t.requires_grad_() for t in (other.detach(), kernel.t(), h0[:1].expand_as(h0),
+                                              torch.stack([numbers, numbers], 1)[:, 0], bias[:1].expand_as(bias))]
+        assert worst(ENGINES[engine], given, "scale", "modrelu", last_only) < 1e-12
+        sums = [e(*given[:4], "scale", "modrelu", given[4], last_only).sum()              # a gradient that is expanded
+                for e in (ENGINES[engine], reference_recurrence)]
+        for found, want in zip(*(torch.autograd.grad(total, given) for total in sums), strict=True):
+            torch.testing.assert_close(found, want, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("engine", FAST)
+@pytest.mark.parametrize("rule", ["scale", "exponential"])
+def test_backward_twice(engine, rule):
+    given = problem(rule, "tanh", 4, 3, 8)[:4]
+    h = ENGINES[engine](*given, rule, "tanh", None, False)
+    first, second = (torch.autograd.grad(h.sum(), given, retain_graph=True) for _ in range(2))
+    assert all(map(torch.equal, first, second))
+
+
+@pytest.mark.parametrize("engine", [*FAST, "reference"])
+@pytest.mark.parametrize("last_only", [False, True])
+@pytest.mark.parametrize("rule", ["scale", "exponential"])
+def test_an_empty_batch_has_gradients_of_zero(engine, rule, last_only):
+    given = problem(rule, "modrelu", T, 0, H)
+    h = ENGINES[engine](*given[:4], rule, "modrelu", given[4], last_only)
+    assert h.shape == ((0, H) if last_only else (T, 0, H))
+    for leaf, found in zip(given, torch.autograd.grad(h.sum(), given), strict=True):
+        assert torch.equal(found, torch.zeros_like(leaf))
+
+
+@pytest.mark.parametrize("engine", [*FAST, "reference"])
+def test_the_gradient_of_alpha_keeps_its_digits(engine):
+    """∂/∂α (1 − e^{−α|z|}) z = |z| z e^{−α|z|}, in float32 too, where e^{−α|z|} is as small as 1e-7."""
+    z, alpha = torch.linspace(-1.5, 1.5, 30).view(1, 30, 1), torch.tensor([20.0], requires_grad=True)
+    h = ENGINES[engine](z, torch.zeros(1, 1), torch.zeros(30, 1), alpha, "exponential", "none", None, True)
+    for row in range(30):
+        found, = torch.autograd.grad(h[row, 0], alpha, retain_graph=True)
+        exact = z[0, row, 0].double()
+        assert found.item() == pytest.approx(float(exact * exact.abs() * torch.exp(-20 * exact.abs())), rel=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["exponential", "literal"])
+def test_derivatives_of_the_exponential_stair(rule):
+    """First and second ones, by difference quotients."""
+    z = torch.linspace(-1.3, 1.2, 6, dtype=torch.float64, requires_grad=True)
+    step = torch.tensor([0.7], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda step, z: stair_activation(z, step, rule, "tanh", None), (step, z))
+    assert torch.autograd.gradgradcheck(lambda step, z: stair_activation(z, step, rule, "tanh", None), (step, z))
+
+
+@pytest.mark.parametrize("elements", [1, 2 * B * H, T * B * H])
+@pytest.mark.parametrize(("rule", "phi"), [("scale", "modrelu"), ("exponential", "modrelu"), ("literal", "tanh")])
+def test_slopes_in_chunks(monkeypatch, rule, phi, elements):
+    monkeypatch.setattr(torch_engine, "CHUNK_ELEMENTS", {"cpu": elements})
+    for last_only in (False, True):
+        assert worst(sequence_recurrence, problem(rule, phi, T, B, H), rule, phi, last_only) < 1e-12
 
 
 def make_nonlinearity(phi, bias):
     module = Nonlinearity(phi, H).double()
     if bias is not None:
-        with torch.no_grad():
-            module.bias.copy_(bias)
+        module.bias = nn.Parameter(bias.detach().double())
     return module
 
 
-@pytest.mark.parametrize("engine", ["auto", "native", "torch", "reference"])
-@pytest.mark.parametrize(("rule", "phi"), CASES)
+@pytest.mark.parametrize("engine", ["auto", *FAST, "reference"])
+@pytest.mark.parametrize(("rule", "phi"), FORMULAS)
 def test_contract(engine, rule, phi):
     """Modules in, (T, B, H) or its last step out; gradients land in the modules."""
-    if engine == "native" and not native_engine.serves(torch.empty(0, dtype=torch.float64)):
-        pytest.skip("no C++ compiler here")
-    x, kernel, h0, numbers, bias = problem(rule, phi)
-    stair, module = make_stair(rule, numbers), make_nonlinearity(phi, bias)
+    x, kernel, h0, numbers, bias = problem(rule, phi, T, B, H)
+    stair, module = LearnedStair(T), make_nonlinearity(phi, bias)
+    stair.numbers, stair.rule = nn.Parameter(numbers.detach()), rule
     h = stair_recurrence(x, kernel, h0, stair, module, engine)
     last = stair_recurrence(x, kernel, h0, stair, module, engine, last_only=True)
     expected = reference_recurrence(x, kernel, h0, numbers, rule, phi, bias, False)
@@ -195,7 +233,7 @@ OWN = {  # the stair, φ, and the engines that compute them, the fastest on a CP
 
 def solve_own(engine, make_stair, make_phi, last_only):
     """Value, and gradients of x, W, h0 and every parameter of the stair and φ."""
-    given, stair, phi = problem("scale", "none")[:3], make_stair(), make_phi()
+    given, stair, phi = problem("scale", "none", T, B, H)[:3], make_stair(), make_phi()
     leaves = [*given, *stair.parameters(), *(phi.parameters() if isinstance(phi, nn.Module) else ())]
     h = stair_recurrence(*given, stair, phi, engine, last_only)
     weight = torch.linspace(-1, 2, h.numel(), dtype=h.dtype).view(h.shape)
@@ -209,7 +247,7 @@ def test_a_stair_of_ones_own(name, engine, last_only, capsys):
     """An engine computes what the reference does, or says in a sentence that it cannot; `auto` takes the next one."""
     native_build.say_once.cache_clear()
     make_stair, make_phi, able = OWN[name]
-    if "native" in able and engine in ("auto", "native") and not native_engine.serves(torch.empty(0).double()):
+    if "native" in able and engine in ("auto", "native") and REASON is not None:
         pytest.skip("no C++ compiler here")
     if engine == "triton" and "native" in able:
         assert unfit_reason("triton", H, make_stair(), make_phi()) is None
@@ -236,11 +274,75 @@ def test_a_random_function_is_for_the_reference_alone():
 
 
 def test_a_new_name_is_not_given_to_a_compiled_engine():
-    """native.cpp and the kernels know no name that is added to common/stair.py, and would take it for another."""
+    """native.cpp and the kernels have no formula for a name that is added to common/stair.py."""
     phi = Nonlinearity("tanh", H)
     phi.name = "swish"
     for engine in ("native", "triton"):
         assert unfit_reason(engine, H, FixedStair("n", 3), phi).startswith(f"the {engine} engine computes the nonlin")
+
+
+NEW_NAME = """
+import torch
+from common.recurrence import engine_for, stair_recurrence
+from common.stair import FixedStair, Nonlinearity
+for name in ("swish", "tanh", "modrelu"):
+    given = torch.ones(3, 2, 5), torch.eye(5) / 2, torch.zeros(2, 5), FixedStair("n", 3), Nonlinearity(name, 5)
+    found, want = (stair_recurrence(*given, engine) for engine in ("auto", "reference"))
+    print(name, engine_for(given[0], *given[3:]), torch.allclose(found, want))
+"""
+
+
+@pytest.mark.skipif(REASON is not None, reason=f"no native engine: {REASON}")
+def test_a_new_name_before_the_others(tmp_path):
+    """The compiled engine takes its places from common/stair.py, so that no name becomes another."""
+    shutil.copytree(ROOT / "common", tmp_path / "common")
+    stair = tmp_path / "common" / "stair.py"
+    text = stair.read_text(encoding="utf-8").replace('NONLINEARITIES = (', 'NONLINEARITIES = ("swish", ')
+    text = text.replace('    if name == "tanh":', '    if name == "swish":\n        return z * torch.sigmoid(z)\n'
+                        '    if name == "tanh":')
+    stair.write_text(text, encoding="utf-8")
+    done = subprocess.run([sys.executable, "-c", NEW_NAME], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["swish torch True", "tanh native True", "modrelu native True"], done.stderr
+
+
+class Counting(Gaussian):
+    """Counts the calls of its rule."""
+
+    calls = 0
+
+    def rule(self, step, z):
+        self.calls += 1
+        return super().rule(step, z)
+
+
+def test_what_fits_is_asked_once():
+    """The question reads numbers, for which a GPU's host would wait in every step."""
+    stair, given = Counting(), problem("scale", "none", T, B, H)[:3]
+    network = StairRNN(RNN(2, H).double(), stair, make_nonlinearity("tanh", None))
+    with torch.no_grad():
+        for run in (lambda: stair_recurrence(*given, stair, torch.sin), lambda: network(torch.ones(T, B, 2).double())):
+            run()
+            before = stair.calls
+            run()
+            assert stair.calls == before + T
+
+
+@pytest.mark.parametrize("engine", ["auto", "torch", "reference"])
+@pytest.mark.parametrize("net_type", ["RNN", "expRNN", "nnRNN"])
+def test_autocast_around_a_network(net_type, engine):
+    """Only the input's product is of fewer bits: W stays as it is, and so do the states and the gradients."""
+    torch.manual_seed(0)
+    network = build_network(net_type, 3, 8, ExponentialStair(T), "modrelu", "random", "xavier", engine)
+    x = torch.randn(T, B, 3)
+    exact = network(x)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        h = network(x)[0]
+        kernel = network.kernel()
+    assert (h.dtype, kernel.dtype) == (torch.float32, torch.float32)
+    assert torch.equal(kernel, network.kernel())
+    torch.testing.assert_close(h, exact, rtol=0, atol=0.05)
+    h.sum().backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in network.parameters())
 
 
 @pytest.mark.parametrize("shape", [(T, H + 1), (T, 1), (T, B, H)])
@@ -248,14 +350,14 @@ def test_numbers_that_fit_nothing(shape):
     stair = LearnedStair(1)
     stair.numbers = nn.Parameter(torch.ones(shape))
     with pytest.raises(ValueError, match=r"LearnedStair gives numbers of shape \(1, .+\) for one step of 5 units"):
-        stair_recurrence(*problem("scale", "none")[:3], stair, Nonlinearity("tanh", H))
+        stair_recurrence(*problem("scale", "none", T, B, H)[:3], stair, Nonlinearity("tanh", H))
 
 
 def test_a_rule_that_does_not_exist():
     stair = FixedStair("n", T)
     stair.rule = "scales"
     with pytest.raises(ValueError, match="FixedStair has the rule 'scales', which does not exist; choose "):
-        stair_recurrence(*problem("scale", "none")[:3], stair, Nonlinearity("tanh", H))
+        stair_recurrence(*problem("scale", "none", T, B, H)[:3], stair, Nonlinearity("tanh", H))
 
 
 @pytest.mark.parametrize("engine", ["torch", "reference"])
@@ -277,38 +379,14 @@ def test_rows_are_examples():
     assert h[:, 0].tolist() == [[0, 1, 2], [0, 0, 1]]
 
 
-@pytest.mark.parametrize("last_only", [False, True])
-@pytest.mark.parametrize(("rule", "phi"), CASES)
-def test_without_gradients(rule, phi, last_only):
-    given = problem(rule, phi)
-    before = [t.detach().clone() for t in given if t is not None]
-    with torch.no_grad():
-        h = sequence_recurrence(*given[:4], rule, phi, given[4], last_only)
-    expected = reference_recurrence(*given[:4], rule, phi, given[4], last_only)
-    assert not h.requires_grad
-    torch.testing.assert_close(h, expected.detach(), rtol=1e-12, atol=1e-13)
-    for old, now in zip(before, (t for t in given if t is not None), strict=True):
-        assert torch.equal(old, now)                        # the loop writes into nothing it was given
-
-
 def test_result_is_the_callers():
     """The result can be written to without harm to the gradient or to the state given."""
-    given = problem("scale", "tanh", steps=1)
+    given = problem("scale", "tanh", 1, B, H)
     h0 = given[2].detach().clone()
     for last_only in (False, True):
         with torch.no_grad():
             sequence_recurrence(*given[:4], "scale", "tanh", None, last_only).zero_()
         assert torch.equal(given[2].detach(), h0)
-
-
-@pytest.mark.parametrize("last_only", [False, True])
-def test_one_step(last_only):
-    given = problem("scale", "modrelu", steps=1)
-    h, gradients = solve(sequence_recurrence, given, "scale", "modrelu", last_only)
-    expected, expected_gradients = solve(reference_recurrence, given, "scale", "modrelu", last_only)
-    torch.testing.assert_close(h, expected)
-    for found, want in zip(gradients, expected_gradients, strict=True):
-        torch.testing.assert_close(found, want, rtol=1e-10, atol=1e-12)
 
 
 def test_float32_long_sequence():
@@ -343,8 +421,3 @@ def test_errors(changed, sentence):
     assert bad().shape == (3, 2, 4)
     with pytest.raises(ValueError, match=sentence):
         bad(**changed)
-
-
-def test_engines_have_their_names():
-    assert ENGINES["reference"] is reference_recurrence
-    assert ENGINES["torch"] is sequence_recurrence

@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import ROOT, command, environment, tiny
 
-from common.recurrence import automatic
+from common.recurrence import engine_for
 from common.runs import machine, records
 from common.stair import FixedStair, Nonlinearity
 
@@ -144,7 +144,7 @@ def test_an_engine_that_cannot_run_leaves_no_folder(tmp_path):
 
 @pytest.mark.parametrize("script", ["copytask_nvar", "language_alpha"])
 def test_the_result_names_the_engine_and_its_threads(main, data_folder, script, monkeypatch):
-    fastest = automatic(torch.zeros(1, 1, 1), FixedStair("n", 1), Nonlinearity("modrelu", 1))
+    fastest = engine_for(torch.zeros(1, 1, 1), FixedStair("n", 1), Nonlinearity("modrelu", 1))
     for engine, ran in (("torch", "torch"), ("auto", fastest)):
         _, folder = main(script, *tiny(script), *data_folder(script), "--engine", engine, "--name", engine)
         result = records.read_result(folder)
