@@ -54,6 +54,7 @@ class Row:
 
     def __post_init__(self):
         self.task = self.task or self.script.split("_")[0]
+        self.cell = self.cell or self.model
 
     @property
     def name(self) -> str:
@@ -228,17 +229,19 @@ def own_rows(target: str, seeds, *folders: Path, extra: list[str] = (), apart: s
 def own_row(config: dict, apart: str) -> Row:
     """The row of a run that is of no published row, without runs."""
     differences, file = differences_of(config), f"{config['script']}.py"
-    typed = []
+    typed = {}
     for name, entry in config["options"].items():
         value, flag = entry["value"], flags.spelled(name)
         if entry["origin"].startswith("typed") and flags.is_science(name) and name not in ("random_seed", apart):
-            typed.append([flag if value else f"--no-{flag[2:]}"] if isinstance(value, bool) else
-                         [flag, *map(str, value if isinstance(value, list) else [value])])
-    edited = [f"{name}={entry['value']}" for name, entry in config["options"].items() if entry["origin"] == "edited"]
-    parts = [config["row"], *differences, *(" ".join(words).removeprefix("--") for words in typed), *edited]
+            typed[name] = [flag if value else f"--no-{flag[2:]}"] if isinstance(value, bool) else \
+                [flag, *map(str, value if isinstance(value, list) else [value])]
+    parts = [config["row"], *differences, *(" ".join(words).removeprefix("--") for name, words in typed.items()
+                                            if name not in ("net_type", "nvar"))]  # which the row and the stair say
+    parts += [f"{name}={entry['value']}" for name, entry in config["options"].items() if entry["origin"] == "edited"]
     typed_path = Path(config["argv"][0] if config["argv"] else "")
-    return Row(config["script"], ", ".join(filter(None, parts)), stair_of(config), list(itertools.chain(*typed)),
-               task=task_of(config), path=str(typed_path) if typed_path.name == file else file,
+    return Row(config["script"], ", ".join(filter(None, parts)), stair_of(config),
+               list(itertools.chain(*typed.values())), task=task_of(config),
+               path=str(typed_path) if typed_path.name == file else file,
                why_no_command="" if differences == [file] else "it needs an edited script or other data")
 
 
@@ -265,9 +268,9 @@ def rows_asked_for(target: str, args) -> dict[str, list[Row]]:
     for by_value in own.values():
         known = next(iter(by_value.values()))
         for value in values:
-            row = by_value.get(value, replace(known, runs={}))
-            row.flags = [*row.flags, *([f"--{flag}", value] if flag else [])]
-            columns[value].append(row)
+            words = [*known.flags, *([f"--{flag}", value] if flag else [])]
+            runs = by_value[value].runs if value in by_value else {}
+            columns[value].append(replace(known, flags=words, runs=runs))
     for value, rows in columns.items():
         if not rows:
             raise UserError(f"no row that was asked for has a flag --{flag}; the flags of a script: "
