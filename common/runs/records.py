@@ -65,14 +65,13 @@ def write_atomically(path: Path, content: bytes, afterwards: str | None = None) 
 
 
 def write_output(path: Path, content: bytes) -> None:
-    """Write what a person asked for with -o; a device, a pipe or a link is written into and never replaced."""
+    """Write what a person asked for with -o. A device or a pipe that is there is written into and never replaced."""
+    if not path.exists() or path.is_file():
+        return write_atomically(path, content, "then ask for it again")
     try:
-        path = path.resolve()
-        if not path.exists() or path.is_file():
-            return write_atomically(path, content, "then ask for it again")
         path.write_bytes(content)
-    except (OSError, RuntimeError) as error:  # a folder; links in a circle
-        raise UserError(f"{path} cannot be written ({reason_of(error)}); name a file with -o", 1) from None
+    except OSError as error:  # a folder
+        raise UserError(f"{path} cannot be written ({error.strerror}); name a file with -o", 1) from None
 
 
 def write_json(path: Path, content: dict) -> None:
