@@ -6,19 +6,21 @@
     network.py       a cell and a stair as one network; the LSTM; the read-out and its loss
     recurrence/      the time loop h_t = g_t(z_t) φ(z_t): one contract, several engines
     optim.py         OrthogonalRMSprop, the parameter groups of a model, one step
-    data.py          copying sequences, MNIST as pixel sequences, Penn Treebank characters, any other text
+    data.py          MNIST and its relatives as pixel sequences, Penn Treebank characters, any other text
     download.py      fetches missing data files and checks them
     copytask.py, smnist.py, language.py    model and training loop of each task
     errors.py        mistakes of a person as sentences; the start and the end of a script
 
     runs/            the bookkeeping of a run; changes of the science never need it
-        flags.py     every flag with its meaning; rows of published hyperparameters; the origin of a value
-        records.py   the files of a run: written whole, checked when they are read
-        curves.py    curves.png from log.csv
-        machine.py   device, threads, versions; whether an update fits into memory
-        progress.py  what a loop counts: its place, means, recent values
-        folder.py    a run's folder on the disk: its name, log, checkpoints, result; what `--resume` finds there
-        run.py       what a training loop sees: the counted loop `updates`, reports, signals
+        flags.py       every flag with its meaning; rows of published hyperparameters; the origin of a value
+        records.py     the files of a run: read and written whole, or a sentence
+        provenance.py  what a run is a run of: code by content, versions, data
+        curves.py      learning curves from log.csv
+        machine.py     device and threads
+        progress.py    what a loop counts: its place, means, recent values
+        folder.py      a run's folder on the disk: its name, lock, log, checkpoint
+        events.py      the log for TensorBoard
+        run.py         what a training loop sees: the counted loop `updates`, reports, signals
 
 Layers: a module imports only from those below it, at the top of its file (tests/test_layers.py holds this).
 
@@ -30,34 +32,20 @@ loss → optim.step.
 Letters in comments and shapes: B batch, T time steps, I input size, H hidden units, C classes.
 Rows are examples, so matrices act on the right: z_t = x_t U + h_{t-1} W.
 
-A new task needs data, a model and a loop. The adding problem: of T numbers in [0, 1] two are marked, one in each half,
-and the network answers their sum at the last step. A network that always answers the mean, 1, has a loss of 1/6.
+A task of your own is one script; examples/adding.py is one, whole, to copy. It has:
 
-    import torch
-    from torch import nn
-    from common.network import build_network
-    from common.optim import optimizer_for, step
-    from common.stair import FixedStair
-
-    def batch(T, size):                                            # numbers and marks (T, B, 2), sums (B,)
-        numbers, marks = torch.rand(T, size), torch.zeros(T, size)
-        for low, high in ((0, T // 2), (T // 2, T)):
-            marks[torch.randint(low, high, (size,)), torch.arange(size)] = 1
-        return torch.stack((numbers, marks), 2), (numbers * marks).sum(0)
-
-    class Adder(nn.Module):
-        def __init__(self, network):
-            super().__init__()
-            self.network, self.readout = network, nn.Linear(network.hidden_size, 1)
-
-        def forward(self, x):
-            h, _ = self.network(x, last_only=True)                                        # (B, H)
-            return self.readout(h).squeeze(1)                                             # (B,)
-
-    model = Adder(build_network("expRNN", 2, 64, FixedStair("expn", 30), "relu", rinit="cayley", iinit="xavier"))
-    optimizer = optimizer_for(model, method="Adam", lr=3e-3, lr_orth=1e-3)
-    for update in range(600):
-        x, target = batch(T=30, size=50)
-        loss = nn.functional.mse_loss(model(x), target)
-        step(model, optimizer, loss)
+    NAME, REVISION   of the module that is the last argument of flags.parse: the task's name, and a number to raise when
+                     the same options come to compute something else, so that tables do not mix the two
+    DEFAULTS, PAPER  every option with its value, and a row with lr, rinit, ... for each --net-type; a name of
+                     flags.FLAGS means what it means there, another one is a new flag of this script
+    a model          an nn.Module with the attribute `network`, from network.build_network
+    run.begin(...)   makes the run's folder or restores it: of a Progress its numbers and tensors, of every other object
+                     its state_dict; `steps` is the longest sequence, which the stair must reach
+    run.finished()   the result where the run has ended before, else None
+    run.updates(...) yields the numbers of the updates that are left, in one loop, or within run.epochs(...)
+    run.report(line, update=..., loss=...)    prints the line and adds a row to log.csv: `update`, or `epoch` and
+                     `batch`, then any numbers under the names of the first row. A curve shows the column with
+                     "validation" in its name, else that with "loss". A loss that is not finite ends the run
+    run.save_best()  keeps the weights in best.pt
+    run.finish(...)  a dict of numbers, which result.json keeps and tables show
 """

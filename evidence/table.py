@@ -128,7 +128,7 @@ def score(row: Row, measures: dict) -> str:
     """
     results, (main, (_, scale, form)) = results_of(row), next(iter(measures.items()))
     parts = [mean_and_deviation([r[main] for r in results if main in r], scale, form)]
-    if main == "loss" and results:
+    if main == "loss" and results and "recall" in results[0]:
         parts = [", median ".join(filter(None, [parts[0], middle(results)])),
                  f"recall {mean_and_deviation([r['recall'] for r in results], 1, '.3f')}"]
     return "; ".join(filter(None, [*parts, counted(row, results)]))

@@ -719,10 +719,10 @@ def test_words_are_not_called_characters(main, capsys, tmp_path, text, unit, oth
     assert result["data"]["official"] is False
 
 
-def test_a_run_of_ones_own_text(main, capsys, tmp_path, script="language_expalpha"):
+def test_a_run_of_ones_own_text(main, capsys, tmp_path):
     """A language in which b follows a, learned."""
     own = write_text(tmp_path, "ab\n" * 4000)
-    result = main(script, *tiny(script), "--text", "own.txt", "--lr", "0.05")
+    result = main("language_expalpha", *tiny("language_expalpha"), "--text", "own.txt", "--lr", "0.05")
     said = capsys.readouterr().out
     assert "own.txt: 12,000 characters, 3 different; 10,800 to train on, 600 to validate, 600 to test" in said
     assert "bits per character" in said

@@ -1,0 +1,89 @@
+"""The adding problem (Hochreiter and Schmidhuber 1997), a task of one's own: copy this file and change it.
+
+Of T numbers in [0, 1] two are marked, one in each half; the network answers their sum at the last step. A network that
+always answers 1, the mean, has a loss of 1/6 = 0.1667. The contract of a task is in common/__init__.py.
+
+    python examples/adding.py                                    expRNN with the stair expn
+    python examples/adding.py --net-type RNN-Orth --nvar none    without a stair, another cell
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where common/ is
+
+from common.errors import start
+from common.network import build_network
+from common.optim import optimizer_for, step
+from common.runs import flags
+from common.runs.progress import Progress, Recent
+from common.runs.run import Run, load_weights
+from common.stair import FixedStair
+
+NAME, REVISION, TASK = "adding", 1, sys.modules[__name__]
+DEFAULTS = dict(net_type="expRNN", nvar="expn", nhid=64, nonlin="relu", iinit="xavier", engine="auto",  # network
+                T=50, batch=50, updates=1000, log_interval=50, random_seed=400,                         # task
+                optimizer="Adam", betas=(0.9, 0.999), clip=0.0)                                         # optimizer
+PAPER = {"adding": dict(net_type=("RNN", "RNN-Orth", "expRNN"), lr=3e-3, lr_orth=1e-3, rinit="henaff")}
+
+
+def batch_of(T: int, size: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers and marks (T, B, 2), and the sums of the marked numbers (B,)."""
+    generator = torch.Generator().manual_seed(seed)
+    numbers, marks = torch.rand(T, size, generator=generator), torch.zeros(T, size)
+    for low, high in ((0, T // 2), (T // 2, T)):
+        marks[torch.randint(low, high, (size,), generator=generator), torch.arange(size)] = 1
+    return torch.stack((numbers, marks), 2), (numbers * marks).sum(0)
+
+
+class Adder(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.readout = network, nn.Linear(network.hidden_size, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h, _ = self.network(x, last_only=True)                                   # (T, B, 2) → (B, H)
+        return self.readout(h).squeeze(1)                                        # (B,)
+
+
+def build(args) -> Adder:
+    stair = FixedStair(args.nvar, args.T)                                        # ρ_t
+    return Adder(build_network(args.net_type, 2, args.nhid, stair, args.nonlin, args.rinit, args.iinit, args.engine))
+
+
+def load(folder):
+    args = flags.parse(["--resume", folder], __file__, __doc__, DEFAULTS, PAPER, TASK)
+    return load_weights(build(args), folder), args
+
+
+def main(argv=None):
+    args = flags.parse(argv, __file__, __doc__, DEFAULTS, PAPER, TASK)
+    with Run(args) as run:
+        model = build(args).to(run.device)
+        optimizer = optimizer_for(model, method=args.optimizer, lr=args.lr, lr_orth=args.lr_orth, alpha=args.alpha,
+                                  betas=args.betas)
+        recent = Recent("loss", keep=50, device=run.device)
+        progress = run.begin(Progress(update=0, best=float("inf"), recent=recent), steps=args.T, model=model,
+                             optimizer=optimizer)
+        if (result := run.finished()) is not None:
+            return result
+        for update in run.updates(progress, until=args.updates):
+            x, sums = batch_of(args.T, args.batch, 10**6 * args.random_seed + update)
+            loss = nn.functional.mse_loss(model(x.to(run.device)), sums.to(run.device))
+            step(model, optimizer, loss, clip=args.clip)
+            recent.add(update, loss)
+            if update % args.log_interval == 0 or update == args.updates:
+                mean = recent.rows(update, min(update, 50)).mean().item()
+                run.report(f"update {update:5d}  loss {mean:.4f}", update=update, loss=mean)
+                if mean < progress.best:
+                    progress.best = mean
+                    run.save_best()
+        mean = recent.rows(args.updates, min(args.updates, 50)).mean().item()
+        return run.finish({"updates": args.updates, "loss": mean})
+
+
+if __name__ == "__main__":
+    start(main)
