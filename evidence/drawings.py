@@ -4,6 +4,7 @@ W and the gradients need the best.pt of a run; α is read from stair.csv.
 """
 
 import importlib
+import statistics
 from pathlib import Path
 
 import torch
@@ -41,7 +42,7 @@ def names_of(folders: list[Path]) -> dict[Path, str]:
 
 
 def draw_alpha(folders: list[Path], path: Path) -> None:
-    """The learned α_t of runs of the alpha and expalpha scripts; an axis for each of the two."""
+    """The learned α_t of runs, an axis a script; the mean over the units where each has a number of its own."""
     check_lines(len(folders), "name fewer folders")
     configs = {folder: read_config(folder) for folder in folders}
     scripts = list(dict.fromkeys(config["script"] for config in configs.values()))
@@ -52,7 +53,7 @@ def draw_alpha(folders: list[Path], path: Path) -> None:
         axes.grid(alpha=0.3)
         labels = names_of([folder for folder in folders if configs[folder]["script"] == script])
         for number, (folder, label) in enumerate(labels.items()):
-            axes.plot(read_stair(folder), **{**line(number, label), "linewidth": 1.2},
+            axes.plot(list(map(statistics.mean, read_stair(folder))), **{**line(number, label), "linewidth": 1.2},
                       markevery=(5 * number, APART))
         axes.set(xlabel="step t", ylabel="α_t")
         axes.set_title({"alpha": "g_t = α_t", "expalpha": "g_t = 1 − exp(−α_t |z|)"}.get(script.split("_")[-1]),

@@ -108,7 +108,7 @@ def literal(cell: str) -> str:
 
 def markdown(lines: list[dict]) -> str:
     """Lines with the same columns as a Markdown table, without the columns that are empty in all of them."""
-    columns = [name for name in lines[0] if any(line[name] for line in lines)] if lines else ["no run is there"]
+    columns = [name for name in lines[0] if any(line[name] for line in lines)] if lines else ["not run"]
     cells = [columns, ["---"] * len(columns), *([literal(line[name]) for name in columns] for line in lines)]
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
@@ -174,26 +174,38 @@ def family_note(gains: dict) -> str:
     return f"\nIn brackets the 95 % interval. Bold: holds after Holm's adjustment for {compared} comparisons.\n"
 
 
-def grid_table(rows: list[Row], short: bool = False, differences: bool = False) -> str:
+def grid_table(rows: list[Row], short: bool = False) -> str:
     """A line a stair, a column a cell, to see which stair does best on which.
 
-    `differences`: of the means from the plain network in the place of the scores. `short` leaves out the cells and the
-    stairs of which no row was run.
+    `short` leaves out the cells and the stairs of which no row was run.
     """
     rows = [row for row in rows if row.source not in published.AUTHORS]
     if short:
         run = [row for row in rows if row.runs]
         rows = [row for row in rows if row.cell in {r.cell for r in run} and row.stair in {r.stair for r in run}]
-    lines = {stair: {"stair": stair, **{row.cell: "" for row in rows}}
-             for stair in (*(row.stair for row in rows), "none, published")}
-    gains, measures = gains_of(rows) if differences else {}, measures_of(rows)
+    lines, measures = lines_of_grid(rows, "none, published"), measures_of(rows)
     for row in rows:
-        lines[row.stair][row.cell] = shown_gain(gains.get((row.task, row.name))) \
-            if differences and row.stair != "none" else score(row, measures)
+        lines[row.stair][row.cell] = score(row, measures)
         if row.stair == "none":
-            lines["none, published"][row.cell] = published.of_row(row, "value") * (not differences)
-    return markdown([line for line in lines.values() if any(line[row.cell] for row in rows)]) \
-        + family_note(gains) * differences
+            lines["none, published"][row.cell] = published.of_row(row, "value")
+    return markdown([line for line in lines.values() if any(line[row.cell] for row in rows)])
+
+
+def lines_of_grid(rows: list[Row], *more: str) -> dict[str, dict]:
+    """Empty lines of a grid, by the stair."""
+    stairs = (*(row.stair for row in rows), *more)
+    return {stair: {"stair": stair, **{row.cell: "" for row in rows}} for stair in stairs}
+
+
+def differences_table(rows: list[Row]) -> str:
+    """The grid of what the stairs gain, of the cells and the stairs that were run; the plain network in percent."""
+    gains = gains_of([row for row in rows if row.source not in published.AUTHORS])
+    shown = [row for row in rows if (row.task, row.name) in gains]
+    plain = [row for row in rows if row.stair == "none" and row.cell in {r.cell for r in shown}]
+    lines = lines_of_grid([*plain, *shown])
+    for row in (*plain, *shown):
+        lines[row.stair][row.cell] = in_percent(row) if row in plain else shown_gain(gains[row.task, row.name])
+    return markdown(list(lines.values())) + family_note(gains)
 
 
 def in_percent(row: Row | None) -> str:
@@ -202,7 +214,7 @@ def in_percent(row: Row | None) -> str:
 
 
 def title_of(task: str, small: bool) -> str:
-    size = f" ({SMALL[task]})" if small and SMALL[task] else ""
+    size = f" ({SMALL[task].removeprefix('--').replace(' --', ', ')})" if small and SMALL[task] else ""
     return f"{TASK_TITLES[task]}{size}: {GAIN[task].replace('_', ' ')}, %"
 
 
@@ -315,7 +327,7 @@ def text_of(args) -> str:
     elif args.curves:
         text = curves_table(columns[""])
     elif args.grid:
-        text = grid_table(columns[""], args.short, args.differences)
+        text = differences_table(columns[""]) if args.differences else grid_table(columns[""], args.short)
     else:
         text = table(columns[""], args.short)
     engines = Counter(result["engine"] for rows in columns.values() for row in rows for result in results_of(row)

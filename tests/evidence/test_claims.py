@@ -119,14 +119,14 @@ def longer_delays():
 def the_product():
     runs = Records("copytask").rows["sRNN (exponential) alpha"].runs.values()
     assert len(runs) == 5
-    assert all(math.prod(read_stair(folder)) > 1 for folder in runs)
+    assert all(math.prod(number for number, in read_stair(folder)) > 1 for folder in runs)
 
 
 @claim("On expRNN and nnRNN the exponential stair of seed 400 stays within a fiftieth of its start, 20: mind the axis.")
 def learned():
     rows = Records("copytask").rows
     for model in ("sRNN (exponential)", "sRNN (non-normal)"):
-        assert all(abs(number - 20) < 20 / 50 for number in read_stair(rows[f"{model} expalpha"].runs[400]))
+        assert all(abs(number - 20) < 20 / 50 for number, in read_stair(rows[f"{model} expalpha"].runs[400]))
 
 
 def is_ahead(task, one, other):

@@ -23,7 +23,6 @@ def test_a_page_shows_the_records(page, monkeypatch):
     text = page.read_text(encoding="utf-8")
     assert pages.fill(text) == text
     assert text.count("<!-- python -m evidence ") == len(pages.TABLE.findall(text)), "a table without an end"
-    assert "no run is there" not in text
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -84,7 +83,7 @@ def test_tables_are_filled_in(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     text = "a\n<!-- python -m evidence copytask --short --only 'expRNN none' -->\nold\n<!-- end -->\nb\n"
     new = pages.fill(text)
-    assert new.startswith("a\n<!-- python -m evidence copytask --short --only 'expRNN none' -->\n\n| no run")
+    assert new.startswith("a\n<!-- python -m evidence copytask --short --only 'expRNN none' -->\n\n| not run |")
     assert new.endswith("|\n\n<!-- end -->\nb\n")
     assert pages.fill(new) == new
 
@@ -96,7 +95,7 @@ def test_update_writes_pages_and_pictures(monkeypatch, tmp_path, capsys):
     page.write_text("<!-- python -m evidence copytask --short -->\n<!-- end -->\n"
                     "<!-- python -m evidence.pictures --stairs -o results/stairs.png -->\n", encoding="utf-8")
     pages.update(tmp_path)
-    assert "no run is there" in page.read_text(encoding="utf-8")
+    assert "| not run |" in page.read_text(encoding="utf-8")
     assert (tmp_path / "results" / "stairs.png").read_bytes().startswith(b"\x89PNG")
     assert "1 tables, changed" in capsys.readouterr().out
     pages.update(tmp_path)
