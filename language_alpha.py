@@ -73,6 +73,8 @@ def load(folder):
 
 def main(argv=None):
     args = flags.parse(argv, __file__, __doc__, DEFAULTS, PAPER, language)
+    if args.sample:
+        return language.print_sample(*load(args.evaluate), args.sample, args.prompt or "", args.random_seed)
     with Run(args, label=f"bptt{args.bptt}") as run:
         corpus = load_characters(args.data, args.text)
         args.vocabulary = corpus.vocabulary

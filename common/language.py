@@ -6,13 +6,14 @@ halve after every epoch without a better validation loss.
 """
 
 import math
+import sys
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from common.data import Characters
-from common.errors import UserError
+from common.data import Characters, numbers_of, symbols_of, text_of
+from common.errors import UserError, printable
 from common.network import class_by_class, mean_cross_entropy
 from common.optim import step
 from common.runs.progress import Meter, Progress
@@ -121,29 +122,42 @@ def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epo
 
 def evaluate_best(run: Run, model: CharacterModel, corpus: Characters, valid_set: torch.Tensor,
                   test_set: torch.Tensor, bptt: int) -> dict:
-    """What --evaluate asks for: the scores of the best weights, and a sample."""
-    found = run.evaluate(model, lambda loss, accuracy: f"{scores(loss, corpus.unit)}, accuracy {accuracy:.4f}",
-                         corpus.source, validation=lambda: evaluate(model, valid_set, bptt, run),
-                         test=lambda: evaluate(model, test_set, bptt, run))
-    if run.options.sample:
-        run.say("".join(corpus.vocabulary[k] for k in sample(model, run.options.sample, bptt, run.device)))
-    return found
+    """What --evaluate asks for: the scores of the best weights."""
+    return run.evaluate(model, lambda loss, accuracy: f"{scores(loss, corpus.unit)}, accuracy {accuracy:.4f}",
+                        corpus.source, validation=lambda: evaluate(model, valid_set, bptt, run),
+                        test=lambda: evaluate(model, test_set, bptt, run))
+
+
+def print_sample(model: CharacterModel, options, count: int, prompt: str, seed: int) -> str:
+    """--sample: print and → the text `prompt` and `count` symbols that the model draws after it.
+
+    On a terminal an escape takes the place of a character that would control it.
+    """
+    vocabulary = options.vocabulary
+    try:
+        first = numbers_of(symbols_of(prompt, vocabulary), vocabulary).tolist()
+    except KeyError as error:
+        raise UserError(f"--prompt: {error.args[0]!r} is no symbol of the text that this run was trained on; its "
+                        f"symbols are {' '.join(map(printable, vocabulary))[:200]}") from None
+    torch.manual_seed(seed)
+    text = text_of(first + sample(model, first or [0], count, options.bptt), vocabulary)
+    print(printable(text, keep="\n\t") if sys.stdout.isatty() else text)
+    return text
 
 
 @torch.no_grad()
-def sample(model: CharacterModel, count: int, bptt: int, device) -> list[int]:
-    """`count` symbols, each drawn from the probabilities that the model gives it; symbol 0 is the first input.
+def sample(model: CharacterModel, first: list[int], count: int, bptt: int) -> list[int]:
+    """`count` symbols after the symbols `first`, each drawn from the probabilities that the model gives it.
 
     The stair starts again after every `bptt` symbols, as in training, so each segment is read from its start.
     """
-    kernel, state = model.network.kernel(), model.network.start(1)
-    drawn, segment_ = [], [0]
+    kernel, state, drawn = model.network.kernel(), model.network.start(1), []
     for _ in range(count):
-        logits, last = model(torch.tensor(segment_, device=device).unsqueeze(1), state, kernel)     # (L, V)
+        while len(first) > bptt:
+            state, first = model(torch.tensor(first[:bptt]).unsqueeze(1), state, kernel)[1], first[bptt:]
+        logits, _ = model(torch.tensor(first).unsqueeze(1), state, kernel)                          # (L, V)
         drawn.append(torch.multinomial(logits[-1].softmax(-1), 1).item())
-        if len(segment_) == bptt:
-            state, segment_ = last, []
-        segment_.append(drawn[-1])
+        first = [*first, drawn[-1]]
     return drawn
 
 

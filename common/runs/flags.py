@@ -74,6 +74,13 @@ def line(text):
     return text
 
 
+def some_text(text):
+    """Any text but an empty one, which is most likely a variable of the shell that was never set."""
+    if not text:
+        raise ArgumentTypeError("'' is no text")
+    return text
+
+
 def name_part(text):
     """A piece of a folder's name: what every file system and every terminal takes."""
     if not text or text.startswith(".") or any(c in text for c in "/\\") or not text.isprintable() \
@@ -217,7 +224,9 @@ FLAGS = {flag.dest: flag for flag in (
          "print the validation score of best.pt of the run in this folder, and of a finished run the test score, and "
          "stop", None),
     Flag("--sample", CALL, COUNT,
-         "with --evaluate of a run of the characters: print this many symbols, drawn by best.pt", None),
+         "with --evaluate of a run of the characters: print this many symbols, drawn by best.pt; --seed decides which",
+         None),
+    Flag("--prompt", CALL, some_text, "with --sample: the text that the sample goes on from", None),
 )}
 AUTO = Path("auto")                                               # of --resume
 TAKEN = ("origin", "row", "script", "file", "argv", "task", "asked", "options", "vocabulary")  # what else args.x holds
@@ -418,12 +427,13 @@ def typed_values(script: str, doc: str, known: dict[str, Flag], defaults: dict, 
         make_parser(script, doc, known, {**FROM_ROW, **defaults, **row}).print_help()
         sys.exit(0)
     if "evaluate" in typed:
-        if any(known[dest].when_resumed != "free" for dest in typed.keys() - {"evaluate", "sample"}):
-            raise UserError("--evaluate FOLDER takes everything from the folder; beside it only --sample, --data, "
-                            "--text, --cuda, --tf32, --threads and --engine have a meaning")
+        beside = {"evaluate", "sample", *(("prompt", "random_seed") if "sample" in typed else ())}
+        if any(known[dest].when_resumed != "free" for dest in typed.keys() - beside):
+            raise UserError("--evaluate takes everything from the folder; beside it only --data, --text, --cuda, "
+                            "--tf32, --threads, --engine and --sample with --prompt and --seed have a meaning")
         typed["resume"] = typed["evaluate"].absolute()
-    elif "sample" in typed:
-        raise UserError("--sample writes from the best weights of a run; name its folder with --evaluate FOLDER")
+    elif typed.keys() & {"sample", "prompt"}:
+        raise UserError("--sample N writes from the best weights of a run; name its folder with --evaluate FOLDER")
     if "sample" in typed and "bptt" not in known:
         raise UserError("--sample writes characters, and this task has none; leave it out")
     return typed
@@ -527,7 +537,7 @@ def _as_started(options: Options, typed: dict, known: dict) -> None:
         before, may = getattr(options, dest), known[dest].when_resumed
         if may == "grows" and value > before:
             options.origin[dest] = "typed on resume"
-        elif may in ("stays", "grows") and value != before:
+        elif may in ("stays", "grows") and value != before and "sample" not in typed:
             raise UserError(f"{spelled(dest)} was {before} when {folder} was started and cannot become {value} on the "
                             f"way; start a new run")
         setattr(options, dest, value)

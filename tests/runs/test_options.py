@@ -145,7 +145,7 @@ def test_betas(script):
 def test_every_flag_is_tested_and_in_the_help(script):
     parser = parser_of(script)
     known = {f[1].replace("_", "-") for f in (*FLAGS, *SWITCHES) if script in f[0]}
-    known |= {"betas", "resume", "help", "dry-run", "evaluate", "sample"}
+    known |= {"betas", "resume", "help", "dry-run", "evaluate", "sample", "prompt"}
     found = {option.removeprefix("--").removeprefix("no-").replace("_", "-")
              for action in parser._actions for option in action.option_strings if option.startswith("--")}
     assert found == known

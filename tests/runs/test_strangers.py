@@ -496,19 +496,41 @@ def test_evaluate(main, few_images, penn_folder, capsys, script):
         assert "its test score is worked out once" in capsys.readouterr().out
 
 
-def test_sample(main, penn_folder, capsys):
-    typed = ("--data", penn_folder, *tiny("language_nvar"), "--bptt", "7")
-    main("language_nvar", *typed)
-    folder, = Path("saves/language_nvar").iterdir()
+def sampled(capsys, main, *typed):
     capsys.readouterr()
-    main("language_nvar", "--evaluate", folder, "--sample", "30")
-    text = capsys.readouterr().out.splitlines()[-1]
-    symbols = sorted(run.saved_vocabulary(folder), key=len, reverse=True)
-    count = 0
-    while text:
-        text = text.removeprefix(next(symbol for symbol in symbols if text.startswith(symbol)))
-        count += 1
-    assert count == 30
+    text = main("language_nvar", "--evaluate", next(Path("saves/language_nvar").iterdir()), "--sample", *typed)
+    assert capsys.readouterr().out == text + "\n"
+    return text
+
+
+def test_a_sample_is_the_text_that_was_drawn(main, capsys, monkeypatch):
+    """Data goes out as it is; the corpus is not needed; the seed and a first text decide it."""
+    text = "a\tb\u3000\xad_\x1b[1m\n" * 200
+    Path("own.txt").write_text(text, encoding="utf-8")
+    main("language_nvar", "--text", "own.txt", *tiny("language_nvar"), "--bptt", "7")
+    Path("own.txt").unlink()
+    one = sampled(capsys, main, "60")
+    assert len(one) == 60
+    assert set(one) == set(text)                               # 10 symbols, tiny model: all of them
+    assert sampled(capsys, main, "60") == one != sampled(capsys, main, "60", "--seed", "1")
+    long = "b\u3000" * 20
+    assert sampled(capsys, main, "5", "--prompt", long).startswith(long)
+    with pytest.raises(UserError, match="--prompt: 'z' is no symbol of the text"):
+        sampled(capsys, main, "5", "--prompt", "abz")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    main("language_nvar", "--evaluate", next(Path("saves/language_nvar").iterdir()), "--sample", "60")
+    assert capsys.readouterr().out == one.replace("\x1b", "\\x1b") + "\n"
+
+
+def test_a_sample_of_the_penn_treebank_has_lines_and_blanks(main, penn_folder, capsys):
+    main("language_nvar", "--data", penn_folder, *tiny("language_nvar"))
+    text = sampled(capsys, main, "200", "--prompt", "the cat\n")
+    assert text.startswith("the cat\n")
+    assert "<eos>" not in text
+    assert "_" not in text
+    assert text.count(" ") > 1
+    assert text.count("\n") > 1
+    assert len(text) == 208
 
 
 @pytest.mark.parametrize(("script", "typed", "sentence"), [
