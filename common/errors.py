@@ -79,9 +79,13 @@ def start(main) -> None:
         if isinstance(error, BrokenPipeError):  # the program that read the output, perhaps `head`, has ended
             sys.exit(status)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not any(said in str(error) for said in OUT_OF_MEMORY):
+        is_full = isinstance(error, MemoryError) or any(said in str(error) for said in OUT_OF_MEMORY)
+        if not is_full and "CUDA error" not in str(error):
             raise
         sentence, status = "this does not fit into memory; choose a smaller --nhid, --batch or sequence length", 1
+        if not is_full:
+            sentence = f"the GPU stopped with '{str(error).splitlines()[0]}'; the run's folder keeps its last good " \
+                       "state: go on with --resume and the folder, and with --engine torch if it happens again"
     module = getattr(sys.modules["__main__"], "__spec__", None)
     typed = f"python -m {module.name.removesuffix('.__main__')}" if module else Path(sys.argv[0]).name
     with contextlib.suppress(OSError):  # a terminal that was closed

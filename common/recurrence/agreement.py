@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -136,29 +135,29 @@ def in_child(module: str, function: str, *arguments, seconds: float = 300):
     raise ChildFailed(f"it ended with {how}: {lines[-1][:200] if lines else 'it said nothing'}", told=not stopped)
 
 
-def verdict(name: str, about: list, line: str = "", trial: Callable[[], dict] = dict) -> tuple[dict, Path | None]:
-    """What `trial` has found about engine `name`, and the file in the user's cache folder that keeps it, if one does.
+def verdict(name: str, about: list, line: str = "", *call) -> tuple[dict, Path | None]:
+    """What a trial has found about engine `name`, and the file in the user's cache folder that keeps it, if one does.
 
     about   all that the result depends on; another `about` is another file
     line    said before a trial: that it takes time
-    trial   → a dict, {"reason": why the engine is not right here, or None, ...}. One without a reason is not kept.
+    call    the trial, as for `in_child` → {"reason": why the engine is not right here, or None, ...}, or a dict without
+            a reason, which is not kept. Without a call only what is kept is told, else {}.
     """
-    try:
+    path = None
+    with contextlib.suppress(Unavailable, OSError, ValueError, TypeError, AttributeError):
         path = cache_folder() / f"{name}-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}.json"
-    except Unavailable:
-        path = None
-    if path is not None:
-        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            if kept.get("about") == about and "reason" in kept:
-                return kept, path
-    if line:
-        say_once(line)
-    found = trial()
-    if path is None or "reason" not in found:
-        return found, None
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept.get("about") == about and "reason" in kept:
+            return kept, path
+    if not call:
+        return {}, None
+    say_once(line)
     try:
-        path.write_text(json.dumps({**found, "about": about}, indent=2), encoding="utf-8")
-    except OSError:  # a full disk, say: what is half written cannot be read, and the next run tests again
-        return found, None
-    return found, path
+        found = in_child(*call)
+    except ChildFailed as error:
+        found = {"reason" if error.told else "untested": f"its test failed: {error}"}
+    with contextlib.suppress(OSError):  # a full disk, say: what is half written cannot be read, and is tested again
+        if path is not None and "reason" in found:
+            path.write_text(json.dumps({**found, "about": about}, indent=2), encoding="utf-8")
+            return found, path
+    return found, None

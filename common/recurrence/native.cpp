@@ -3,13 +3,10 @@
 //   forward     z_t = x_t + h_{t-1} W,  h_t = g_t(z_t) φ(z_t)                          t = 0 … T−1
 //   backward    δh_t = ∂L/∂h_t + δz_{t+1} Wᵀ,  δz_t = δh_t · ∂h_t/∂z_t                  t = T−1 … 0
 //
-// Shapes: x, h, z, δz (T, B, H); W (H, H); numbers (T,); modReLU's b (H,). The formulas are those of
-// common/stair.py, written again because here they run on vectors still hot from the product.
-//
 //   gradient    dW = Σ_t h_{t-1}ᵀ δz_t                                                 after the backward pass
 //
-// Beside it W = exp(S) and its adjoint, on the same tiles. What is saved are calls of torch, each of which finds the
-// caches full of other numbers.
+// Beside it W = exp(S) and its adjoint, on the same tiles. The formulas are those of common/stair.py and
+// common/orthogonal.py, written again because here they run on vectors still hot from the product.
 //
 // Why it is fast. Rows (examples) do not depend on each other, so every thread takes its share of the rows
 // through all T steps and no thread ever waits for another. W is packed once per call into panels of a few
@@ -661,13 +658,12 @@ struct Matrices {
 // are the pointers that are not const, null where they are not wanted. They return DONE or what is said of them.
 extern "C" {
 
-// h (T, B, H), or only the last state (B, H); z (kept, B, H), of which kept (T,) has the place of z_t, −1 where it is
-// not kept; null: kept nowhere. Without a kernel z = x: the states of a kept z.
+// h (T, B, H), or only the last state (B, H); z (T, B, H). Without a kernel z = x: the states of a kept z.
 std::int64_t stair_forward(
     std::int64_t rule, std::int64_t phi, std::int64_t steps, std::int64_t batch, std::int64_t hidden,
     std::int64_t threads, Parallel parallel, const S *x, std::int64_t x_step, std::int64_t x_row, const S *kernel,
     std::int64_t kernel_in, std::int64_t kernel_out, const S *h0, std::int64_t h0_row, const S *numbers, const S *bias,
-    const std::int64_t *kept, S *z, S *h, S *last) {
+    S *z, S *h, S *last) {
     return with_formula(rule, phi, [&](auto r, auto p) {
         constexpr Rule RULE = decltype(r)::value;
         constexpr Phi PHI = decltype(p)::value;
@@ -681,7 +677,7 @@ std::int64_t stair_forward(
             for (Index t = 0; t < steps; t++) {
                 const S *x_t = x + t * x_step + first * row_stride;
                 const S number = numbers[t];
-                S *z_t = kept && kept[t] >= 0 ? z + kept[t] * size + first * columns : nullptr;
+                S *z_t = z ? z + t * size + first * columns : nullptr;
                 S *next = h ? h + t * size + first * columns : pair.data() + (t % 2) * count * columns;
                 const Streams streams = {{{x_t, row_stride}, {next, columns}, {z_t, columns}}};
                 product(packed, previous, stride, count, streams,
@@ -702,12 +698,12 @@ std::int64_t stair_forward(
 }
 
 // dz (T, B, H), and where they are wanted d_h0 (B, H), d_numbers (T,) and d_bias (H,). grad is of h (T, B, H), or of
-// the last state (B, H) if last_only. z is read where it was kept, h elsewhere.
+// the last state (B, H) if last_only. z is read if it was kept, else h.
 std::int64_t stair_backward(
     std::int64_t rule, std::int64_t phi, std::int64_t steps, std::int64_t batch, std::int64_t hidden,
     std::int64_t threads, Parallel parallel, const S *grad, std::int64_t grad_step, std::int64_t grad_row,
     std::int64_t last_only, const S *kernel, std::int64_t kernel_in, std::int64_t kernel_out, const S *numbers,
-    const S *bias, const std::int64_t *kept, const S *z, const S *h, S *dz, S *d_h0, S *d_numbers, S *d_bias) {
+    const S *bias, const S *z, const S *h, S *dz, S *d_h0, S *d_numbers, S *d_bias) {
     return with_formula(rule, phi, [&](auto r, auto p) {
         constexpr Rule RULE = decltype(r)::value;
         constexpr Phi PHI = decltype(p)::value;
@@ -728,7 +724,7 @@ std::int64_t stair_backward(
                 const S number = numbers[t], inverse = S(1) / number;
                 const bool has_grad = !last_only || t == steps - 1;
                 const S *grad_t = has_grad ? grad + (last_only ? 0 : t) * grad_step + first * row_stride : nullptr;
-                const S *z_t = kept && kept[t] >= 0 ? z + kept[t] * size + first * columns : nullptr;
+                const S *z_t = z ? z + t * size + first * columns : nullptr;
                 const S *h_t = z_t ? nullptr : h + t * size + first * columns;
                 S *dz_t = dz + t * size + first * columns;
                 const Streams streams = {

@@ -65,18 +65,17 @@ def load_or_build(source: Path, defines: Sequence[str], trial: Callable[[Path], 
         raise Unavailable("it is not made for Windows")
     compiler = _compiler()
     name = f"{source.stem}-{_key(compiler, source, defines)}"
-    try:
-        cache = cache_folder()
-        _check_execution(cache)
-    except Unavailable as reason:
-        with tempfile.TemporaryDirectory(prefix="stair-rnn-") as private:
-            _check_execution(Path(private))
-            library = _load(_build(compiler, source, defines, trial, Path(private), name))
-        say_once(f"stair: the native engine was compiled for this process alone, because {reason}")
-        return library
-    if (library := _kept(cache, name)) is not None:
-        return library
-    with open(cache / "lock", "w") as lock:
+    with contextlib.ExitStack() as at_end:
+        try:
+            cache = cache_folder()
+            if (library := _kept(cache, name)) is not None:
+                return library
+            lock = at_end.enter_context(open(cache / "lock", "w"))
+        except (Unavailable, OSError) as reason:
+            with tempfile.TemporaryDirectory(prefix="stair-rnn-") as private:
+                library = _load(_build(compiler, source, defines, trial, Path(private), name))
+            say_once(f"stair: the native engine was compiled for this process alone, because {reason}")
+            return library
         with contextlib.suppress(OSError):  # a file system without locks: two runs that start together both compile
             fcntl.flock(lock, fcntl.LOCK_EX)
             if (library := _kept(cache, name)) is not None:
@@ -117,10 +116,6 @@ def _processor() -> str:
         first = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
         telling = ("vendor_id", "cpu family", "model", "model name", "flags", "features", "cpu implementer", "cpu part")
         words += [line for line in first if line.split(":")[0].strip().lower() in telling]
-    if sys.platform == "darwin":
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            words.append(subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True,
-                                        text=True, timeout=COMPILE_SECONDS).stdout)
     return "\n".join(words)
 
 
@@ -150,17 +145,9 @@ def cache_folder() -> Path:
             folder.chmod(0o700)
         if folder.stat().st_mode & 0o022:  # a file system without modes
             raise Unavailable(f"others can write to {folder}")
-        with tempfile.TemporaryFile(dir=folder):
-            pass
     except OSError as error:
         raise Unavailable(f"{folder} cannot be written to ({error.strerror})") from None
     return folder
-
-
-def _check_execution(folder: Path) -> None:
-    """Raises Unavailable for a folder on a file system that is mounted noexec."""
-    if os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0):
-        raise Unavailable(f"no program may be run from {folder}, which is mounted noexec")
 
 
 def _build(compiler, source, defines, trial, cache, name) -> Path:

@@ -10,10 +10,8 @@ Shapes as in `common.recurrence.stair_recurrence`. How the call itself is fast i
 
 Memory, in arrays of T·B·H numbers, beside x and the gradient that comes in; x itself is not kept:
 
-    rule "scale"         forward h, backward h and δz. From h = ρ φ follow φ and its slope, so z is not stored,
-                         except at steps where ρ_t is 0 or nearly so
-    the other rules      forward h and z, backward z and δz. h cannot be inverted there, so z is kept, and h is
-                         formed again from it, some steps at a time, for dW. With last_only h is never stored
+    rule "scale"         forward h, backward h and δz: from h = ρ φ follow φ and its slope, where no ρ_t is nearly 0
+    the other rules      forward h and z, or only z with last_only; backward z and δz. h is formed again for dW
     without gradients    h; with last_only two states (B, H)
 
 The code is compiled on first use, by native_build.py.
@@ -55,12 +53,9 @@ def native_recurrence(x, kernel, h0, numbers, rule, phi, bias, last_only):
         found = ", ".join(sorted({f"{t.dtype} on {t.device}" for t in tensors}))
         raise ValueError(f"the native engine needs float32 or float64 tensors, all alike, on the CPU; got {found}")
     steps, batch, hidden = x.shape
-    if (kernel.shape, h0.shape, numbers.shape) != ((hidden, hidden), (batch, hidden), (steps,)):
-        raise ValueError(f"x {tuple(x.shape)} does not fit kernel {tuple(kernel.shape)}, h0 {tuple(h0.shape)} "
-                         f"and numbers {tuple(numbers.shape)}")
-    if (phi == "modrelu") != (bias is not None) or (bias is not None and bias.shape != (hidden,)):
-        raise ValueError(f"modrelu needs a bias ({hidden},), the other nonlinearities none; got {phi} and "
-                         f"{None if bias is None else tuple(bias.shape)}")
+    needed = [(steps, batch, hidden), (hidden, hidden), (batch, hidden), (steps,), *[(hidden,)] * (phi == "modrelu")]
+    if (found := [tuple(t.shape) for t in tensors]) != needed:
+        raise ValueError(f"{phi} needs tensors of the shapes {needed}; got {found}")
     return _recurrence(_available(x.dtype), x, kernel, h0, numbers, rule, phi, bias, last_only)
 
 
@@ -97,7 +92,7 @@ def _recurrence(library, x, kernel, h0, numbers, rule, phi, bias, last_only):
     h0, numbers, bias = _rows(h0), numbers.contiguous(), None if bias is None else bias.contiguous()
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, kernel, h0, numbers, bias)):
         return _Sequence.apply(x, kernel, h0, numbers, bias, rule, phi, last_only, library)
-    h, last = _forward(library, x, kernel, h0, numbers, bias, rule, phi, None, None, not last_only, last_only)
+    h, last = _forward(library, x, kernel, h0, numbers, bias, rule, phi, None, not last_only, last_only)
     return last if last_only else h
 
 
@@ -109,33 +104,24 @@ def _problem(kernel, numbers, rule, phi, bias, steps, batch, hidden) -> dict:
                 **_threads(steps * batch * hidden**2))
 
 
-def _forward(library, x, kernel, h0, numbers, bias, rule, phi, kept, z, keep_h, keep_last):
-    """Fills z where kept; → h (T, B, H) or None, the last state (B, H) or None."""
+def _forward(library, x, kernel, h0, numbers, bias, rule, phi, z, keep_h, keep_last):
+    """Fills z if given; → h (T, B, H) or None, the last state (B, H) or None."""
     x = _rows(x)
     h = x.new_empty(x.shape) if keep_h else None
     last = x.new_empty(h0.shape) if keep_last else None
     library.forward(**_problem(kernel, numbers, rule, phi, bias, *x.shape), x=x, x_step=x.stride(0), x_row=x.stride(1),
-                    h0=h0, h0_row=h0.stride(0), kept=kept, z=z, h=h, last=last)
+                    h0=h0, h0_row=h0.stride(0), z=z, h=h, last=last)
     return h, last
-
-
-def _steps_that_need_z(numbers, rule):
-    """The place of z_t among the kept ones, or −1, for every step → (T,) int64; None if none is kept."""
-    if rule != "scale":
-        return torch.arange(len(numbers))
-    vanishes = numbers.detach().abs() < VANISHING[numbers.dtype]
-    return torch.where(vanishes, vanishes.cumsum(0) - 1, -1) if vanishes.any() else None
 
 
 class _Sequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, kernel, h0, numbers, bias, rule, phi, last_only, library):
-        kept = _steps_that_need_z(numbers, rule)
-        z = None if kept is None else x.new_empty(int(kept.max()) + 1, *h0.shape)            # (T or fewer, B, H)
-        h, last = _forward(library, x, kernel, h0, numbers, bias, rule, phi, kept, z,
-                           keep_h=rule == "scale" or not last_only, keep_last=last_only)
-        ctx.rule, ctx.phi, ctx.last_only, ctx.library, ctx.kept = rule, phi, last_only, library, kept
-        ctx.save_for_backward(kernel, h0, numbers, bias, h if rule == "scale" else None, z)
+        from_h = rule == "scale" and not (numbers.abs() < VANISHING[numbers.dtype]).any()
+        z = None if from_h else x.new_empty(x.shape)                                                       # (T, B, H)
+        h, last = _forward(library, x, kernel, h0, numbers, bias, rule, phi, z, from_h or not last_only, last_only)
+        ctx.rule, ctx.phi, ctx.last_only, ctx.library = rule, phi, last_only, library
+        ctx.save_for_backward(kernel, h0, numbers, bias, h if from_h else None, z)
         return last if last_only else h
 
     @staticmethod
@@ -149,7 +135,7 @@ class _Sequence(torch.autograd.Function):
         d_bias = torch.empty_like(bias) if need_bias else None
         ctx.library.backward(**_problem(kernel, numbers, ctx.rule, ctx.phi, bias, *dz.shape), grad=grad,
                              grad_step=grad.stride(0), grad_row=grad.stride(-2), last_only=ctx.last_only,
-                             kept=ctx.kept, z=z, h=h, dz=dz, d_h0=d_h0, d_numbers=d_numbers, d_bias=d_bias)
+                             z=z, h=h, dz=dz, d_h0=d_h0, d_numbers=d_numbers, d_bias=d_bias)
         d_kernel = None
         if need_kernel:
             d_kernel = _kernel_gradient(ctx.library, h0, numbers, bias, ctx.rule, ctx.phi, h, z, dz)
@@ -171,7 +157,7 @@ def _kernel_gradient(library, h0, numbers, bias, rule, phi, h, z, dz):
     chunk = max(1, CHUNK_ELEMENTS // max(1, batch * hidden))
     for start in range(0, steps - 1, chunk):
         z_chunk, numbers_chunk = z[start:min(start + chunk, steps - 1)], numbers[start:]
-        states, _ = _forward(library, z_chunk, None, h0, numbers_chunk, bias, rule, phi, None, None, True, False)
+        states, _ = _forward(library, z_chunk, None, h0, numbers_chunk, bias, rule, phi, None, True, False)
         add(len(states) * batch, states, hidden, dz[start + 1:])
     return d_kernel
 

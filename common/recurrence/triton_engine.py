@@ -14,8 +14,9 @@ row blocks, it works on another block meanwhile. With H ≤ 128 in float32 there
 them than the GPU has multiprocessors, each fits on one by the rule of `Plan.shared`, and the launch is cooperative:
 the driver refuses it where not all programs fit. Every wait has a bound, beyond which it ends in a CUDA error. Where W
 takes more parts than there are multiprocessors, the same kernels are launched once a step and nobody waits. Where 16
-columns of W do not fit on chip (in float32 above H = 3584 on Hopper, 1536 with 99 KB of shared memory), the
-PyTorch engine runs, and a line says so.
+columns of W do not fit on chip (in float32 above H = 3584 on Hopper, 1536 with 99 KB of shared memory), the PyTorch
+engine runs, and a line says so. It also runs where triton is missing, without a CUDA graph: triton comes with every
+CUDA build of torch for Linux, so few users would gain from one.
 
 **The same bits.** No sum depends on an order that changes: no atomic addition to a float, partial sums are kept by
 program and added up afterwards. Products are exact float32 unless `torch.set_float32_matmul_precision` asks for less,
@@ -23,9 +24,6 @@ which --tf32 does.
 
 Memory, in arrays of T·B·H numbers, beside x and the gradient that comes in: forward h and z, backward h, z and δz;
 without gradients h, or with last_only two states (B, H).
-
-Where triton is missing, the PyTorch engine runs, without a CUDA graph: triton comes with every CUDA build of torch for
-Linux, so few users would gain from one.
 """
 
 import functools
@@ -39,7 +37,7 @@ from pathlib import Path
 import torch
 from torch.autograd.function import once_differentiable
 
-from common.recurrence.agreement import ChildFailed, disagreement, in_child, problem, solve, verdict
+from common.recurrence.agreement import disagreement, problem, solve, verdict
 from common.recurrence.native_build import say_once
 from common.recurrence.torch_engine import sequence_recurrence
 
@@ -241,8 +239,8 @@ def is_right(batch, hidden, rule, phi, dtype, device, precision) -> bool:
         line = f"stair: testing the triton engine for B {batch}, H {hidden}: one to five minutes, once on this GPU"
         try:
             about = _about(batch, hidden, rule, phi, dtype, device, precision)
-            found, path = verdict("triton", about, line, lambda: _trial_in_child(
-                batch, hidden, rule, phi, str(dtype).removeprefix("torch."), str(device), precision))
+            found, path = verdict("triton", about, line, __name__, "trial", batch, hidden, rule, phi, str(dtype),
+                                  str(device), precision)
             reason = found.get("reason", found.get("untested"))
         except ImportError as error:
             reason = f"it cannot be imported ({error})"
@@ -252,16 +250,9 @@ def is_right(batch, hidden, rule, phi, dtype, device, precision) -> bool:
     return reason is None
 
 
-def _trial_in_child(*case) -> dict:
-    try:
-        return in_child(__name__, "trial", *case)
-    except ChildFailed as error:
-        return {"reason" if error.told else "untested": f"its test failed: {error}"}
-
-
 def trial(batch, hidden, rule, phi, dtype, device, precision) -> dict:
     """{"reason": what is wrong with the kernels or None, "plan": place of the fastest}, or {"untested": why}."""
-    dtype, device = getattr(torch, dtype), torch.device(device)
+    dtype, device = getattr(torch, dtype.removeprefix("torch.")), torch.device(device)
     torch.set_float32_matmul_precision("highest" if precision == "ieee" else "high")
     try:
         torch.zeros(1, device=device)

@@ -5,6 +5,7 @@ The verdict on a GPU engine comes from a process of its own and is kept in the u
 
 import importlib.util
 import json
+import os
 import time
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from problems import FORMULAS
 
-from common.recurrence import engine_for, native_build, triton_engine
+from common.recurrence import agreement, engine_for, native_build, triton_engine
 from common.recurrence.agreement import ChildFailed, disagreement, errors, in_child, problem, verdict
 from common.recurrence.torch_engine import sequence_recurrence
 from common.stair import LearnedStair, Nonlinearity, stair_activation
@@ -184,6 +185,7 @@ def test_how_a_child_ended(call, told, is_verdict):
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))                       # where children find `now`
     native_build.say_once.cache_clear()
     triton_engine.is_right.cache_clear()
     yield tmp_path / "stair-rnn"
@@ -191,21 +193,26 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_a_verdict_is_kept_for_what_it_is_about(cache, capsys):
-    found = []
+    """A trial that gives another number every time: the time."""
+    def ask(about):
+        return verdict("x", about, "stair: testing", "test_agreement", "now")[0]["plan"]
 
-    def trial():
-        found.append(1)
-        return {"reason": None, "plan": len(found)}
-
-    assert [verdict("x", about, "stair: testing", trial)[0]["plan"] for about in ([1], [1], [2], [1])] == [1, 1, 2, 1]
+    first, other = ask([1]), ask([2])
+    assert first != other
+    assert [ask([1]), ask([2]), ask([1])] == [first, other, first]
+    assert verdict("x", [3]) == ({}, None)
     assert capsys.readouterr().err == "stair: testing\n"
     for path in cache.glob("*.json"):
         path.write_text(path.read_text()[:20])                                        # a disk that was full
-    assert verdict("x", [1], "stair: testing", trial)[0]["plan"] == 3
+    assert ask([1]) not in (first, other)
+
+
+def now():
+    return {"reason": None, "plan": time.time()}
 
 
 def asked(monkeypatch, result):
-    """Whether the triton engine is right, where its trial gives `result`; as a new process asks."""
+    """Whether the triton engine is right, where its trial gives `result`; as two new processes ask."""
     calls = []
 
     def child(*given):
@@ -214,7 +221,7 @@ def asked(monkeypatch, result):
             raise result
         return result
 
-    monkeypatch.setattr(triton_engine, "in_child", child)
+    monkeypatch.setattr(agreement, "in_child", child)
     answers = []
     for _ in range(2):
         triton_engine.is_right.cache_clear()
@@ -253,7 +260,7 @@ def test_what_could_not_be_tested_is_asked_again(cache, monkeypatch, capsys, res
 
 @needs_triton
 def test_another_case_is_another_verdict(cache, monkeypatch):
-    monkeypatch.setattr(triton_engine, "in_child", lambda *given: {"reason": None, "plan": 0})
+    monkeypatch.setattr(agreement, "in_child", lambda *given: {"reason": None, "plan": 0})
     cases = [(3, 19, "scale", "modrelu", torch.float32, "ieee"), (4, 19, "scale", "modrelu", torch.float32, "ieee"),
              (3, 20, "scale", "modrelu", torch.float32, "ieee"), (3, 19, "literal", "modrelu", torch.float32, "ieee"),
              (3, 19, "scale", "tanh", torch.float32, "ieee"), (3, 19, "scale", "modrelu", torch.float64, "ieee"),

@@ -17,11 +17,13 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.__main__ import CELLS, SHAPES, our_network
 from common.data import PixelSequences
 from common.errors import UserError, start
+from common.network import build_network
 from common.optim import OrthogonalRMSprop
 from common.orthogonal import MOST_SQUARINGS, largest_norm, skew_exponential
 from common.recurrence.torch_engine import sequence_recurrence
 from common.runs.machine import prepare_machine
 from common.runs.run import Run
+from common.stair import LearnedStair
 
 META, aten = torch.device("meta"), torch.ops.aten
 READS = (aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default, aten.is_nonzero.default,
@@ -117,6 +119,23 @@ def test_no_step_waits_or_mixes(run_on_meta, monkeypatch, script, net_type, more
         run_on_meta(script, net_type, gpu, *more, "--updates" if task_of(script) == "copytask" else "--epochs", "9")
 
 
+class Gaussian(LearnedStair):
+    def rule(self, step, z):
+        return torch.exp(-step * z**2)
+
+
+@pytest.mark.parametrize(("stair", "phi"), [(Gaussian(5), "tanh"), (LearnedStair(5), torch.sin)])
+def test_no_step_waits_with_a_rule_or_phi_of_ones_own(stair, phi):
+    """What fits them is asked in the first step, where the host may wait."""
+    gpu, network = Gpu(), build_network("RNN", 3, 8, stair, phi, "xavier", "xavier").to(META)
+    x = torch.ones(5, 2, 3, device=META)
+    with gpu:
+        for _ in range(3):
+            network(x)[0].sum().backward()
+            gpu.read = False
+    assert network.engine_that_ran == "torch"
+
+
 @pytest.mark.parametrize("net_type", ["nnRNN", "LSTM"])
 @pytest.mark.parametrize("script", ["copytask_nvar", "sMNIST_nvar", "language_nvar"])
 def test_a_run_to_its_end_mixes_no_devices(run_on_meta, monkeypatch, script, net_type):
@@ -202,7 +221,20 @@ def test_no_memory_is_one_sentence(error, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("said", [
-    "CUDA error: an illegal memory access was encountered", "CUDA error: misaligned address in shared memory",
+    "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be reported elsewhere",
+    "CUDA error: unspecified launch failure"])
+def test_an_error_of_the_gpu_is_one_sentence(said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["copytask_nvar.py"])
+    with pytest.raises(SystemExit) as stop:
+        start(lambda: raised(RuntimeError(said)))
+    assert stop.value.code == 1
+    line, = capsys.readouterr().err.splitlines()
+    assert said.splitlines()[0] in line
+    assert "last good state" in line
+    assert "--engine torch" in line
+
+
+@pytest.mark.parametrize("said", [
     "Unsupported memory format", "view size is not compatible: the tensors share memory"])
 def test_a_fault_of_the_program_is_not_a_lack_of_memory(said):
     with pytest.raises(RuntimeError, match=said[:20]):

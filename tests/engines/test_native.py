@@ -129,8 +129,8 @@ def test_modrelu_at_zero():
 def test_what_does_not_fit_is_one_sentence():
     x, kernel, h0, numbers, bias = (t.detach() for t in problem("scale", "modrelu", 2, 2, 3))
     for told, given in (("all alike", (x.float(), kernel, h0, numbers, "scale", "modrelu", bias)),
-                        ("does not fit", (x, kernel, h0, numbers[:1], "scale", "modrelu", bias)),
-                        ("needs a bias", (x, kernel, h0, numbers, "scale", "modrelu", None))):
+                        ("needs tensors of the shapes", (x, kernel, h0, numbers[:1], "scale", "modrelu", bias)),
+                        ("modrelu needs tensors", (x, kernel, h0, numbers, "scale", "modrelu", None))):
         with pytest.raises(ValueError, match=told):
             native(*given, False)
 

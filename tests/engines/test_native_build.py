@@ -5,7 +5,6 @@ import shutil
 import stat
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -210,17 +209,6 @@ def test_a_link_to_a_folder_of_our_own_is_followed(build, place):
 def test_a_cache_that_cannot_be_written(build, place, capsys):
     (place / "cache").write_text("a file")
     assert alone(build, capsys) == f"{place}/cache/stair-rnn cannot be written to (Not a directory)"
-
-
-@pytest.mark.skipif(not hasattr(os, "ST_NOEXEC"), reason="this system does not tell how a disk is mounted")
-def test_a_disk_that_runs_no_program(build, place, capsys, monkeypatch):
-    disks = [place / "cache"]
-    monkeypatch.setattr(os, "statvfs", lambda folder: SimpleNamespace(
-        f_flag=os.ST_NOEXEC if any(disk in folder.parents for disk in disks) else 0))
-    assert alone(build, capsys) == f"no program may be run from {place}/cache/stair-rnn, which is mounted noexec"
-    disks.append(place.parents[-1])
-    with pytest.raises(Unavailable, match=r"no program may be run from .*, which is mounted noexec"):
-        build()
 
 
 # ── compilers ────────────────────────────────────────────────────────────────────────────────────────────
