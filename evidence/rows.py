@@ -344,5 +344,5 @@ def differences_of(config: dict) -> list[str]:
     if isinstance(config.get("data"), dict) and config["data"].get("official") is False:
         found.append("other data")
     if files := [name for name in foreign_code(config) if not found or Path(name).stem != config["script"]]:
-        found.append(f"edited {', '.join(files)}")
+        found.append(f"edited {', '.join(files[:2])}" + f" and {len(files) - 2} more" * (len(files) > 2))
     return found
