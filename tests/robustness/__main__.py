@@ -6,7 +6,6 @@
 
 import argparse
 import json
-import re
 import resource
 import sys
 import tempfile
@@ -21,7 +20,6 @@ from tests.robustness.troubles import TROUBLES, Tally, Task
 
 PAGE = Path(__file__).resolve().parents[2] / "results" / "robustness.md"
 LONG = "--net-type expRNN --nhid 8 --T 4 --c-length 2 --batch 2 --threads 1 --log-interval 1000 --updates {}"
-LARGE = "--net-type expRNN --nhid 128 --T {} --updates 1 --threads 1"
 HEAD = """# What happens to a run that is disturbed
 
 Made by `python -m tests.robustness`{options} in {minutes:.0f} minutes (Linux, Python {python}, torch {torch}).
@@ -60,25 +58,6 @@ def many_updates(updates: int) -> Tally:
     return tally
 
 
-def long_sequences() -> Tally:
-    """One that cannot fit is refused; what it was to take tells what one that fits takes."""
-    tally, place = Tally("a sequence of 2,000,000,000 steps, and one of 100,000"), Path(tempfile.mkdtemp())
-
-    def measure():
-        base = memory()
-        at_updates({1}, lambda _: Path("measured.txt").write_text(str((memory() - base) / 1000)))
-
-    refused, outcome = (session(place, "copytask_nvar", LARGE.format(steps).split(), measure)
-                        for steps in (2_000_000_000, 100_000))
-    told = re.search(r"needs about ([\d,]+).* GB of memory", refused.err)
-    tally.judge("what cannot fit", "" if told and refused.status == 1 else f"{refused}")
-    needed = float(told[1].replace(",", "")) / 20_000 if told else 0
-    used = float((place / "measured.txt").read_text()) if outcome.status == 0 else 0
-    tally.judge("what fits", "" if 0 < used < 1.1 * needed < 2.5 * used else f"{needed} GB, {used} GB, {outcome}")
-    tally.texts.add(f"this needs about {needed:.1f} GB for each 100,000 steps (they take {used:.1f} GB)")
-    return tally
-
-
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.robustness", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -96,7 +75,6 @@ def main(argv=None) -> None:
                 trouble(task)
             yield tally
         yield many_updates(4_000 if args.quick else 100_000)
-        yield long_sequences()
 
     with workplace():
         for tally in campaign():

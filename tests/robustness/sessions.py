@@ -37,7 +37,7 @@ SCRIPTS = {
     "sMNIST_alpha": "--net-type expRNN --nhid 5 --batch 12 --epochs 2 --clip 1" + TINY,
     "language_expalpha": "--net-type RNN --optimizer Adam --nhid 5 --batch 4 --bptt 120 --epochs 2" + TINY,
 }
-# What the clock and the machine decide. The length of the log holds the digits of the seconds.
+# What the clock, the machine and the way of starting decide. The length of the log holds the digits of the seconds.
 CLOCK = {"run", "seconds", "log_size", "started", "argv", "command", "commit", "device", "versions"}
 
 

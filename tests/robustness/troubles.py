@@ -47,6 +47,7 @@ class Task:
 
     def __init__(self, script: str, every: int, first: int):
         self.script, self.every, self.first, self.tally = script, every, first, Tally("")
+        self.auto = []  # ["--resume", "auto"] where each session is the same command
         whole, self.cut, resumed = (Path(tempfile.mkdtemp()) for _ in range(3))
         self.starts, self.seconds = self._moments(whole)   # of a session that starts a run
         self.state = state(run_folder(whole))
@@ -66,11 +67,9 @@ class Task:
         return re.findall("^moment (.*)$", outcome.out, re.MULTILINE), outcome.seconds
 
     def _go_on(self, place: Path) -> list[str]:
-        """The arguments of the next session: resume the run in `place`, or start it again if it never began."""
-        if folder := run_folder(place):
-            return ["--resume", str(folder)]
-        shutil.rmtree(place / "saves", ignore_errors=True)
-        return SCRIPTS[self.script].split()
+        """The arguments of the next session: those of the first one, or the folder of a run that has begun."""
+        folder = None if self.auto else run_folder(place)
+        return ["--resume", str(folder)] if folder else [*SCRIPTS[self.script].split(), *self.auto]
 
     def disturb(self, where: str, ends: dict[int, str], inside=None, sent=None, spoil=None, resumes: bool = False,
                 sessions: int = 1, refused: bool = False) -> None:
@@ -169,6 +168,13 @@ def at_moments(task: Task, act, ends: dict, step: int = 1, resumes: bool = False
         task.disturb(names[number - 1], ends, partial(watch, act, number), resumes=resumes)
 
 
+def with_auto(task: Task) -> None:
+    """Each session is the same command, with --resume auto: it starts the run, or goes on with it."""
+    task.auto = ["--resume", "auto"]
+    at_moments(task, kill, KILLED, 2)
+    task.auto = []
+
+
 def at_random(task: Task, number: int) -> None:
     """A signal at a random time, in up to a dozen sessions of a run."""
     generator = random.Random(f"{number} {task.script}")
@@ -209,14 +215,14 @@ def change(name: str, how):
 def read_only(task: Task) -> None:
     task.disturb("a new run", {2: "choose another place with --save"}, no_privileges, refused=True,
                  spoil=lambda place: (place / "saves").mkdir(mode=0o555))
-    task.disturb("a resumed run", {1: "cannot be written to"}, no_privileges, refused=True, resumes=True,
+    task.disturb("a resumed run", {2: "cannot be written to"}, no_privileges, refused=True, resumes=True,
                  spoil=lambda place: [path.chmod(0o555) for path in place.rglob("*")])
 
 
 def damaged_files(task: Task) -> None:
     for name in ("config.json", "last.pt", "log.csv"):
         for size in (0, 50):
-            task.disturb(f"{size} bytes of {name}", {1: "is damaged|is shorter than", 2: "is damaged"}, resumes=True,
+            task.disturb(f"{size} bytes of {name}", {1: "cannot be used|is shorter than"}, resumes=True,
                          refused=True, spoil=change(name, lambda whole, size=size: whole[:size]))
 
 
@@ -231,6 +237,7 @@ TROUBLES = {
     "SIGKILL at a random moment": lambda task: at_random(task, signal.SIGKILL),
     "SIGKILL at every moment of a session that starts": lambda task: at_moments(task, kill, KILLED),
     "SIGKILL at every moment of a session that resumes": lambda task: at_moments(task, kill, KILLED, resumes=True),
+    "SIGKILL at every second moment of a session with --resume auto, which is the same command each time": with_auto,
     "SIGTERM at a random moment": lambda task: at_random(task, signal.SIGTERM),
     "SIGINT at every fifth moment": lambda task: at_moments(
         task, lambda name: os.kill(os.getpid(), signal.SIGINT), {0: "", 130: "stopped"}, 5),
@@ -245,6 +252,9 @@ TROUBLES = {
     "a second process, refused at every ninth moment of the first": lambda task: at_moments(
         task, partial(second_process, task.script), {0: ""}, 9),
     "a damaged file": damaged_files,
+    "a command whose bytes are no UTF-8": lambda task: task.disturb(
+        "argv", {0: ""}, resumes=True, spoil=change("config.json", lambda whole: whole.replace(
+            b'"argv": [', b'"argv": ["\\ud800",'))),
     "a checkpoint of a GPU, resumed on a CPU": lambda task: stopped(task, signal.SIGTERM, before=as_on_a_gpu),
     "a run that another version of torch started": lambda task: task.disturb(
         "torch 2.6.0", {0: "not as it was started: torch 2.6.0"}, resumes=True,
