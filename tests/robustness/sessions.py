@@ -38,7 +38,7 @@ SCRIPTS = {
     "language_expalpha": "--net-type RNN --optimizer Adam --nhid 5 --batch 4 --bptt 120 --epochs 2" + TINY,
 }
 # What the clock, the machine and the way of starting decide. The length of the log holds the digits of the seconds.
-CLOCK = {"run", "seconds", "log_size", "started", "argv", "command", "commit", "device", "versions"}
+CLOCK = {"run", "resume", "seconds", "log_size", "started", "argv", "command", "commit", "device", "versions"}
 
 
 def tiny_images(*_) -> tuple:
