@@ -67,7 +67,7 @@ def mean_and_deviation(values: list[float], scale: float, form: str) -> str:
 def middle(results: list[dict]) -> str:
     """The median over seeds of the last report's median loss: no spike moves it. Empty for other tasks."""
     medians = [result["loss_median"] for result in results if result.get("loss_median") is not None]
-    return f"{statistics.median(medians):.4f}" if medians else ""
+    return mean_and_deviation([statistics.median(medians)], 1, ".4f") if medians else ""
 
 
 def counted(row: Row, results: list[dict]) -> str:

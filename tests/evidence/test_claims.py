@@ -99,13 +99,15 @@ def the_rotation():
     assert last < 1
 
 
-@claim("Mean recall grows with the start of α from 2 to 20, the default, on every cell.")
+@claim("On every cell the mean recall grows with the start of α from 2 to 10, and starts of 10, 20 (the default) and "
+       "50 reach more than 95 %.")
 def the_start_of_alpha():
     starts = [Records("copytask", *(["--alpha-start", start] if start != "20" else []), seeds=(400, 401, 402))
-              for start in ("2", "5", "10", "20")]
+              for start in ("2", "5", "10", "20", "50")]
     for model in ("sRNN, henaff", "sRNN (exponential)", "sRNN (non-normal)"):
-        recalls = [records.mean(f"{model} expalpha") for records in starts]
-        assert recalls == sorted(recalls)
+        two, five, *more = [records.mean(f"{model} expalpha") for records in starts]
+        assert two < five < more[0]
+        assert min(more) > 0.95
 
 
 @claim("At T = 1000 the plain rotation has the highest mean recall of the seven.")
