@@ -2,8 +2,8 @@
 
     python -m benchmarks -o results/speed.md    the page
     python -m benchmarks --quick                fewer repetitions
-    python -m benchmarks --tasks copying        one task only, and neither the recurrence alone nor how it grows
-    python -m benchmarks --growth               how the recurrence grows with T, B and H
+    python -m benchmarks --tasks copying        one task only, without the recurrence alone
+    python -m benchmarks --rows --data data     what a run of each published row costs: memory and hours
     python -m benchmarks --cuda --engine triton --tf32
 
 Contenders take turns, so that a busy machine slows all of them alike. A time is the median of its turns, with the
@@ -25,6 +25,8 @@ import argparse
 import platform
 import re
 import statistics
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -44,8 +46,9 @@ from common.recurrence import ENGINES, native_engine, stair_recurrence, unavaila
 from common.runs.flags import number, one_of
 from common.runs.machine import device_name, keep_freed_memory, prepare_machine
 from common.runs.provenance import git_commit
-from common.runs.records import write_atomically
+from common.runs.records import reading, write_output
 from common.stair import FixedStair, Nonlinearity
+from evidence.rows import rows_of
 
 SHAPES = {  # T, B, H, I, C, a read-out at every step
     "copying": (220, 10, 128, 10, 9, True),
@@ -57,13 +60,16 @@ SMALL = {"copying": (220, 8, 64, 10, 9, True), "psMNIST": (20, 8, 64, 1, 10, Fal
 STARTS = {"copying": "henaff", "psMNIST": "cayley", "characters": "cayley"}  # of a rotation, as in the published rows
 ALONE = ((220, 10, 128), (200, 32, 256), (200, 100, 512), (60, 128, 1024))   # T, B, H of the recurrence alone
 CELLS = ("RNN", "RNN-Orth", "expRNN", "nnRNN")
+SCRIPTS = {"copying": "copytask", "psMNIST": "sMNIST", "characters": "language"}
+DRY_RUN = re.compile(r"([\d,]+) parameters;.*an update takes (\S+ s), the (\d+) updates of the run about ([^;\n]+)"
+                     r"(?:; this took (\S+ GB) of memory)?", re.DOTALL)
 STEPS_IN_A_TURN = {"copying": 10, "psMNIST": 1, "characters": 1}
 
 
 class TanhRNN(nn.Module):
     """torch.nn.RNN with the interface of this project's networks."""
 
-    engine = "torch"
+    cell = stair = None
 
     def __init__(self, input_size, hidden_size):
         super().__init__()
@@ -301,11 +307,19 @@ def recurrence_alone(shapes, rounds: int, engine: str, device, say) -> None:
             f"| {peak.part(3 * alone.operations, 'both', turns)} |")
 
 
-def growing() -> list[tuple[int, int, int]]:
-    """T, B and H, each growing from (200, 32, 256)."""
-    base = {"T": 200, "B": 32, "H": 256}
-    grid = {"T": (50, 200, 800, 3200), "B": (1, 8, 128, 512), "H": (64, 128, 190, 512, 1024)}
-    return [tuple({**base, name: value}.values()) for name, values in grid.items() for value in values]
+def cost_of_rows(tasks, text: str, more: list[str], data: str | None, say) -> None:
+    """What each row without a stair takes, as its own --dry-run finds; a stair costs nothing beside it."""
+    say("\n| task | row | parameters | memory | an update | updates | the run |\n|---|---|---|---|---|---|---|")
+    for task in tasks:
+        where = ["--data", data] if data and task != "copytask" else []
+        for row in rows_of(task, []):
+            if row.stair == "none" and "henaff" not in row.model and not row.source and text in row.name:
+                command = [*row.command(), "--dry-run", *more, *where]
+                done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+                if (said := DRY_RUN.search(done.stdout)) is None:
+                    raise UserError(f"python {' '.join(command)} ended with {done.stderr.strip() or done.stdout}", 1)
+                parameters, update, updates, whole, memory = said.groups()
+                say(f"| {task} | {row.model} | {parameters} | {memory or '—'} | {update} | {updates} | {whole} |")
 
 
 def processor() -> str:
@@ -317,29 +331,24 @@ def processor() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-PLACE = "<!-- python -m benchmarks -->\n"
-
-
-def around_the_tables(path: Path, comment: str = PLACE) -> tuple[str, str]:
-    """What stands before and after the tables of a page, the two comments that hold their place included.
+def around_the_tables(path: Path, place: str) -> tuple[str, str]:
+    """What stands before and after the tables of a page, which lie between the lines `place` and <!-- end -->.
 
     Raises UserError for a file that cannot be read or has no such place; a new or empty file is nothing but tables.
     """
     if not path.parent.is_dir():
-        raise UserError(f"there is no folder {path.parent}; make it or choose another place with -o")
-    try:
+        raise UserError(f"there is no folder {path.parent}; make it or name another file with -o")
+    with reading(path, "name another file with -o"):
         page = path.read_text(encoding="utf-8") if path.exists() else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as text ({error}); choose another place with -o") from None
-    before, place, rest = page.partition(comment)
+    before, found, rest = page.partition(place)
     _, end, after = rest.partition("<!-- end -->")
     if page and not end:
-        raise UserError(f"{path} has no place for the tables, the two lines {comment.strip()} and <!-- end -->; "
-                        "add them or choose a new file with -o")
-    return f"{before}{place}\n" * bool(page), f"\n{end}{after}" * bool(page)
+        raise UserError(f"{path} has no place for the tables, the two lines {place.strip()} and <!-- end -->; "
+                        "add them or name a new file with -o")
+    return f"{before}{found}\n" * bool(page), f"\n{end}{after}" * bool(page)
 
 
-def main(argv=None) -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=SHAPES, default=list(SHAPES), help="default: all three")
@@ -347,13 +356,19 @@ def main(argv=None) -> None:
                         help="time loop of our step (default: %(default)s)")
     parser.add_argument("--rounds", type=number(int, 1), default=9, help="turns of every contender (default: 9)")
     parser.add_argument("--quick", action="store_true", help="three rounds")
-    parser.add_argument("--growth", action="store_true", help="only the table of growth")
+    parser.add_argument("--rows", nargs="?", const="", metavar="TEXT",
+                        help="only what a run of each published row costs, of those with TEXT in their name")
+    parser.add_argument("--data", help="data folder of --rows")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it works")
     parser.add_argument("--threads", type=number(int, 1), help="CPU threads (default: all cores)")
     parser.add_argument("--cuda", action="store_true", help="run on the GPU")
     parser.add_argument("--tf32", action="store_true", help="float32 products by the GPU's tensor cores")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="put the tables into their place in FILE too")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv=None) -> None:
+    args = make_parser().parse_args(argv)
     if args.tf32 and not args.cuda:
         raise UserError("--tf32 has no meaning on the CPU, whose products are exact; add --cuda or leave it out")
     device = prepare_machine(args.cuda, args.threads, args.tf32)
@@ -365,30 +380,30 @@ def main(argv=None) -> None:
     if args.small:
         SHAPES.update(SMALL)
         STEPS_IN_A_TURN.update(copying=1)
-    page = []
+    page, place = [], f"<!-- python -m benchmarks{' --rows' * (args.rows is not None)} -->\n"
 
     def say(text):
         page.append(text)
         print(text, flush=True)
 
     if args.output is not None:
-        around_the_tables(args.output)
+        around_the_tables(args.output, place)
     name = device_name(device) if args.cuda else f"{processor()}, {device_name(device)}"
     say(f"{name}; torch {torch.__version__}, {'tf32' if args.tf32 else 'float32'}; {time.strftime('%Y-%m-%d')}, commit "
-        f"{git_commit() or 'unknown'}.\nMedians of {rounds} turns, quartiles in brackets.")
-    whole = len(args.tasks) == len(SHAPES)
-    if not args.growth:
-        if whole:
+        f"{git_commit() or 'unknown'}.")
+    if args.rows is not None:
+        more = ["--threads", str(torch.get_num_threads()), *["--cuda"] * args.cuda, *["--tf32"] * args.tf32]
+        cost_of_rows([SCRIPTS[task] for task in args.tasks], args.rows, more, args.data, say)
+    else:
+        say(f"Medians of {rounds} turns, quartiles in brackets.")
+        if len(args.tasks) == len(SHAPES):
             say("\n## The recurrence alone: z_t = x_t + h_{t-1} W, modReLU, a fixed stair")
             recurrence_alone(ALONE, rounds, args.engine, device, say)
         for task in args.tasks:
             compare(task, rounds, args.engine, device, say)
-    if args.growth or whole:
-        say("\n## How the recurrence grows with T, B and H")
-        recurrence_alone(growing(), rounds, args.engine, device, say)
     if args.output is not None:
-        before, after = around_the_tables(args.output)
-        write_atomically(args.output, (before + "\n".join(page) + "\n" + after).encode())
+        before, after = around_the_tables(args.output, place)
+        write_output(args.output, (before + "\n".join(page) + "\n" + after).encode())
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ LAYERS = (  # a module may import from lower layers, and from what stands before
     tuple(sorted(path.stem for path in ROOT.glob("*_*.py"))),
     ("evidence.published", "evidence.rows", "evidence.differences", "evidence.drawings", "evidence.table",
      "evidence.pictures", "evidence.launch", "evidence.pages", "evidence.__main__", "benchmarks.authors_way",
-     "benchmarks.__main__", "benchmarks.rows"),
+     "benchmarks.__main__"),
 )
 def path_of(module: str) -> Path:
     path = ROOT / Path(*module.split("."))

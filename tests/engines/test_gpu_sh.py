@@ -1,6 +1,7 @@
 """benchmarks/gpu.sh: rehearsed on the CPU from start to end, and the commands that it types on a GPU."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,24 +10,27 @@ import tarfile
 import pytest
 from conftest import ROOT, environment
 
-from benchmarks import __main__ as benchmarks
+from benchmarks.__main__ import make_parser
 from evidence import rows, table
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None or shutil.which("timeout") is None, reason="no bash here")
+SCRIPT = ROOT / "benchmarks" / "gpu.sh"
+
+
+def call(folder, *typed, **variables):
+    return subprocess.run([SCRIPT, *typed], cwd=folder, capture_output=True, text=True, timeout=900, check=False,
+                          env={**environment(), "OUT": str(folder / "out"), **variables})
 
 
 @pytest.fixture
 def gpu_sh(tmp_path, mnist_folder, penn_folder):
     """gpu_sh(minutes, **variables) → the process when it has ended, the summary's lines, what the archive holds."""
-    data = tmp_path / "data"
-    data.mkdir()
-    os.symlink(mnist_folder / "MNIST", data / "MNIST")
-    os.symlink(penn_folder / "pennchar", data / "pennchar")
+    (tmp_path / "data").mkdir()
+    os.symlink(mnist_folder / "MNIST", tmp_path / "data" / "MNIST")
+    os.symlink(penn_folder / "pennchar", tmp_path / "data" / "pennchar")
 
     def run(minutes, **variables):
-        given = {"PYTHON": sys.executable, "OUT": str(tmp_path / "out")}
-        done = subprocess.run([ROOT / "benchmarks" / "gpu.sh", minutes, "data"], cwd=tmp_path, capture_output=True,
-                              text=True, timeout=900, check=False, env={**environment(), **given, **variables})
+        done = call(tmp_path, minutes, "data", **variables)
         assert done.returncode == 0, done.stderr
         with tarfile.open(tmp_path / "out.tgz") as archive:
             return done, (tmp_path / "out" / "summary.txt").read_text().splitlines(), archive.getnames()
@@ -34,87 +38,115 @@ def gpu_sh(tmp_path, mnist_folder, penn_folder):
 
 
 def test_a_rehearsal_from_start_to_end(gpu_sh, tmp_path):
-    done, summary, names = gpu_sh("30", SMALL="1")
-    assert [line.partition(": ")[0] for line in summary] == [
-        "environment", "version", "tests", "benchmark psMNIST --engine torch",
-        "benchmark characters --engine torch", "benchmark copying --engine torch", "row sMNIST sRNN (exponential) expn",
-        "row language sRNN (exponential) expn"]
+    done, summary, names = gpu_sh("30", SMALL="1", PYTHON=sys.executable)
+    assert [re.split(": (?=status|no time)", line)[0] for line in summary] == [
+        "environment", "version", "benchmark psMNIST --engine torch", "benchmark copying --engine torch",
+        "benchmark characters --engine torch",
+        "tests not (200_repetitions or cannot_end or norm_of_a_state)",
+        "row sMNIST sRNN (exponential) expn", "row language sRNN (exponential) expn"]
     parts = {path.name: path.read_text() for path in (tmp_path / "out").glob("*.txt") if path.name != "summary.txt"}
-    assert len(parts) == len(summary)
     needed = [line for line in summary if not line.startswith("version")]
     assert all(": status 0 after" in line for line in needed), parts        # outside git there is no version
     assert parts["benchmark_characters___engine_torch.txt"].count("×") == 8
-    results = [name for name in names if name.endswith("result.json")]
-    assert len(results) == 2
+    assert len([name for name in names if name.endswith("result.json")]) == 2
     assert {f"out/{name}" for name in parts} < set(names)
     assert done.stdout.splitlines()[-1] == f"all of it: {tmp_path / 'out.tgz'}"
 
 
 STAND_IN = """#!/usr/bin/env bash
-printf '%s\\n' "$*" >> "$TYPED"
+[[ $2 == *"sys.exit(not torch.cuda"* ]] && exit 0
+printf '%s\\n' "${*//$'\\n'/ }" >> "$TYPED"
 case "$2" in benchmarks) echo a failure >&2; exit 3;; pytest) kill -SEGV $$;; esac
 """
 
 
 @pytest.fixture
-def typed_by(gpu_sh, tmp_path, monkeypatch):
+def typed_by(gpu_sh, tmp_path):
     """typed_by(minutes): the commands of python on a GPU, the summary, what the archive holds; another python runs."""
     def run(minutes):
-        stand_in, typed = tmp_path / "python", tmp_path / "typed"
-        stand_in.write_text(STAND_IN)
-        stand_in.chmod(0o755)
-        typed.touch()
-        _, summary, names = gpu_sh(minutes, PYTHON=str(stand_in), TYPED=str(typed))
-        return typed.read_text().splitlines(), summary, names
+        for name in ("python", "ncu"):
+            (tmp_path / name).write_text(STAND_IN)
+            (tmp_path / name).chmod(0o755)
+        (tmp_path / "typed").touch()
+        path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+        _, summary, names = gpu_sh(minutes, PYTHON=str(tmp_path / "python"), TYPED=str(tmp_path / "typed"), PATH=path)
+        return (tmp_path / "typed").read_text().splitlines(), summary, names
     return run
 
 
-def test_a_part_that_fails_loses_only_itself(typed_by):
+def test_what_is_worth_most_comes_first(typed_by):
+    """And a part that fails loses only itself."""
     typed, summary, names = typed_by("30")
+    parts = [re.split(": (?=status|no time)", line) for line in summary]
+    order = [" ".join(name.split()[:3]) for name, _ in parts]
+    assert order[:13] == [
+        "environment", "version", "agreement 100 512", "agreement 10 128", "benchmark psMNIST --engine",
+        "benchmark copying --engine", "tests 200_repetitions or", "agreement 128 1024", "benchmark characters --engine",
+        "benchmark psMNIST --engine", "benchmark copying --engine", "benchmark characters --engine",
+        "tests not (200_repetitions"]
+    assert order[13:17] == ["agreement 100 512", "agreement 100 512", "benchmark psMNIST --engine", "profile"]
+    assert all(name.startswith("row ") for name in order[17:])
     assert len(typed) == len(summary) - 1                               # one is git
-    ended = {line.split()[0].rstrip(":"): line.partition(": ")[2].split(" after")[0] for line in summary}
-    assert (ended["tests"], ended["benchmark"], ended["row"]) == ("status 139", "status 3", "status 0")
+    how = {name.split()[0]: how.split(" after")[0] for name, how in parts}
+    assert (how["tests"], how["benchmark"], how["row"]) == ("status 139", "status 3", "status 0")
     assert "out/benchmark_psMNIST___engine_triton.txt" in names
+
+
+def test_the_limits_fit_into_nine_minutes():
+    """First numbers within six minutes, and the tests that show races within eight, however slow all is."""
+    text = SCRIPT.read_text(encoding="utf-8")
+    limit = int(re.search(r"^agreement\(\) { part (\d+)", text, re.MULTILINE)[1])
+    seconds = []
+    for line in re.findall(r"^ *(?:part|tests|agreement|for task in [\w ]+; do bench) .*", text, re.MULTILINE):
+        tasks = re.search(r"in ([\w ]+); do bench (\d+)", line)
+        seconds.append(len(tasks[1].split()) * int(tasks[2]) if tasks else
+                       limit if "agreement" in line else int(line.split()[1]))
+    assert sum(seconds[:5]) <= 360
+    assert sum(seconds[:6]) <= 480
 
 
 def test_when_the_time_is_over_there_is_still_an_archive(typed_by):
     typed, summary, names = typed_by("1")                               # all of it is kept for the closing
     assert typed == []
-    assert {line.partition(": ")[2] for line in summary} == {"no time was left"}
+    assert {re.split(": (?=no time)", line)[1] for line in summary} == {"no time was left"}
     assert "out/summary.txt" in names
 
 
-def test_what_is_typed_on_a_gpu_exists(typed_by, monkeypatch):
-    """Every command's own parser takes it, and every row is one."""
+def test_what_is_typed_on_a_gpu_exists(typed_by):
+    """Every command's own parser takes it, every test and every row is one."""
     typed, _, _ = typed_by("30")
-    monkeypatch.setattr(benchmarks, "prepare_machine", lambda cuda, threads, tf32: exit_if(cuda))
-    order = []
+    tests = (ROOT / "tests" / "engines" / "test_gpu.py").read_text(encoding="utf-8")
     for line in typed:
         _, module, *arguments = line.split(" ")
         if module == "benchmarks":
-            with pytest.raises(SystemExit, match="on the GPU"):
-                benchmarks.main(arguments)
+            assert make_parser().parse_args(arguments).cuda
         elif module == "evidence":
-            before, _, after = line.partition(" --only ")
-            name, _, after = after.partition(" --seeds ")
-            task = before.split()[-1]
+            task, name, after = re.fullmatch(r"-m evidence (\w+) --only (.+) --seeds (.+)", line).groups()
             assert [row.name for row in rows.select(rows.rows_of(task, []), [name])] == [name], line
             args = table.make_parser().parse_args([task, "--only", name, "--seeds", *after.split(" ")])
             assert args.run
             assert args.cuda
-        order.append(module)
-    first = {module: order.index(module) for module in order}
-    assert sorted(first, key=first.get) == ["torch.utils.collect_env", "pytest", "benchmarks", "evidence"]
-
-
-def exit_if(cuda):
-    raise SystemExit("on the GPU" if cuda else "on the CPU")
+        elif module == "pytest":
+            for name in re.findall(r"\w+_\w+", line.partition(" -k ")[2]):
+                assert re.search(rf"def test_\w*{name}", tests), name
+        elif line.startswith("-c"):
+            compile(line[3:].replace("is_right raise", "is_right\nraise"), "typed", "exec")
 
 
 @pytest.mark.parametrize("typed", [[], ["30"], ["x", "."], ["30", "no-such-folder"], ["-1", "."], ["1.5", "."]])
 def test_what_is_typed_wrongly_is_one_line(tmp_path, typed):
-    done = subprocess.run([ROOT / "benchmarks" / "gpu.sh", *typed], cwd=tmp_path, capture_output=True, text=True,
-                          timeout=60, check=False)
+    done = call(tmp_path, *typed)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("python", "told"), [
+    ("no-such-python", "no-such-python is not a program"), (sys.executable, "has no torch that sees a GPU"),
+    ("false", "has no torch that sees a GPU")])
+def test_without_python_or_gpu_it_stops_at_once(tmp_path, python, told):
+    done = call(tmp_path, "30", ".", PYTHON=python)
+    assert done.returncode == 2
+    line, = done.stderr.splitlines()
+    assert told in line
     assert list(tmp_path.iterdir()) == []
