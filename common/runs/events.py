@@ -7,7 +7,7 @@ from common.runs.records import log_rows
 
 
 class Events:
-    """What TensorBoard reads of a run. Use as a context."""
+    """What TensorBoard reads of a run."""
 
     def __init__(self):
         try:
@@ -15,30 +15,23 @@ class Events:
         except ImportError:
             raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard, or leave it out") \
                 from None
-        self.writer_in, self.writer, self.an_epoch = SummaryWriter, None, None
+        self.make, self.writer, self.epoch = SummaryWriter, None, None
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        if self.writer is not None:
-            self.writer.close()
-
-    def open(self, folder: Path, options: str, an_epoch: int | None) -> None:
+    def open(self, folder: Path, options: str, epoch: int | None) -> None:
         """Begin with the rows that log.csv has by now. Earlier events go: a run that goes on has cut its log.
 
-        an_epoch   updates of an epoch, None where there are none
+        epoch   updates of an epoch, None where there are none
         """
         for earlier in folder.glob("events.out.tfevents.*"):
             earlier.unlink()
-        self.writer, self.an_epoch = self.writer_in(folder), an_epoch
+        self.writer, self.epoch = self.make(folder), epoch
         self.writer.add_text("options", options.replace("\n", "  \n"))
         for row in log_rows(folder):
             self.add(row)
 
     def add(self, row: dict) -> None:
         """A row of the log, at the number of its update."""
-        step = row["update"] if self.an_epoch is None else (row["epoch"] - 1) * self.an_epoch + row["batch"]
+        step = row["update"] if self.epoch is None else (row["epoch"] - 1) * self.epoch + row["batch"]
         for name, value in row.items():
             if value is not None:
                 self.writer.add_scalar(name, value, int(step))

@@ -13,8 +13,6 @@ origin "edited". Edited values pass the checks of typed ones. A mistake is one s
 
 import argparse
 import json
-import math
-import os
 import re
 import sys
 from argparse import ArgumentTypeError
@@ -28,93 +26,18 @@ from common.cells import INPUT_STARTS, NET_TYPES, RECURRENT_STARTS, check_start
 from common.errors import UserError, nearest
 from common.optim import METHODS
 from common.recurrence import ENGINES
+from common.runs.accepts import name_part, number, one_of, path_of, some_text, switch
 from common.runs.records import read_config
 from common.stair import NONLINEARITIES, SCHEDULE_ALIASES, SCHEDULES
 
-# ── what a flag accepts: functions from text to a value ──────────────────────────────────────────────────
+# ── the table of flags ───────────────────────────────────────────────────────────────────────────────────
 
-
-def one_of(*names, aliases=None):
-    """A name of a list; the nearest one is suggested for a misspelled one."""
-    def convert(text):
-        name = (aliases or {}).get(text, text)
-        if name in names:
-            return name
-        hint = "".join(f"; did you mean {near}?" for near in nearest(text, names))
-        raise ArgumentTypeError(f"'{text}' is not one of {', '.join(names)}{hint}")
-
-    convert.metavar = "{" + ",".join(names) + "}"
-    return convert
-
-
-def number(kind, low=-math.inf, high=math.inf, open_low=False, open_high=False):
-    """An int or float within bounds; not-a-number and infinity are out of every bound."""
-    parts = [f"{'above' if open_low else 'at least'} {low}"] if low > -math.inf else []
-    parts += [f"{'below' if open_high else 'at most'} {high}"] if high < math.inf else []
-    want = ", ".join(filter(None, ("a whole number" if kind is int else "a number", " and ".join(parts))))
-
-    def convert(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        inside = (low < value if open_low else low <= value) and (value < high if open_high else value <= high)
-        if not inside or not math.isfinite(value):
-            raise ArgumentTypeError(f"'{text}' is not {want}")
-        return value
-
-    convert.unquoted = True
-    return convert
-
-
-def line(text):
-    """One line of text."""
-    if not text or not text.isprintable():
-        raise ArgumentTypeError(f"{text!r} is not a line of text")
-    return text
-
-
-def some_text(text):
-    """Any text but an empty one, which is most likely a variable of the shell that was never set."""
-    if not text:
-        raise ArgumentTypeError("'' is no text")
-    return text
-
-
-def name_part(text):
-    """A piece of a folder's name: what every file system and every terminal takes."""
-    if not text or text.startswith(".") or any(c in text for c in "/\\") or not text.isprintable() \
-            or len(text.encode()) > 100:
-        raise ArgumentTypeError(f"'{text}' cannot be part of a folder's name; use at most 100 letters, digits, - and _")
-    return text
-
-
-def path_of(what):
-    """The path of a file or folder. An empty one is most likely a variable of the shell that was never set."""
-    def convert(text):
-        if not text or not text.isprintable():
-            raise ArgumentTypeError(f"{text!r} is not the name of a {what}")
-        return Path(os.path.expanduser(text))  # a shell leaves --save=~/runs as it is
-    return convert
-
-
-def switch(text):
-    """True or False in a script or in config.json; on the command line --x or --no-x."""
-    if text not in ("True", "False"):
-        raise ArgumentTypeError("is neither True nor False")
-    return text == "True"
-
-
-switch.unquoted = True
 LARGEST = 1e30  # a float32 ends at 3.4e38, and a rate is multiplied by other numbers
 COUNT = number(int, 1, 2**31 - 1)
 RATE = number(float, 0, LARGEST, open_low=True)
 WEIGHT = number(float, 0, LARGEST)
 SMOOTHING = number(float, 0, 1, open_high=True)
-FOLDER, FILE = path_of("folder"), path_of("file")
-
-
-# ── the table of flags ───────────────────────────────────────────────────────────────────────────────────
+FOLDER = path_of("folder")
 
 
 @dataclass(frozen=True)
@@ -200,14 +123,14 @@ FLAGS = {flag.dest: flag for flag in (
     Flag("--permute", TASK, switch, "one fixed permutation of the pixels"),
     Flag("--epochs", TASK, COUNT, "passes over the training data", on_resume="grows"),
     Flag("--bptt", TASK, COUNT, "steps in a segment of backpropagation through time"),
-    Flag("--text", TASK, FILE, "a UTF-8 text of your own in the place of --data, read by characters", or_none=True,
-         on_resume="free"),
+    Flag("--text", TASK, path_of("file", absolute=True),
+         "a UTF-8 text of your own in the place of --data, read by characters", or_none=True, on_resume="free"),
     Flag("--random-seed", TASK, number(int, 0, 2**32 - 1), "seed of the weights and of drawn data", alias="--seed"),
     Flag("--name", RECORD, name_part, "added to the name of the run's folder", None),
     Flag("--save", RECORD, FOLDER, "folder that runs are written to", Path("saves")),
     Flag("--log-interval", RECORD, COUNT, "updates between two reports"),
     Flag("--save_freq", RECORD, COUNT, "epochs between two checkpoints"),
-    Flag("--data", MACHINE, FOLDER, "folder of the data files", or_none=True),
+    Flag("--data", MACHINE, path_of("folder", absolute=True), "folder of the data files", or_none=True),
     Flag("--cuda", MACHINE, switch, "run on the GPU", False),
     Flag("--tf32", MACHINE, switch, "float32 products by tensor cores, from 10 bits of mantissa; needs --cuda", False),
     Flag("--threads", MACHINE, number(int, 1, 1024),
@@ -229,7 +152,8 @@ FLAGS = {flag.dest: flag for flag in (
     Flag("--prompt", CALL, some_text, "with --sample: the text that the sample goes on from", None),
 )}
 AUTO = Path("auto")                                               # of --resume
-TAKEN = ("origin", "row", "script", "file", "argv", "task", "asked", "options", "vocabulary")  # what else args.x holds
+TAKEN = ("origin", "row", "script", "file", "argv", "task", "asked", "options", "vocabulary",  # what else args.x holds
+         "seed", "help")
 GONE = ("until_epoch",)  # flags of earlier versions, which decided nothing of what was computed
 ROW_KEYS = ("net_type", "nvar", "bptt", "nhid")  # what picks a row; everything else in a row is a value
 FROM_ROW = {dest: flag.default for dest, flag in FLAGS.items() if flag.in_row}
@@ -260,8 +184,9 @@ def known_flags(script: str, defaults: dict) -> dict[str, Flag]:
             continue
         for near in nearest(key, FLAGS, cutoff=0.8):
             raise UserError(f"{where} is no flag; did you mean {near}?")
-        if key in TAKEN or not re.fullmatch(r"[A-Za-z]\w*", key):
-            why = "the name is taken" if key in TAKEN else "use letters, digits and _"
+        taken = key in TAKEN or (key.startswith("no_") and key[3:] in {**FLAGS, **defaults})
+        if taken or not re.fullmatch(r"[A-Za-z]\w*", key):
+            why = "the name is taken" if taken else "use letters, digits and _"
             raise UserError(f"{where} cannot become a flag; {why}")
         known[key] = Flag(f"--{key}", NEW, kind_of_new(value, where), "a flag of this script alone")
     return known
@@ -269,7 +194,7 @@ def known_flags(script: str, defaults: dict) -> dict[str, Flag]:
 
 def kind_of_new(value, where: str):
     """What the flag of a new key accepts: more values of the same type."""
-    for kind, accepts in ((bool, switch), (int, number(int)), (float, number(float)), (str, line)):
+    for kind, accepts in ((bool, switch), (int, number(int)), (float, number(float)), (str, some_text)):
         if isinstance(value, kind):
             return accepts
     if isinstance(value, tuple) and value and not any(isinstance(part, (bool, tuple)) for part in value):
@@ -280,9 +205,10 @@ def kind_of_new(value, where: str):
 def checked(value, flag: Flag, where: str):
     """A value that stands in a script or in config.json, checked as strictly as a typed one. Raises UserError."""
     def each(value, accepts):
-        if isinstance(value, (str, Path)) == getattr(accepts, "unquoted", False):
-            raise ArgumentTypeError(f"write it with{'out' * isinstance(value, str)} quotes")
-        return accepts(str(value))
+        found = accepts(str(value))
+        if isinstance(value, (str, Path)) != isinstance(found, (str, Path)):
+            raise ArgumentTypeError("write it without quotes")
+        return found
 
     if value is None and (flag.or_none or (flag.default is None and not flag.in_row)):
         return None
@@ -379,6 +305,8 @@ class Parser(argparse.ArgumentParser):
                     raise UserError(f"there is no flag {name}; {hint}")
                 if equals and f"--no-{known[2:]}" in spelled.values():
                     raise UserError(f"{known} takes no value; type {known} or --no-{known[2:]}")
+                if value == "--":  # which argparse takes for the end of all flags
+                    raise UserError(f"{known}: '--' is no value")
                 tokens.append(known + equals + value)
             elif re.match(r"-\.?\d", token) and tokens and tokens[-1].startswith("--") and "=" not in tokens[-1]:
                 tokens[-1] += f"={token}"  # argparse takes -1e-3 for a flag
@@ -406,10 +334,7 @@ def make_parser(script: str, doc: str, known: dict[str, Flag], shown: dict) -> P
             how = dict(nargs=len(flag.accepts), metavar="X")
         else:
             how = dict(type=flag.accepts, metavar=getattr(flag.accepts, "metavar", dest.upper() if dest[1:] else dest))
-        try:
-            groups[flag.group].add_argument(*filter(None, (flag.spelling, flag.alias)), dest=dest, help=help_, **how)
-        except argparse.ArgumentError:  # as of help, or no_cuda
-            raise UserError(f"{script}.py, DEFAULTS: {dest} cannot become a flag; the name is taken") from None
+        groups[flag.group].add_argument(*filter(None, (flag.spelling, flag.alias)), dest=dest, help=help_, **how)
     return parser
 
 
@@ -518,10 +443,10 @@ def _as_started(options: Options, typed: dict, known: dict) -> None:
     folder, config = typed["resume"], read_config(typed["resume"])
     if config["script"] != options.script:
         raise UserError(f"{folder} is a run of {config['script']}.py; resume it with that script")
-    saved, options.row = {**config["options"], **_where_data_was(config)}, config["row"]
+    options.row = config["row"]
     options.origin = {dest: "default" if dest not in FROM_ROW else "not used" for dest in known}
     try:
-        for dest, entry in saved.items():
+        for dest, entry in config["options"].items():
             if dest in GONE:
                 continue
             if dest not in known:
@@ -542,15 +467,6 @@ def _as_started(options: Options, typed: dict, known: dict) -> None:
                             f"way; start a new run")
         setattr(options, dest, value)
     check(options, {}, known)
-
-
-def _where_data_was(config: dict) -> dict:
-    """--data or --text with its absolute path, where that still exists: a run may go on from another folder."""
-    path = config.get("data", {}).get("path")
-    if not isinstance(path, str) or not path.isprintable() or not os.path.exists(path):
-        return {}
-    return {dest: {**config["options"][dest], "value": path} for dest in ("text", "data")
-            if config["options"].get(dest, {}).get("value") is not None}
 
 
 def check(options: Options, typed: dict, known: dict[str, Flag]) -> None:

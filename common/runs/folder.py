@@ -15,6 +15,7 @@ run killed at any moment goes on from its last checkpoint as if nothing had happ
 
 import contextlib
 import errno
+import itertools
 import os
 import shlex
 import time
@@ -78,28 +79,25 @@ class Folder:
                     if is_same_run(found, config) and found["options"].get("name") == config["options"].get("name"):
                         return path.parent, True
         name = self.name_of(config)
-        paths = (self.place / f"{name}{ending}" for ending in ("", *(f"-{n}" for n in range(2, 10_000))))
-        if (path := next((path for path in paths if not os.path.lexists(path) or is_left_behind(path)), None)) is None:
-            raise UserError(f"{self.place} already holds 9,999 runs called {name}; choose a --name or another --save")
-        return path, False
+        paths = (self.place / (name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
+        return next(path for path in paths if not os.path.lexists(path) or is_left_behind(path)), False
 
-    def open(self, config: dict) -> list[str]:
+    def open(self, config: dict) -> None:
         """Make the folder of a new run with this `config`, or find that of a run that goes on; and keep other processes
-        away from it until `close`. → lines for people.
+        away from it until `close`.
         """
-        notes = []
         try:
             while self.path is None:
                 path, self.resumed = self.place_for(config)
                 if not self.resumed:
                     path.mkdir(parents=True, exist_ok=True)
-                    if not self._take_lock(path, notes) or not is_left_behind(path):
+                    if not self._take_lock(path) or not is_left_behind(path):
                         self.close()  # another process makes its run in there
                         time.sleep(0.01)
                         continue
-                    self._write_first(path, config)
+                    records.write_json(path / "config.json", config)
                 self.path = path
-            if self.lock is None and not self._take_lock(self.path, notes):
+            if self.lock is None and not self._take_lock(self.path):
                 raise UserError(f"another process is working on {self.path}; wait for it or stop it first", 1)
         except OSError as error:
             place, way_out = (self.path, "free its permissions") if self.path else \
@@ -109,10 +107,9 @@ class Folder:
         for temporary in self.path.glob(".*.tmp"):  # of a process that was killed
             with contextlib.suppress(OSError):
                 temporary.unlink()
-        return notes
 
-    def _take_lock(self, path: Path, notes: list[str]) -> bool:
-        """Whether no other process holds the folder `path`."""
+    def _take_lock(self, path: Path) -> bool:
+        """Whether no other process holds the folder `path`; a file system without locks does not know of one."""
         self.lock = open(path / ".lock", "a")  # noqa: SIM115 (held until `close`)
         try:
             if fcntl is not None:
@@ -122,19 +119,7 @@ class Folder:
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-            notes.append(f"the file system of {path} has no locks ({error.strerror}): see to it that no second "
-                         "process works on this run")
         return True
-
-    def _write_first(self, path: Path, config: dict) -> None:
-        """config.json of a new run. Where it cannot be written no folder stays."""
-        try:
-            records.write_json(path / "config.json", config)
-        except UserError:
-            with contextlib.suppress(OSError):
-                (path / ".lock").unlink()
-                path.rmdir()
-            raise
 
     def close(self) -> None:
         if self.lock is not None:
@@ -156,10 +141,7 @@ class Folder:
         """A row of the log; every row has the columns of the first one."""
         lines = [] if self.columns else [list(row)]
         self.columns = self.columns or list(row)
-        if missing := set(self.columns) - row.keys():
-            raise UserError(f"{self.path / 'log.csv'} has a column {min(missing)}, which this version does not "
-                            "write; go on with the version that started this run", 1)
-        lines.append([_cell(row[column]) for column in self.columns])
+        lines.append([_cell(row.get(column)) for column in self.columns])
         content = "".join(",".join(cells) + "\n" for cells in lines).encode()
         with self._open_log() as file:
             if file.seek(0, os.SEEK_END) != self.log_size:

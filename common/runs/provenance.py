@@ -69,10 +69,15 @@ def own_code() -> dict[str, str]:
     return {name: content for script in sorted(ROOT.glob("*_*.py")) for name, content in code_of(script).items()}
 
 
+def unlisted_code() -> list[str]:
+    """The files of `own_code` that results/published/code.json does not know as they are."""
+    published = published_code()
+    return [name for name, content in own_code().items() if content not in published.get(name, ())]
+
+
 def publish_code() -> list[str]:
     """Add the code as it stands here to results/published/code.json → the files whose content is new there."""
-    published, code = published_code(), own_code()
-    new = [name for name, content in code.items() if content not in published.get(name, ())]
+    published, code, new = published_code(), own_code(), unlisted_code()
     for name in new:
         published.setdefault(name, []).append(code[name])
     write_json(PUBLISHED_CODE, dict(sorted(published.items())))
@@ -80,17 +85,11 @@ def publish_code() -> list[str]:
 
 
 def git_commit() -> str | None:
-    """12 digits of the commit that .git/HEAD names, None outside a clone. The git program would write to .git/index."""
-    git = ROOT / ".git"
+    """12 digits of the commit that .git/HEAD names, or None. The git program would write to .git/index."""
     with contextlib.suppress(OSError):
-        head = (git / "HEAD").read_text().strip()
+        head = (ROOT / ".git" / "HEAD").read_text().strip()
         branch = head.removeprefix("ref: ")
-        if branch == head:
-            return head[:12]
-        if (git / branch).exists():
-            return (git / branch).read_text()[:12]
-        lines = (git / "packed-refs").read_text().splitlines()
-        return next((line[:12] for line in lines if line.endswith(f" {branch}")), None)
+        return (head if branch == head else (ROOT / ".git" / branch).read_text())[:12]
 
 
 # ── what config.json says of a run ───────────────────────────────────────────────────────────────────────

@@ -7,7 +7,6 @@ import contextlib
 import math
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from tqdm import tqdm
 
 from common.data import vocabulary_in
 from common.errors import UserError, discard, printable, when_asked_to_stop
-from common.orthogonal import largest_norm
 from common.recurrence import unavailable_reason, unfit_reason
 from common.runs.curves import draw_run
 from common.runs.events import Events
@@ -24,7 +22,7 @@ from common.runs.flags import AUTO, NETWORK, Args, Group, describe, unread
 from common.runs.folder import Folder, check_finite, check_stair, load_best
 from common.runs.machine import device_name, keep_freed_memory, memory_taken, prepare_machine
 from common.runs.progress import Progress
-from common.runs.provenance import changes, config_of, foreign_code, git_commit, published_code, versions
+from common.runs.provenance import changes, config_of, foreign_code, git_commit, versions
 from common.runs.records import is_diverged, is_not_finite, read_config, read_result, reason_of
 
 AUTOSAVE_SECONDS = 60
@@ -72,17 +70,21 @@ class Run:
             if (reason := unavailable_reason(options.engine, self.device)) is not None:
                 raise UserError(reason)
             if options.tensorboard:
-                self.events = at_exit.enter_context(Events())
+                self.events = Events()
             torch.manual_seed(options.random_seed)
             self.say(f"{options.script}: {options.row}", describe(options))
-            if threading.current_thread() is threading.main_thread():  # no other one is told of signals
-                at_exit.enter_context(when_asked_to_stop(self._ask_to_stop, *STOPPING))
-            at_exit.callback(self.folder.close)
+            at_exit.enter_context(when_asked_to_stop(self._ask_to_stop, *STOPPING))
+            at_exit.callback(self.close)
             self.at_exit = at_exit.pop_all()
         return self
 
     def __exit__(self, *exception):
         self.at_exit.close()
+
+    def close(self) -> None:
+        self.folder.close()
+        if self.events and self.events.writer:
+            self.events.writer.close()
 
     def _ask_to_stop(self, number, frame):
         if self.folder.lock is None:  # still loading data or making the model: there is nothing to save
@@ -109,7 +111,7 @@ class Run:
         if self.options.evaluate is not None:
             raise UserError(f"{self.options.script}.py has no scores for --evaluate; leave it out")
         config, folder = self._check(progress, steps, data, parts), self.folder
-        self.say(*folder.open(config))
+        folder.open(config)
         if folder.resumed:
             self._restore(config)
         self.say(f"{'going on with' if folder.resumed else 'writing to'} {folder.path}")
@@ -135,9 +137,7 @@ class Run:
         config = config_of(options, net, self.device, data)
         if data is not None and data.note:
             self.say(data.note)
-        if not published_code():
-            self.say("results/published/code.json is missing: no table can tell this code from the published code")
-        elif files := foreign_code(config):
+        if files := foreign_code(config):
             self.say(f"edited: {', '.join(files)}; tables show this run apart from the published rows")
         if has_unsaved_schedule(parts.values()):
             self.say("a checkpoint does not hold the place of this learning-rate schedule, and --resume begins it "
@@ -265,14 +265,8 @@ class Run:
     def _diverged(self, what: str) -> UserError:
         saved = self.folder.path / "last.pt"
         where = f"the last good state is {saved}" if saved.exists() else "it came before the first checkpoint"
-        lower = "--lr" if self.options.origin.get("lr_orth") == "not used" else "--lr and --lr_orth"
-        helps = [*(["--clip 10"] if not self.options.clip else []), f"a lower {lower}"]
-        if self.options.net_type in ("RNN", "RNN-Orth", "expRNN") and self.options.rinit != "henaff":
-            helps.append("another start, --rinit henaff")        # nnRNN starts at W = Λ from any
-        gpu = "" if lower == "--lr" or self.device.type == "cpu" else \
-            f"; on a GPU exp(S) is also lost where the norm of S has passed {largest_norm():.0f}, which a lower " \
-            "--lr_orth keeps smaller and a run without --cuda bears"
-        return UserError(f"{what}: stopped; {where}. What usually helps: {' or '.join(helps)}{gpu}", DIVERGED)
+        return UserError(f"{what}: stopped; {where}. What usually helps: --clip 10, a lower --lr or --lr_orth, or "
+                         "another start, --rinit henaff", DIVERGED)
 
     def checkpoint(self, autosave: bool = False) -> None:
         """Save last.pt; with `autosave` only if the last one is older than `AUTOSAVE_SECONDS`."""
@@ -323,8 +317,7 @@ class Run:
         except Stopped:
             raise
         except Exception as error:  # whatever fonts and formats raise
-            why = str(error) if isinstance(error, UserError) else reason_of(error)
-            self.say(f"curves.png could not be drawn: {why}")
+            self.say(f"curves.png could not be drawn: {reason_of(error)}")
             return False
 
     def finished(self) -> dict | None:
@@ -374,16 +367,15 @@ class DryRun(Run):
         """Yields four updates, or all where there are fewer. The first one sets things up and is not timed."""
         if self.bar is None:
             self._open_bar(until, 0, counter)
-        times = [time.monotonic()]
         for number in range(1, min(4, until) + 1):
+            if number < 3:
+                started, first = time.monotonic(), number
             yield number
             if not self.trained:
                 self._after_the_first_update()
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
-            times.append(time.monotonic())
-        timed = times[1:] if len(times) > 2 else times
-        seconds, taken = (timed[-1] - timed[0]) / (len(timed) - 1), memory_taken(self.device)
+        seconds, taken = (time.monotonic() - started) / (number - first + 1), memory_taken(self.device)
         memory = f"; this took {taken / 1e9:.2g} GB of memory" if taken else ""
         self.say(f"an update takes {seconds:.3g} s, the {self.bar.total} updates of the run about "
                  f"{duration(seconds * self.bar.total)}{memory}")
