@@ -11,7 +11,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import LOOPS, ROOT, SCRIPTS, module_of, task_of
+from conftest import LOOPS, ROOT, SCRIPTS, task_of
 
 from common.errors import UserError
 from common.runs import flags
@@ -45,15 +45,16 @@ def check(command: str) -> None:
             check_module(module, arguments)
         return
     script = Path(target).stem
-    assert (ROOT / f"{script}.py").exists(), command
+    assert (ROOT / target).exists(), command
     if "--resume" in arguments:                             # the folder is the reader's
         at = arguments.index("--resume")
         assert len(arguments) > at + 1, command
         del arguments[at:at + 2]
     if "--help" in arguments or "-h" in arguments:
         return
-    module = module_of(script)
-    flags.parse(arguments, script, module.__doc__, module.DEFAULTS, module.PAPER, LOOPS[task_of(script)])
+    module = importlib.import_module(target.removesuffix(".py").replace("/", "."))
+    task = LOOPS[task_of(script)] if script in SCRIPTS else module
+    flags.parse(arguments, script, module.__doc__, module.DEFAULTS, module.PAPER, task)
 
 
 def check_module(name: str, arguments: list[str]) -> None:
@@ -72,7 +73,7 @@ def check_module(name: str, arguments: list[str]) -> None:
 COMMANDS = [(str(page.relative_to(ROOT)), command) for page in PAGES
             for command in python_commands(page.read_text(encoding="utf-8"))]
 SOURCES = sorted([*ROOT.glob("*.py"),
-                  *(path for room in ("common", "evidence", "benchmarks", "tests/robustness")
+                  *(path for room in ("common", "evidence", "benchmarks", "examples", "tests/robustness")
                     for path in (ROOT / room).rglob("*.py"))])
 DOCSTRINGS = [(str(path.relative_to(ROOT)), line.strip().split("   ")[0]) for path in SOURCES
               for line in (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()
@@ -116,6 +117,17 @@ def test_the_readme_names_every_script():
     text = README.read_text(encoding="utf-8")
     assert all(f"{script}.py" in text for script in SCRIPTS)
     assert "@@" not in text                                 # no gap left to be filled in
+
+
+def test_the_page_is_a_page():
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_what_the_page_says_of_the_stairs():
+    """A bold difference of the tables holds; the page says that none of them is a gain."""
+    tables = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    gains = re.findall(r"\*\*\+[\d.]+ \([^)]*\)\*\*", tables)
+    assert ("No stair is better than the plain network by a difference that holds" in README.read_text()) == (not gains)
 
 
 def test_this_test_finds_commands():
