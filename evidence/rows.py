@@ -242,7 +242,8 @@ def own_row(config: dict, apart: str) -> Row:
     return Row(config["script"], ", ".join(filter(None, parts)), stair_of(config),
                list(itertools.chain(*typed.values())), task=task_of(config),
                path=str(typed_path) if typed_path.name == file else file,
-               why_no_command="" if differences == [file] else "it needs an edited script or other data")
+               why_no_command="" if differences[:1] == [file] and "other data" not in differences else
+               "it needs an edited script or other data")
 
 
 # ── the rows that are asked for ──────────────────────────────────────────────────────────────────────────

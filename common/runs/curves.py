@@ -162,7 +162,7 @@ def draw_band(axes, curves: list[tuple[list, list]], column: str, **look) -> Non
         axes.fill_between(places, list(map(min, values)), list(map(max, values)), color=look["color"], alpha=0.12)
 
 
-def finish_axes(axes, x: str, y: str, memoryless: dict[str, float], has_bands: bool) -> None:
+def finish_axes(axes, x: str, y: str, memoryless: dict[str, float], has_bands: bool, has_training=False) -> None:
     """Names and scale of the axes, the memoryless lines, and a legend beside the curves, where no curve runs."""
     axes.set(xlabel=x, ylabel=y.replace("_", " ").replace("loss median", "loss, median of a report"))
     axes.set_xlim(left=0)
@@ -172,7 +172,7 @@ def finish_axes(axes, x: str, y: str, memoryless: dict[str, float], has_bands: b
         axes.set_yscale("log")
         axes.set_ylim(top=min(axes.get_ylim()[1], BLOWN_UP))
     notes = [f"{'median' if 'loss' in y else 'mean'} of the seeds; band: least to most"] * has_bands
-    notes += ["thin: training"] * ("validation" in y)
+    notes += ["thin: training"] * has_training
     axes.legend(title="\n".join(notes), title_fontsize=8, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
@@ -195,7 +195,7 @@ def draw_curves(folders: list[Path], path: Path) -> None:
             curves = [points(log[x], log[y]) for log in logs]
             draw_band(axes, curves, y, **look, markerfacecolor="none",
                       markevery=1 + max((len(places) for places, _ in curves), default=1) // 30)
-        finish_axes(axes, x, y, memoryless_lines(folders), len(folders) > len(groups))
+        finish_axes(axes, x, y, memoryless_lines(folders), len(folders) > len(groups), training != y)
         save(picture, path)
 
 

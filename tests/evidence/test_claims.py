@@ -3,6 +3,7 @@
 A claim that no longer holds fails here: change the sentence, or find out why the runs differ.
 """
 
+import functools
 import itertools
 import math
 import re
@@ -28,6 +29,7 @@ def claim(sentence, page=RESULTS):
     return lambda check: CLAIMS.append(pytest.param(page, sentence, check, id=check.__name__)) or check
 
 
+@functools.cache
 class Records:
     """The runs of a task's tables by the names of the rows, and the differences from the plain networks."""
 

@@ -198,10 +198,10 @@ def test_only_takes_names_and_texts():
 # ── rows of one's own ────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture
-def copied(tmp_path):
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory):
     """A copy of a script under another name, that was run with several rates and sizes; → its folder of runs."""
-    project = tmp_path / "project"
+    project = tmp_path_factory.mktemp("copied") / "project"
     shutil.copytree(ROOT / "common", project / "common", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "results" / "published", project / "results" / "published")
     shutil.copy(ROOT / "copytask_nvar.py", project / "mine.py")
