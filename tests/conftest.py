@@ -23,7 +23,10 @@ sys.path.insert(0, str(ROOT))
 
 from common import copytask, language, smnist  # noqa: E402
 from common.data import PixelSequences  # noqa: E402
+from common.recurrence import unavailable_reason  # noqa: E402
 from common.runs import provenance  # noqa: E402
+
+unavailable_reason("native", "cpu")  # compiled before any test: the first run of a machine says two lines more
 
 SCRIPTS = tuple(f"{task}_{stair}" for task in ("sMNIST", "copytask", "language")
                 for stair in ("nvar", "alpha", "expalpha"))

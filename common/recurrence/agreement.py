@@ -153,7 +153,7 @@ def verdict(name: str, about: list, line: str = "", *call) -> tuple[dict, Path |
         return {}, None
     say_once(line)
     try:
-        found = in_child(*call)
+        found = in_child(*call, seconds=900)
     except ChildFailed as error:
         found = {"reason" if error.told else "untested": f"its test failed: {error}"}
     with contextlib.suppress(OSError):  # a full disk, say: what is half written cannot be read, and is tested again

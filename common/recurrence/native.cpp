@@ -2,7 +2,6 @@
 //
 //   forward     z_t = x_t + h_{t-1} W,  h_t = g_t(z_t) φ(z_t)                          t = 0 … T−1
 //   backward    δh_t = ∂L/∂h_t + δz_{t+1} Wᵀ,  δz_t = δh_t · ∂h_t/∂z_t                  t = T−1 … 0
-//
 //   gradient    dW = Σ_t h_{t-1}ᵀ δz_t                                                 after the backward pass
 //
 // Beside it W = exp(S) and its adjoint, on the same tiles. The formulas are those of common/stair.py and
@@ -18,9 +17,6 @@
 // foresees, so it is fetched while the tile is multiplied, a row at a time. (Tiles of register sums over packed panels:
 // Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008; the time loop inside the kernel
 // over blocked weights: Banerjee et al., "Optimizing deep learning RNN topologies on Intel architecture", 2019.)
-//
-// What is left to the peak is the finishing of a tile: one part in five of its time at H = 128, one in twenty-five at
-// H = 512. At H = 1024 W is larger than the second-level cache.
 //
 // Every number of the result is summed in an order that depends on neither the tiling of the rows nor the
 // number of threads: the result has the same bits for any number of threads. dW is shared by its rows.
@@ -416,43 +412,6 @@ private:
     const Mode before;
 };
 
-// The rows in equal shares, one per thread. Whoever calls `take` works on shares until none is left: it does not matter
-// how many threads really come.
-class Shares {
-public:
-    Shares(Index rows, Index count, const std::function<void(Index, Index)> &work)
-        : rows(rows), count(count), work(work) {}
-
-    void take() {
-        const FlushDenormals flush;
-        try {
-            for (Index i; (i = next++) < count;) work(rows * i / count, rows * (i + 1) / count);
-        } catch (const std::bad_alloc &) {
-            out_of_memory = true;
-        }
-    }
-    static void take_from(void *shares) { static_cast<Shares *>(shares)->take(); }
-
-    std::atomic<bool> out_of_memory{false};
-
-private:
-    const Index rows, count;
-    const std::function<void(Index, Index)> &work;
-    std::atomic<Index> next{0};
-};
-
-// Calls shares.take() in `threads` threads of our own. Fewer do if the system has no more to give.
-void take_in_own_threads(Shares &shares, Index threads) {
-    std::vector<std::thread> others;
-    others.reserve(std::size_t(threads));
-    try {
-        while (Index(others.size()) < threads - 1) others.emplace_back(&Shares::take, &shares);
-    } catch (const std::system_error &) {
-    }
-    shares.take();
-    for (std::thread &other : others) other.join();
-}
-
 // GOMP_parallel(function, argument, threads, flags) of the OpenMP runtime that torch uses, or null
 using Parallel = void (*)(void (*)(void *), void *, unsigned, unsigned);
 
@@ -465,18 +424,33 @@ struct Workers {
     Index threads;
     Parallel parallel;
 
-    // Runs work(first, end) on `rows` rows, shared among the threads, and returns when all are done. Throws
-    // std::bad_alloc if memory ran out in one of them.
+    // Runs work(first, end) on `rows` rows in equal shares, one per thread, and returns when all are done. A thread
+    // takes shares until none is left: it does not matter how many really come. Throws std::bad_alloc if memory ran out
+    // in one of them.
     [[gnu::noinline]] void share(Index rows, const std::function<void(Index, Index)> &work) const {
         const Index count = std::max<Index>(1, std::min(threads, rows));
-        Shares shares(rows, count, work);
-        if (count == 1)
-            shares.take();
-        else if (parallel)
-            parallel(Shares::take_from, &shares, unsigned(count), 0);
-        else
-            take_in_own_threads(shares, count);
-        if (shares.out_of_memory) throw std::bad_alloc();
+        std::atomic<Index> next{0};
+        std::atomic<bool> out_of_memory{false};
+        std::function<void()> take = [&] {
+            const FlushDenormals flush;
+            try {
+                for (Index i; (i = next++) < count;) work(rows * i / count, rows * (i + 1) / count);
+            } catch (const std::bad_alloc &) {
+                out_of_memory = true;
+            }
+        };
+        std::vector<std::thread> others;
+        if (parallel && count > 1)
+            parallel([](void *take) { (*static_cast<std::function<void()> *>(take))(); }, &take, unsigned(count), 0);
+        else {
+            try {
+                while (Index(others.size()) < count - 1) others.emplace_back(take);
+            } catch (const std::system_error &) {  // the system has no more threads to give
+            }
+            take();
+        }
+        for (std::thread &other : others) other.join();
+        if (out_of_memory) throw std::bad_alloc();
     }
 };
 

@@ -59,33 +59,28 @@ def native_recurrence(x, kernel, h0, numbers, rule, phi, bias, last_only):
     return _recurrence(_available(x.dtype), x, kernel, h0, numbers, rule, phi, bias, last_only)
 
 
-def unavailable_reason(device) -> str | None:
+def unavailable_reason(device, dtype=torch.float32) -> str | None:
     """Why the engine cannot run on `device`, in a sentence; None if it can. Builds it on the first call."""
     if torch.device(device).type != "cpu":
         return "the native engine runs on the CPU; choose the engine auto or torch for a GPU"
-    _, reason = _library(torch.float32)
-    return None if reason is None else _unavailable(reason)
-
-
-def _unavailable(reason):
+    if isinstance(reason := _library(dtype), Library):
+        return None
     return f"the native engine is not available: {reason}; choose the engine torch, which needs no compiler"
-
-
-def _available(dtype) -> "Library":
-    library, reason = _library(dtype)
-    if library is None:
-        raise RuntimeError(_unavailable(reason))
-    return library
 
 
 def serves(x: torch.Tensor) -> bool:
     """Whether the native engine can run on tensors like x. Builds it on the first call; one line says if it cannot."""
     if x.device.type != "cpu" or x.dtype not in SCALARS:
         return False
-    library, reason = _library(x.dtype)
-    if library is None:
+    if not isinstance(reason := _library(x.dtype), Library):
         say_once(f"stair: running the PyTorch engine, the native one is not available: {reason}")
-    return library is not None
+    return isinstance(reason, Library)
+
+
+def _available(dtype) -> "Library":
+    if (reason := unavailable_reason("cpu", dtype)) is not None:
+        raise RuntimeError(reason)
+    return _library(dtype)
 
 
 def _recurrence(library, x, kernel, h0, numbers, rule, phi, bias, last_only):
@@ -261,17 +256,17 @@ def _threads(work: int) -> dict:
 
 
 @functools.cache
-def _library(dtype):
-    """→ (Library, None), or (None, why not). Built at most once per process and dtype."""
+def _library(dtype) -> "Library | str":
+    """The library, or why there is none. Built at most once per process and dtype."""
     places = {name: names.index(name) for names in (RULES, NONLINEARITIES) for name in names
               if name in COMPILED_RULES + COMPILED_NONLINEARITIES}
     defines = [f"STAIR_SCALAR={SCALARS[dtype]}", *(f"STAIR_{name.upper()}={place}" for name, place in places.items())]
     try:
-        return Library(load_or_build(SOURCE, defines, functools.partial(_trial, SCALARS[dtype]))), None
+        return Library(load_or_build(SOURCE, defines, functools.partial(_trial, SCALARS[dtype])))
     except Unavailable as reason:
-        return None, str(reason)
+        return str(reason)
     except OSError as error:  # a full disk, say
-        return None, f"it could not be built: {error}"
+        return f"it could not be built: {error}"
 
 
 def _trial(scalar: str, path: Path) -> str | None:

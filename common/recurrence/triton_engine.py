@@ -50,6 +50,7 @@ TOLERATED = 1.1                     # a plan may do so many times the least arit
 REGISTERS = 65536                   # of a multiprocessor
 FOLDER = Path(__file__).parent
 SOURCES = ("triton_engine.py", "triton_kernels.py", "agreement.py", "../stair.py")  # that a verdict depends on
+PLANS_SECONDS = 40                  # of a test, after which no other plan is tried
 HOPPER = (132, 227 * 1024)          # what the interpreter pretends to run on
 
 
@@ -103,13 +104,6 @@ def _kernels():
     from common.recurrence import triton_kernels
 
     return triton_kernels
-
-
-def version() -> str:
-    """The version of triton, whose distribution has other names beside some builds of torch."""
-    import triton
-
-    return triton.__version__
 
 
 @functools.cache
@@ -220,8 +214,8 @@ def _about(batch, hidden, rule, phi, dtype, device, precision) -> list:
     """All that a verdict depends on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the interpreter"
     digest = hashlib.sha256(b"\0".join((FOLDER / source).read_bytes() for source in SOURCES)).hexdigest()
-    return [batch, hidden, rule, phi, str(dtype), precision, name, *capacity(device), torch.__version__, version(),
-            digest]
+    return [batch, hidden, rule, phi, str(dtype), precision, name, *capacity(device), torch.__version__,
+            _kernels().triton.__version__, digest]
 
 
 @functools.cache
@@ -259,7 +253,7 @@ def trial(batch, hidden, rule, phi, dtype, device, precision) -> dict:
     except RuntimeError as error:  # a GPU in exclusive mode
         said = str(error).splitlines()[0]
         return {"untested": f"it could not be tested, because this GPU takes no second process ({said})"}
-    times = {}
+    began, times = time.monotonic(), {}
     try:
         for place, plan in enumerate(make_plans(batch, hidden, dtype, precision, *capacity(device))):
             engine = functools.partial(triton_recurrence, plan=plan)
@@ -270,6 +264,8 @@ def trial(batch, hidden, rule, phi, dtype, device, precision) -> dict:
             if wrong is None:
                 given = problem(150, batch, hidden, rule, phi, dtype, device)
                 times[place] = min(_seconds(engine, given, rule, phi) for _ in range(50))
+            if time.monotonic() - began > PLANS_SECONDS:
+                break
     except torch.OutOfMemoryError:
         return {"untested": "there is no memory left to test it beside this run"}
     return {"reason": None, "plan": min(times, key=times.get)}
@@ -306,9 +302,9 @@ def _launch(kernel, plan, length, *given, **named):
                                               WAIT=plan.waits, **named, **plan.constants, **plan.options)
 
 
-def _counters(plan, like):
+def arrivals(plan, device):
     """Zeros for a launch: how many parts have arrived, for every row block."""
-    return torch.zeros(plan.blocks * _kernels().COUNTER_STRIDE, dtype=torch.int32, device=like.device)
+    return torch.zeros(plan.blocks * _kernels().COUNTER_STRIDE, dtype=torch.int32, device=device)
 
 
 def _rows(tensor):
@@ -323,7 +319,7 @@ def _forward(plan, x, kernel, h0, numbers, bias, rule, phi, z, keep_h):
     steps, batch, hidden = x.shape
     h = x.new_empty(steps if keep_h else 2, batch, hidden)
     _launch(_kernels().forward, plan, steps, x, kernel.contiguous(), h0.contiguous(), numbers,
-            numbers if bias is None else bias.contiguous(), h if z is None else z, h, _counters(plan, x),
+            numbers if bias is None else bias.contiguous(), h if z is None else z, h, arrivals(plan, x.device),
             x_step=x.stride(0), x_row=x.stride(1), batch=batch, hidden=hidden,
             RULE=rule, PHI=phi, KEEP_Z=z is not None, KEEP_H=keep_h)
     return h
@@ -349,10 +345,10 @@ class _Sequence(torch.autograd.Function):
         bias_parts = z.new_zeros(plan.groups, hidden) if need_bias else dz
         transposed = kernel.t().contiguous()                     # as quick to read as W is for the forward kernel
         _launch(_kernels().backward, plan, steps, grad, transposed, numbers,
-                numbers if bias is None else bias.contiguous(), z, dz, number_parts, bias_parts, _counters(plan, z),
-                grad_step=0 if ctx.last_only else grad.stride(0), grad_row=grad.stride(-2), steps=steps, batch=batch,
-                hidden=hidden, RULE=ctx.rule, PHI=ctx.phi, LAST_ONLY=ctx.last_only, NEED_NUMBERS=need_numbers,
-                NEED_BIAS=need_bias)
+                numbers if bias is None else bias.contiguous(), z, dz, number_parts, bias_parts,
+                arrivals(plan, z.device), grad_step=0 if ctx.last_only else grad.stride(0), grad_row=grad.stride(-2),
+                steps=steps, batch=batch, hidden=hidden, RULE=ctx.rule, PHI=ctx.phi, LAST_ONLY=ctx.last_only,
+                NEED_NUMBERS=need_numbers, NEED_BIAS=need_bias)
 
         d_kernel = d_h0 = None
         if need_kernel:

@@ -215,7 +215,7 @@ def asked(monkeypatch, result):
     """Whether the triton engine is right, where its trial gives `result`; as two new processes ask."""
     calls = []
 
-    def child(*given):
+    def child(*given, seconds):
         calls.append(given)
         if isinstance(result, Exception):
             raise result
@@ -260,7 +260,7 @@ def test_what_could_not_be_tested_is_asked_again(cache, monkeypatch, capsys, res
 
 @needs_triton
 def test_another_case_is_another_verdict(cache, monkeypatch):
-    monkeypatch.setattr(agreement, "in_child", lambda *given: {"reason": None, "plan": 0})
+    monkeypatch.setattr(agreement, "in_child", lambda *given, seconds: {"reason": None, "plan": 0})
     cases = [(3, 19, "scale", "modrelu", torch.float32, "ieee"), (4, 19, "scale", "modrelu", torch.float32, "ieee"),
              (3, 20, "scale", "modrelu", torch.float32, "ieee"), (3, 19, "literal", "modrelu", torch.float32, "ieee"),
              (3, 19, "scale", "tanh", torch.float32, "ieee"), (3, 19, "scale", "modrelu", torch.float64, "ieee"),

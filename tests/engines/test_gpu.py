@@ -6,8 +6,6 @@ the host does not wait for.
 
 import importlib.util
 import itertools
-import os
-import shutil
 import subprocess
 import sys
 from unittest import mock
@@ -19,7 +17,6 @@ from conftest import ROOT, module_of, tiny
 
 from benchmarks.__main__ import SHAPES, our_network, our_step
 from common.copytask import CopyingTask
-from common.orthogonal import skew_exponential, skew_start
 from common.recurrence import ENGINES, agreement, triton_engine
 from common.runs.machine import prepare_machine
 from common.stair import NONLINEARITIES, RULES
@@ -129,44 +126,17 @@ def test_200_repetitions_give_the_same_bits(steps, batch, hidden, tf32):
 STUCK = """
 import torch
 from common.recurrence import triton_engine
-whole = triton_engine._counters
-triton_engine._counters = lambda plan, like: whole(plan, like).sub_(10**6)   # nobody will ever have arrived
+whole = triton_engine.arrivals
+triton_engine.arrivals = lambda *given: whole(*given).sub_(10**6)   # nobody will ever have arrived
 x = torch.zeros(3, 8, 512, device="cuda")
 triton_engine.triton_recurrence(x, x.new_zeros(512, 512), x[0], x.new_zeros(3), "scale", "tanh", None, False)
 torch.cuda.synchronize()
 """
-ONCE = """
-import torch
-from common.recurrence import triton_engine
-for hidden in (100, 190, 512):
-    x = torch.randn(4, 9, hidden, device="cuda", requires_grad=True)
-    w = torch.randn(hidden, hidden, device="cuda", requires_grad=True)
-    bias = torch.zeros(hidden, device="cuda", requires_grad=True)
-    triton_engine.triton_recurrence(x, w, x[0], x.new_ones(4), "scale", "modrelu", bias, False).sum().backward()
-torch.cuda.synchronize()
-"""
-
-
-def python(code, *before, **variables):
-    return subprocess.run([*before, sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=500,
-                          check=False, env={**os.environ, **variables})
-
-
 @needs_triton
 def test_a_wait_that_cannot_end_is_an_error():
-    done = python(STUCK)
+    done = subprocess.run([sys.executable, "-c", STUCK], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "CUDA error" in done.stderr
-
-
-@needs_triton
-@pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="compute-sanitizer is not there")
-@pytest.mark.parametrize("tool", ["memcheck", "synccheck"])
-def test_under_compute_sanitizer(tool):
-    """torch probes the driver with calls that may fail, and its own allocator would hide what is out of bounds."""
-    done = python(ONCE, "compute-sanitizer", "--tool", tool, "--report-api-errors", "no", "--error-exitcode", "9",
-                  PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-    assert done.returncode == 0, done.stdout[-3000:]
 
 
 # ── a training step ──────────────────────────────────────────────────────────────────────────────────────
@@ -202,28 +172,6 @@ def test_a_batch_reaches_the_gpu_whole():
     for _ in range(50):
         for there, here in zip(task.batch(10, CUDA), other.batch(10), strict=True):
             assert torch.equal(there.cpu(), here)
-
-
-def test_the_exponential_in_a_cuda_graph():
-    skew = skew_start("henaff", 128).to(CUDA).requires_grad_()
-    grad = torch.randn(128, 128, device=CUDA)
-
-    def both():
-        out = skew_exponential(skew)
-        return out, torch.autograd.grad(out, skew, grad)[0]
-
-    expected = [t.detach().clone() for t in both()]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        both()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = both()
-    graph.replay()
-    for ours, theirs in zip(captured, expected, strict=True):
-        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("engine", ["torch", pytest.param("triton", marks=needs_triton)])

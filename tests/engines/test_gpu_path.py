@@ -14,13 +14,11 @@ from conftest import SCRIPTS, module_of, task_of, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.__main__ import CELLS, SHAPES, our_network
 from common.data import PixelSequences
 from common.errors import UserError, start
 from common.network import build_network
 from common.optim import OrthogonalRMSprop
 from common.orthogonal import MOST_SQUARINGS, largest_norm, skew_exponential
-from common.recurrence.torch_engine import sequence_recurrence
 from common.runs.machine import prepare_machine
 from common.runs.run import Run
 from common.stair import LearnedStair
@@ -155,43 +153,7 @@ def test_what_the_watch_sees(act):
         act(torch.ones(3, device=META), torch.ones(3))
 
 
-class Launches(TorchDispatchMode):
-    """Counts what is a launch on a GPU: operations that are no view and no allocation."""
-
-    FREE = ("view", "unbind", "select", "slice", "detach", "t", "transpose", "expand", "_unsafe_view", "alias", "empty",
-            "empty_like", "new_empty", "_reshape_alias")
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func._schema.name.split("::")[1] not in self.FREE
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("last_only", [True, False])
-def test_two_launches_a_backward_step(last_only):
-    """And seven a forward step: product, stair and the five of modReLU. What is left is for all steps at once."""
-    counts = []
-    for steps in (30, 130):
-        shapes = ((steps, 4, 8), (8, 8), (4, 8), (steps,))
-        leaves = [torch.zeros(shape, device=META, requires_grad=True) for shape in shapes]
-        bias = torch.zeros(8, device=META, requires_grad=True)
-        with Launches() as forward:
-            h = sequence_recurrence(*leaves, "scale", "modrelu", bias, last_only)
-        with Launches() as backward:
-            torch.autograd.grad(h, [*leaves, bias], torch.zeros_like(h))
-        counts.append((forward.count, backward.count))
-    assert [(more - few) / 100 for few, more in zip(*counts, strict=True)] == [7, 2]
-
-
 # ── the benchmark, the workspace, what is said ───────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("task", SHAPES)
-@pytest.mark.parametrize("net_type", [*CELLS, "LSTM"])
-def test_every_network_of_the_benchmark_can_be_made(monkeypatch, task, net_type):
-    steps, batch, _, *rest = SHAPES[task]
-    monkeypatch.setitem(SHAPES, task, (steps, batch, 8, *rest))
-    assert our_network(task, net_type, "torch").hidden_size == 8
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, ":4096:8"), (":16:8", ":16:8")])

@@ -135,29 +135,6 @@ def test_what_does_not_fit_is_one_sentence():
             native(*given, False)
 
 
-@pytest.mark.parametrize("rule", ["scale", "exponential"])
-def test_memory(monkeypatch, rule):
-    """At the peak h and one more such array; the output is dropped before backward, as a model drops it."""
-    steps, batch, hidden = 400, 16, 64
-    array = steps * batch * hidden * 4
-    given = problem(rule, "tanh", steps, batch, hidden, torch.float32)[:4]
-    with torch.no_grad():
-        given[3][1] = 0.5
-    gradient = torch.ones(steps, batch, hidden)
-    monkeypatch.setattr(native_engine, "CHUNK_ELEMENTS", 2**15)
-    with torch.profiler.profile(profile_memory=True) as profile:
-        h = native(*given, rule, "tanh", None, False)
-        edge = torch.autograd.graph.get_gradient_edge(h)
-        del h
-        torch.autograd.backward((edge,), (gradient,))
-    held = peak = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    assert array < peak < 2.25 * array
-
-
 # ── the exponential ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -186,10 +163,6 @@ def test_the_exponential_equals_the_one_in_python(size, norm):
             results.append([w.detach(), *torch.autograd.grad((w * direction.to(dtype)).sum(), leaf)])
         for ours, theirs in zip(*results, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
-
-
-def test_gradcheck_of_the_exponential():
-    assert torch.autograd.gradcheck(lambda numbers: native_engine.native_exponential(numbers, 5), logarithm_of(5, 2.0))
 
 
 def test_an_exponential_that_is_not_finite_shows():
