@@ -13,7 +13,7 @@ import inspect
 
 import torch
 
-METHODS = {"RMSprop": {"square_avg"}, "Adam": {"step", "exp_avg", "exp_avg_sq"}}  # name: what it keeps of a parameter
+METHODS = ("RMSprop", "Adam")
 
 
 class OrthogonalRMSprop(torch.optim.Optimizer):

@@ -88,9 +88,8 @@ def skew_exponential(skew: torch.Tensor, most_squarings: int | None = None) -> t
 
     The gradient is the skew part of the whole one: the only directions in which S stays skew-symmetric.
 
-    most_squarings   None reads from the device how often to scale and square, on a CPU. A number leaves that to
-                     the device: always as many products, whose surplus is thrown away, and no host synchronisation.
-                     What would need more of them comes back as NaN.
+    most_squarings   None, on a CPU: as many squarings as S needs. A number: always so many products, of which the
+                     device keeps those that S needs, so that the host need not wait for it. NaN where S needs more.
     """
     if most_squarings is None and skew.device.type != "cpu":
         most_squarings = MOST_SQUARINGS[skew.dtype]
@@ -148,7 +147,7 @@ class _Exponential(torch.autograd.Function):
 
 
 def _where(wanted, new, old):
-    """`new` where the device wants it, `old` else; `new` where nothing is left to choose."""
+    """torch.where; on a CPU the number of squarings is known, so `wanted` is None and the new value is taken."""
     return new if wanted is None else torch.where(wanted, new, old)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from common.errors import UserError, printable
 from common.runs.flags import kind_of, science
-from common.runs.provenance import own_stair
+from common.runs.provenance import foreign_code, own_stair
 from common.runs.records import log_rows, read_config, write_atomically
 
 # Okabe and Ito's colours, which the colour-blind tell apart; the weakest on white comes last.
@@ -103,12 +103,6 @@ def points(x: list, y: list) -> tuple[list, list]:
     return [a for a, _ in both], [b for _, b in both]
 
 
-def within_epochs(log: dict[str, list]) -> list[float]:
-    """Where each report of a log stands, in epochs: half of the first one is 0.5."""
-    longest = max(log["batch"])
-    return [epoch - 1 + batch / longest for epoch, batch in zip(log["epoch"], log["batch"], strict=True)]
-
-
 def memoryless_lines(folders: list[Path]) -> dict[str, float]:
     """{label: the loss of a model without memory} of every copying task among the runs (`common.copytask`)."""
     found = {}
@@ -124,13 +118,14 @@ def memoryless_lines(folders: list[Path]) -> dict[str, float]:
 # ── what the lines are called ────────────────────────────────────────────────────────────────────────────
 
 def facts_of(config: dict) -> dict:
-    """What a run computes but for its seed: its script, row, stair, the values of its options, its code and data."""
+    """What a run computes but for its seed: script, row, stair, options, code that is not the project's own, data."""
     options = config["options"]
     values = {name: value for name, value in science(options).items()
               if name not in ("random_seed", "nvar", "net_type")}
     return {"script": f"{config['script']}.py", "row": config["row"] or options["net_type"]["value"],
             "stair": own_stair(config) or options.get("nvar", {}).get("value") or kind_of(options), **values,
-            "edit": config.get("edited_files"), "data": (config.get("data") or {}).get("digest", "")[:7]}
+            "code": " ".join(f"{name} {config.get('code', {}).get(name, '')[:7]}" for name in foreign_code(config)),
+            "data": (config.get("data") or {}).get("digest", "")[:7]}
 
 
 def labels_of(configs: list[dict]) -> list[str]:
@@ -143,7 +138,7 @@ def labels_of(configs: list[dict]) -> list[str]:
     names = [name for name in dict.fromkeys(name for fact in facts for name in fact)
              if len({own[name] for own in chosen if name in own}) > 1] or speaking[1:]
     return [", ".join(str(fact[name]) if name in speaking else f"{name} {fact[name]}"
-                      for name in names if fact.get(name) is not None) for fact in facts]
+                      for name in names if fact.get(name) not in (None, "")) for fact in facts]
 
 
 # ── the picture ──────────────────────────────────────────────────────────────────────────────────────────
@@ -168,7 +163,7 @@ def finish_axes(axes, x: str, y: str, memoryless: dict[str, float], has_bands: b
     axes.set_xlim(left=0)
     for number, (label, level) in enumerate(memoryless.items()):
         axes.axhline(level, color="0.3", linewidth=1.0, linestyle=DASHES[number % len(DASHES)], label=label)
-    if "loss" in y:
+    if "loss" in y and axes.dataLim.ymin > 0:
         axes.set_yscale("log")
         axes.set_ylim(top=min(axes.get_ylim()[1], BLOWN_UP))
     notes = [f"{'median' if 'loss' in y else 'mean'} of the seeds; band: least to most"] * has_bands
@@ -182,20 +177,25 @@ def draw_curves(folders: list[Path], path: Path) -> None:
     for folder in map(Path, folders):
         groups.setdefault(json.dumps(facts_of(read_config(folder)), sort_keys=True), []).append(folder)
     check_lines(len(groups), "name the folders of fewer configurations")
-    x, y = columns_of(next(filter(None, map(read_log, folders)), {}))
+    first = next(filter(None, map(read_log, folders)), {})
+    x, y = columns_of(first)
+    training = y.replace("validation", "train")
+    has_training = training != y and training in first
     labels = labels_of([read_config(group[0]) for group in groups.values()])
     with drawing():
         picture, axes = figure()
         for number, (group, label) in enumerate(zip(groups.values(), labels, strict=True)):
             logs = [log for log in map(read_log, group) if y in log]
             look = line(number, label + (f", n = {len(logs)}" if len(logs) > 1 else ""))
-            if (training := y.replace("validation", "train")) != y:
-                for log in logs:
-                    axes.plot(*points(within_epochs(log), log[training]), color=look["color"], linewidth=0.5)
+            for log in logs if has_training else ():
+                whole = max(log.get("batch", [1]))
+                places = log[x] if x == "update" else [epoch - 1 + batch / whole for epoch, batch
+                                                       in zip(log["epoch"], log["batch"], strict=True)]
+                axes.plot(*points(places, log[training]), color=look["color"], linewidth=0.5)
             curves = [points(log[x], log[y]) for log in logs]
             draw_band(axes, curves, y, **look, markerfacecolor="none",
                       markevery=1 + max((len(places) for places, _ in curves), default=1) // 30)
-        finish_axes(axes, x, y, memoryless_lines(folders), len(folders) > len(groups), training != y)
+        finish_axes(axes, x, y, memoryless_lines(folders), len(folders) > len(groups), has_training)
         save(picture, path)
 
 

@@ -37,7 +37,8 @@ def legend_of(axes):
 
 
 @pytest.mark.parametrize(("log", "x", "y"), [
-    (ADDING, "update", "loss"), (EPOCHS, "epoch", "validation_f1"),
+    (ADDING, "update", "loss"), ("update,validation_loss,seconds\n1,-2,1\n2,-3,2\n", "update", "validation_loss"),
+    (EPOCHS, "epoch", "validation_f1"),
     ("update,loss,loss_median,recall,seconds\n1,1,1,0,1\n", "update", "loss_median"),
     ("epoch,batch,lr,train_loss,train_accuracy,validation_loss,validation_accuracy\n1,1,1,1,1,1,1\n", "epoch",
      "validation_accuracy"),
@@ -51,7 +52,7 @@ def test_the_columns_decide_what_is_drawn(tmp_path, drawn, log, x, y):
     read = curves.read_log(folder)
     assert list(zip(*shown.get_data(), strict=True)) == [
         (a, b) for a, b in zip(read[x], read[y], strict=True) if b is not None]
-    assert axes.get_yscale() == ("log" if "loss" in y else "linear")
+    assert axes.get_yscale() == ("log" if "loss" in y and min(filter(None, read[y])) > 0 else "linear")
 
 
 def test_an_empty_frame_is_a_sentence(tmp_path):
