@@ -17,6 +17,7 @@ Rows and which runs belong to them: evidence/rows.py. ± is the standard deviati
 """
 
 import shlex
+import sys
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ from evidence.table import make_parser, tables_asked_for, text_of
 
 def main(argv=None) -> None:
     parser = make_parser()
+    parser.description = __doc__
     args = parser.parse_args(argv)
     if args.publish_code:
         return print(*[f"new: {name}" for name in publish_code()] or ["nothing is new"], sep="\n")
@@ -54,6 +56,9 @@ def main(argv=None) -> None:
         rows = [row for rows in tables_asked_for(args).values() for row in rows]
         more = [*(["--data", args.data] if args.data else []), *(["--cuda"] if args.cuda else [])]
         commands = commands_of(rows, args.seeds, args.save[0], more, left=not args.list)
+        for row in rows:
+            if row.why_no_command:
+                print(f"no command makes runs of {row.name}: {row.why_no_command}", file=sys.stderr)
     if args.list or args.missing:
         return print("".join(shlex.join(["python", *command]) + "\n" for command in commands), end="")
     threads = ["--threads", str(max(1, torch.get_num_threads() // args.jobs))]

@@ -278,8 +278,7 @@ def curves_table(rows: list[Row]) -> str:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m evidence", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser("python -m evidence", formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", nargs="?", metavar="TASK", help=f"{', '.join(TASKS)}, or the path of your own script")
     parser.add_argument("--update", action="store_true", help="write the tables and pictures of the pages anew")
     parser.add_argument("--drop", action="store_true", help="with --update: drop values whose records are gone")

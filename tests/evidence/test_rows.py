@@ -249,13 +249,16 @@ def test_the_path_of_a_script_in_the_place_of_a_task(copied, capsys, monkeypatch
     assert "there is no task mine" in capsys.readouterr().err
 
 
-def test_a_row_of_an_edited_script_has_no_command(tmp_path):
+def test_a_row_of_an_edited_script_has_no_command(tmp_path, capsys):
     row = row_of("copytask", "expRNN", "none")
     write_run(tmp_path, row, 400, edited_files=["copytask_nvar.py"])
     own, = rows.own_rows("copytask", (400,), tmp_path)
     assert own.why_no_command
     assert "edited copytask_nvar.py" in own.name
     assert "none: " in table.line_of(own, table.MEASURES["copytask"])["command"]
+    evidence_main(["copytask", "--missing", "--only", "edited", "--save", str(tmp_path)])
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("no command makes runs of")) == ("", 1)
 
 
 def test_two_contents_of_a_script_are_two_rows(tmp_path):
