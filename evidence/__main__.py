@@ -8,7 +8,7 @@
     python -m evidence copytask --short --vary T 200 500 1000       a column a value of --T
     python -m evidence examples/adding.py --vary lr 3e-4 1e-3 --seeds 1 2 --run --save saves    a script of your own
     python -m evidence copytask --grid              a line a stair, a column a cell
-    python -m evidence sMNIST --small --grid --differences          with 95 % intervals
+    python -m evidence sMNIST --small --differences what the stairs gain, with 95 % intervals
     python -m evidence --best                       of every task and cell, the plain network beside the best stair
     python -m evidence --update                     write README.md, results/*.md and their pictures anew
     python -m evidence --collect FOLDER ...         copy the records of the runs in FOLDER to results/runs
@@ -45,8 +45,10 @@ def main(argv=None) -> None:
         return
     if args.vary and len(args.vary) < 2:
         parser.error(f"--vary {args.vary[0]} needs values, as in --vary T 200 500")
-    if (args.grid or args.curves) and args.vary:
+    if args.vary and (args.grid or args.curves or args.differences):
         parser.error("--grid has a column a cell, --vary one a value; ask for one of them")
+    if args.task and (args.curves and args.task != "copytask" or args.differences and args.task not in TASKS):
+        parser.error("--curves is of the copying task, --differences of the three tasks")
     if args.task is None and not (args.best or args.paper):
         parser.error("name a task, --best, --paper, --update or --collect")
     if args.task and args.task not in TASKS and not args.task.endswith(".py"):

@@ -70,7 +70,7 @@ def lost_values(old: str, new: str) -> list[str]:
 def runs_shown(table_: str) -> dict[str, int]:
     """How many cells of each line of a Markdown table show runs, by its first cells: those before any score."""
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table_.splitlines() if line.startswith("|")]
-    return {" ".join(cell for cell in line[:2] if "n" not in cell.split() and cell != "not run"):
+    return {" ".join(cell for cell in line[:2] if "n =" not in cell and cell != "not run"):
             sum("n =" in cell for cell in line) for line in lines}
 
 

@@ -259,7 +259,8 @@ def curves_table(rows: list[Row]) -> str:
         logs = [{log["update"]: log["loss_median"] for log in log_rows(folder)} for folder in row.runs.values()
                 if read_result(folder) is not None]
         for update in CURVE_UPDATES:
-            there, ours = published.published_loss(column, update - 49, update), [log[update] for log in logs]
+            there = published.published_loss(column, update - 49, update)
+            ours = [log[update] for log in logs if {update - 50, update} <= log.keys()]  # reports of 50 updates
             line = {"row": row.model, "updates": f"{update - 49} to {update}", "published": f"{there:.4f}",
                     "ours: mean ± standard error": "not run", "median": "", "our median ÷ published": "",
                     "published within our 95 % interval": ""}
@@ -291,7 +292,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--short", action="store_true", help="without commands, devices and what was not run")
     parser.add_argument("--grid", action="store_true", help="a line a stair, a column a cell")
     parser.add_argument("--differences", action="store_true",
-                        help="with --grid: how much more than the plain network, with its 95 %% interval")
+                        help="what the stairs gain over the plain network, with 95 %% intervals")
     parser.add_argument("--curves", action="store_true", help="the copying task beside the published curves")
     parser.add_argument("--paper", action="store_true", help="which stair the authors name, and what it gains here")
     parser.add_argument("--best", action="store_true",
@@ -325,8 +326,10 @@ def text_of(args) -> str:
         text = vary_table(args.vary[0].lstrip("-"), columns, args.short)
     elif args.curves:
         text = curves_table(columns[""])
+    elif args.differences:
+        text = differences_table(columns[""])
     elif args.grid:
-        text = differences_table(columns[""]) if args.differences else grid_table(columns[""], args.short)
+        text = grid_table(columns[""], args.short)
     else:
         text = table(columns[""], args.short)
     engines = Counter(result["engine"] for rows in columns.values() for row in rows for result in results_of(row)

@@ -20,7 +20,8 @@ def test_a_mistake_in_the_extra_flags(extra):
 
 @pytest.mark.parametrize(("asked", "sentence"), [
     ([], "name a task"), (["copytask", "--vary", "T"], "needs values"), (["smnist"], "there is no task smnist"),
-    (["copytask", "--grid", "--vary", "T", "5"], "ask for one of them")])
+    (["copytask", "--grid", "--vary", "T", "5"], "ask for one of them"),
+    (["sMNIST", "--curves"], "of the copying task"), (["mine.py", "--differences"], "of the three tasks")])
 def test_a_mistake_in_what_is_asked_for(asked, sentence, capsys):
     with pytest.raises(SystemExit):
         evidence_main(asked)
@@ -77,7 +78,7 @@ def test_differences_from_the_plain_network(tmp_path, capsys):
         for seed, score in enumerate(scores, 400):
             write_run(tmp_path, row_of("sMNIST", model, stair, small), seed, result=dict(test_accuracy=score))
     write_run(tmp_path, row_of("sMNIST", "expRNN", "none"), 400, result=dict(test_accuracy=0.99))     # of another size
-    evidence_main(["sMNIST", "--small", "--grid", "--differences", "--save", str(tmp_path)])
+    evidence_main(["sMNIST", "--small", "--differences", "--save", str(tmp_path)])
     text = capsys.readouterr().out
     assert cells(text, "none")["expRNN"] == "81.00 ± 1.00; n = 3"
     assert cells(text, "n2")["expRNN"] == "**+10.00 (+7.73 … +12.27)**"
