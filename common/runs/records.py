@@ -92,7 +92,7 @@ def save_tensors(path: Path, content) -> None:
 def read_config(folder: Path) -> dict:
     """config.json of a run's folder. Raises UserError when there is none, or where it is no record of a run."""
     path = Path(folder) / "config.json"
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"{folder} is not a run's folder: {path} is missing; name another one or start a new run")
     with reading(path):
         config = json.loads(path.read_bytes())

@@ -441,18 +441,6 @@ BAD_VALUES = [
 ]
 
 
-@pytest.mark.parametrize(("flag", "value"), BAD_VALUES)
-def test_a_value_out_of_bounds(flag, value):
-    sentence = refused("copytask_nvar", f"--{flag}={value}")
-    assert flag in sentence
-    assert value in sentence
-
-
-@pytest.mark.parametrize("values", [("1", "0.9"), ("0.9", "1"), ("-0.1", "0.9"), ("nan", "0"), ("0.9",)])
-def test_betas_out_of_bounds(values):
-    assert "--betas" in refused("copytask_nvar", *ADAM, "--betas", *values)
-
-
 @pytest.mark.parametrize("text", ["-1", "-0.5", "-1e-3", "-2.5E-1"])
 def test_a_negative_number_is_a_value(text):
     assert parse("copytask_alpha", "--alpha-start", text).alpha_start == float(text)
@@ -698,14 +686,6 @@ def test_the_default_data_folder_is_beside_the_scripts():
 @pytest.mark.parametrize("engine", ["auto", "torch", "reference"])
 def test_engine(capture, engine):
     assert capture("copytask_nvar", "--engine", engine).model.network.engine == engine
-
-
-@pytest.mark.parametrize("script", ONE_EACH)
-def test_threads(capture, script):
-    capture(script, "--threads", "2")
-    assert torch.get_num_threads() == 2
-    capture(script, "--threads", "1")
-    assert torch.get_num_threads() == 1
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

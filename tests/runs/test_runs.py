@@ -5,7 +5,6 @@ import csv
 import fcntl
 import json
 import os
-import pickle
 import pty
 import shutil
 import signal
@@ -537,80 +536,6 @@ def test_resume_with_another_script(main, stopped, script):
         main(script, "--resume", stopped)
 
 
-@pytest.mark.parametrize("folder", ["nowhere", "saves", "saves/copytask_nvar"])
-def test_resume_of_what_is_no_run(main, stopped, folder):
-    with pytest.raises(UserError, match=r"is not a run's folder: .*config\.json is missing"):
-        main("copytask_nvar", "--resume", folder)
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '"x"', '{"script": "copytask_nvar", "options": {}}',
-                                     '{"script": "copytask_nvar", "row": "sRNN", "options": {}}',
-                                     '{"script": "copytask_nvar", "row": "sRNN", "options": {"lr": 3}}'])
-def test_a_damaged_config(main, stopped, content):
-    (stopped / "config.json").write_text(content)
-    with pytest.raises(UserError, match=r"config\.json cannot be used"):
-        main("copytask_nvar", "--resume", stopped)
-
-
-def unsafe(path, mark):
-    class Code:
-        def __reduce__(self):
-            return Path.touch, (mark,)
-
-    path.write_bytes(pickle.dumps(Code()))
-    torch.save({"parts": Code()}, path.with_suffix(".zip"))
-    if mark.name == "zip":
-        path.with_suffix(".zip").replace(path)
-
-
-@pytest.mark.parametrize("kind", ["plain", "zip"])
-def test_a_checkpoint_runs_no_code(main, stopped, tmp_path, kind):
-    unsafe(stopped / "last.pt", tmp_path / kind)
-    with pytest.raises(UserError, match=r"last\.pt cannot be used") as error:
-        main("copytask_nvar", "--resume", stopped)
-    assert error.value.status == 1
-    assert not (tmp_path / kind).exists()
-
-
-def spoil(path, kind):
-    whole = path.read_bytes()
-    if kind in ("empty", "text", "cut"):
-        path.write_bytes({"empty": b"", "text": b"not a checkpoint", "cut": whole[:len(whole) // 2]}[kind])
-        return
-    state = torch.load(path, weights_only=True)
-    if kind == "other keys":
-        state["parts"].pop("task")
-    elif kind == "other shapes":
-        state["parts"]["model"]["readout.weight"] = torch.zeros(2, 2)
-    elif kind == "no clock":
-        del state["log_size"]
-    torch.save({"a list": [1, 2], "a tensor": torch.zeros(3), "a number": 7}.get(kind, state), path)
-
-
-@pytest.mark.parametrize("kind", ["empty", "text", "cut", "other keys", "other shapes", "no clock", "a list",
-                                  "a tensor", "a number"])
-def test_a_damaged_checkpoint(main, stopped, kind):
-    spoil(stopped / "last.pt", kind)
-    damaged = (stopped / "last.pt").read_bytes()
-    with pytest.raises(UserError, match=r"last\.pt .*start a new run") as error:
-        main("copytask_nvar", "--resume", stopped)
-    assert error.value.status == 1
-    assert len(str(error.value).splitlines()) == 1
-    assert (stopped / "last.pt").read_bytes() == damaged
-    assert not (stopped / "result.json").exists()
-
-
-def test_a_log_shorter_than_the_checkpoint(main, monkeypatch):
-    with monkeypatch.context() as patched:
-        AskedToStop(patched, 3)
-        with pytest.raises(run.Stopped):
-            main(*COPY, "--log-interval", "1")
-    folder = only_run("saves", "copytask_nvar")
-    (folder / "log.csv").write_text("update,loss\n")
-    with pytest.raises(UserError, match=r"log\.csv is shorter"):
-        main("copytask_nvar", "--resume", folder)
-
-
 @pytest.mark.parametrize("spoiled", ["gone", "text", "another model"])
 def test_best_weights_that_are_wrong(main, few_images, monkeypatch, spoiled):
     with monkeypatch.context() as patched:
@@ -662,24 +587,6 @@ def test_weights_that_are_not_finite_are_not_saved(main, monkeypatch):
         with pytest.raises(UserError, match="a weight is not finite: stopped"):
             main(*COPY, "--net-type", "RNN", "--nonlin", "none", "--lr", "1e30", "--updates", "50")
     assert not (only_run("saves", "copytask_nvar") / "last.pt").exists()
-
-
-def test_cuda_without_a_gpu(run_script, tmp_path):
-    done = run_script("copytask_nvar", *tiny("copytask_nvar"), "--cuda")
-    one_sentence(done, 2, "--cuda was given but torch sees no GPU; leave it out to run on the CPU")
-    assert not (tmp_path / "saves").exists()
-
-
-def test_missing_data_as_a_process(run_script, tmp_path):
-    """No files and no network (a proxy that is not there): which files, where, and where to get them."""
-    proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
-    os_environment = {**environment(), **proxies}
-    os_environment.pop("no_proxy", None)
-    done = subprocess.run(command("language_alpha", *tiny("language_alpha"), "--data", tmp_path / "empty"),
-                          cwd=tmp_path, env=os_environment, capture_output=True, text=True, timeout=60, check=False)
-    one_sentence(done, 1, "train.txt, valid.txt, test.txt not found in", str(tmp_path / "empty" / "pennchar"),
-                 "The download failed", "simple-examples.tgz", "--data")
-    assert not (tmp_path / "saves").exists()                # no folder for a run that never began
 
 
 def test_two_processes_on_one_folder(start_script, run_script, tmp_path):

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -85,59 +84,8 @@ def state_changed(folder, change):
 # ── somebody else's files ────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("name", [".lock", "log.csv", "last.pt", "config.json", "result.json"])
-def test_nothing_is_opened_through_a_link(main, stopped, tmp_path, name):
-    victim = tmp_path / "victim"
-    victim.write_bytes((stopped / name).read_bytes() + b"precious" if (stopped / name).exists() else b"precious")
-    before = victim.read_bytes()
-    (stopped / name).unlink(missing_ok=True)
-    (stopped / name).symlink_to(victim)
-    with pytest.raises(UserError, match="it is a link"):
-        main("copytask_nvar", "--resume", stopped)
-    assert victim.read_bytes() == before
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
-@pytest.mark.parametrize("name", ["log.csv", "config.json", "last.pt"])
-def test_a_pipe_is_not_waited_for(main, stopped, name):
-    (stopped / name).unlink()
-    os.mkfifo(stopped / name)
-    with pytest.raises(UserError, match="not a plain file"):
-        main("copytask_nvar", "--resume", stopped)
-
-
-@pytest.mark.parametrize(("key", "value"), [
-    ("script", "../../escaped"), ("script", "/tmp/x"), ("script", 7), ("script", "a b"), ("task", "../x"),
-    ("task", [1]), ("versions", [1]), ("versions", {"torch": 1}), ("device", {}), ("row", 3),
-    ("argv", "x"), ("argv", [1]),
-    ("options", [1]), ("options", {}), ("revision", "2"), ("stair", 1), ("edited_files", "x"), ("data", "x"),
-    ("commit", 1)])
-def test_a_config_of_other_types(main, stopped, tmp_path, key, value):
-    changed(stopped / "config.json", lambda config: config.update({key: value}))
-    with pytest.raises(UserError, match=rf"config\.json is damaged \({key} is "):
-        records.read_config(stopped)
-    with pytest.raises(UserError, match=r"config\.json is damaged"):
-        main("copytask_nvar", "--resume", stopped)
-    with pytest.raises(UserError, match=r"config\.json is damaged"):
-        pages.collect([tmp_path / "saves"], tmp_path / "a" / "b" / "t")
-    assert not (tmp_path / "a").exists()
-
-
-@pytest.mark.parametrize("entry", [{"origin": [1], "value": 1}, {"origin": "typed"}, {"origin": "x", "value": {}}, 1])
-def test_an_option_of_other_types(main, stopped, entry):
-    changed(stopped / "config.json", lambda config: config["options"].update(nhid=entry))
-    with pytest.raises(UserError, match=r"config\.json is damaged"):
-        main("copytask_nvar", "--resume", stopped)
-
-
-BAD_LOGS = {
-    "Latin-1": b"update,loss\n1,\xe9\n", "UTF-16": "update,loss\n1,2\n".encode("utf-16"),
-    "a long field": b"update,loss\n1," + b"9" * 200_000 + b"\n", "a missing number": b"update,loss\n,2\n",
-    "a missing cell": b"update,loss\n1\n", "a cell too many": b"update,loss\n1,2,3\n", "text": b"update,loss\n1,x\n",
-    "no place": b"loss\n2\n", "a column twice": b"update,update\n1,2\n", "half of a place": b"epoch,loss\n1,2\n",
-    "a place that is none": b"update,loss\nnan,2\n", "a negative place": b"update,loss\n-1,2\n",
-    "zeros": bytes(9) + b"\n",
-}
+BAD_LOGS = {"Latin-1": b"update,loss\n1,\xe9\n", "a missing cell": b"update,loss\n1\n",
+            "a cell too many": b"update,loss\n1,2,3\n", "text": b"update,loss\n1,x\n"}
 
 
 @pytest.mark.parametrize("content", BAD_LOGS.values(), ids=BAD_LOGS)
@@ -147,10 +95,10 @@ def test_a_damaged_log(main, stopped, tmp_path, content):
     (stopped / "log.csv").write_bytes(content)
     for read in (records.log_rows, lambda folder: draw_curves([folder], tmp_path / "x.png"),
                  lambda folder: pages.collect([tmp_path / "saves"], tmp_path / "t")):
-        with pytest.raises(UserError, match=r"log\.csv is damaged"):
+        with pytest.raises(UserError, match=r"log\.csv cannot be used"):
             read(stopped)
     (stopped / "log.csv").write_bytes(content + log)
-    with pytest.raises(UserError, match=r"log\.csv is (damaged|shorter)|is not a checkpoint of the model"):
+    with pytest.raises(UserError, match=r"log\.csv cannot be used"):
         main("copytask_nvar", "--resume", stopped)
     assert not (stopped / "result.json").exists()
 
@@ -161,99 +109,6 @@ def test_a_line_that_is_being_written_is_no_row(stopped):
         file.write(b"4,0.1,0.")
     assert records.log_rows(stopped) == rows
     assert [row["update"] for row in rows] == [2]
-
-
-BAD_RESULTS = {
-    "nested": b"[" * 100_000, "nested objects": b'{"a":' * 100_000, "a list": b"[]",
-    "a text for a number": b'{"loss": "x"}',
-    "a list for a number": b'{"loss": [1]}', "not a number": b'{"loss": NaN}', "infinite": b'{"loss": 1e999}',
-    "a huge number": b'{"loss": 1' + b"0" * 400 + b"}", "a device": b'{"loss": 1, "device": 2}',
-    "UTF-16": "{}".encode("utf-16"),
-}
-
-
-@pytest.mark.parametrize("content", BAD_RESULTS.values(), ids=BAD_RESULTS)
-def test_a_damaged_result(main, finished, tmp_path, content):
-    (finished / "result.json").write_bytes(content)
-    for read in (records.read_result, lambda folder: main("copytask_nvar", "--resume", folder),
-                 lambda folder: pages.collect([tmp_path / "saves"], tmp_path / "t")):
-        with pytest.raises(UserError, match=r"result\.json is damaged"):
-            read(finished)
-    assert not (tmp_path / "t").exists()
-
-
-def group(state):
-    return state["parts"]["optimizer"]["param_groups"][0]
-
-
-def gathered(state):
-    return state["parts"]["optimizer"]["state"]
-
-
-BAD_STATES = {
-    "no eps": lambda s: group(s).pop("eps"), "lr is a list": lambda s: group(s).update(lr=[1]),
-    "lr is NaN": lambda s: group(s).update(lr=float("nan")), "a larger lr": lambda s: group(s).update(lr=1e3),
-    "a method": lambda s: group(s).update(method="SGD"),
-    "a group less": lambda s: s["parts"]["optimizer"].update(param_groups=[]),
-    "a number for a tensor": lambda s: gathered(s)[0].update(square_avg=1.0),
-    "nothing gathered": lambda s: gathered(s)[0].clear(),
-    "another size": lambda s: gathered(s)[0].update(square_avg=torch.zeros(3)),
-    "a parameter less": lambda s: gathered(s).pop(0),
-    "a parameter too many": lambda s: gathered(s).update({99: {}}),
-    "weights that are numbers": lambda s: s["parts"]["model"].update({"readout.bias": 1}),
-    "weights of another type": lambda s: s["parts"]["model"].update({"readout.bias": torch.zeros(9).long()}),
-    "weights that are NaN": lambda s: s["parts"]["model"]["readout.bias"].fill_(float("nan")),
-    "update = nan": lambda s: s["parts"]["progress"].update(update=float("nan")),
-    "update = -5": lambda s: s["parts"]["progress"].update(update=-5),
-    "update = 2.5": lambda s: s["parts"]["progress"].update(update=2.5),
-    "update = 10**400": lambda s: s["parts"]["progress"].update(update=10**400),
-    "update after the end": lambda s: s["parts"]["progress"].update(update=5),
-    "the best is NaN": lambda s: s["parts"]["progress"].update(best=float("nan")),
-    "a negative time": lambda s: s.update(seconds=float("nan")), "a log of -1 bytes": lambda s: s.update(log_size=-1),
-    "a log of half a row": lambda s: s.update(log_size=s["log_size"] - 1),
-    "other columns": lambda s: s.update(columns=["x"]),
-    "no columns": lambda s: s.update(columns=None), "no generator": lambda s: s.pop("rng"),
-    "a generator that is text": lambda s: s["parts"]["task"].update(generator="x"),
-    "a name that no checkpoint has": lambda s: s.update(extra=torch.Size([1])),
-}
-
-
-@pytest.mark.parametrize("change", BAD_STATES.values(), ids=BAD_STATES)
-def test_a_checkpoint_that_says_what_cannot_be(main, stopped, change):
-    state_changed(stopped, change)
-    log = (stopped / "log.csv").read_bytes()
-    with pytest.raises(UserError, match=r"last\.pt (is not a checkpoint of|stands at)") as error:
-        main("copytask_nvar", "--resume", stopped)
-    assert error.value.status == 1
-    assert "\n" not in str(error.value)
-    assert (stopped / "log.csv").read_bytes() == log
-    assert not (stopped / "result.json").exists()
-
-
-def packed_again(path, kind, content=None):
-    with zipfile.ZipFile(path) as archive:
-        members = {member.filename: archive.read(member) for member in archive.infolist()}
-    with zipfile.ZipFile(path, "w", kind) as archive:
-        for name, data in members.items():
-            archive.writestr(name, content if content is not None and name.endswith("data/0") else data)
-
-
-def test_a_compressed_checkpoint_is_refused_before_it_is_unpacked(main, stopped, monkeypatch):
-    packed_again(stopped / "last.pt", zipfile.ZIP_DEFLATED, bytes(30_000_000))
-    assert (stopped / "last.pt").stat().st_size < 100_000
-    monkeypatch.setattr(torch, "load", lambda *given, **named: pytest.fail("it was loaded"))
-    with pytest.raises(UserError, match="it is compressed"):
-        main("copytask_nvar", "--resume", stopped)
-
-
-def test_parts_larger_than_the_file(main, stopped, monkeypatch):
-    raw = bytearray((stopped / "last.pt").read_bytes())
-    entry = raw.rindex(b"PK\x01\x02")
-    raw[entry + 20:entry + 28] = b"\xff\xff\xff\x7f" * 2                       # both sizes of the last member
-    (stopped / "last.pt").write_bytes(raw)
-    monkeypatch.setattr(torch, "load", lambda *given, **named: pytest.fail("it was loaded"))
-    with pytest.raises(UserError, match="its parts are larger than the file"):
-        main("copytask_nvar", "--resume", stopped)
 
 
 def test_a_foreign_record_sends_nothing_to_the_terminal(main, stopped, capsys):
@@ -277,15 +132,6 @@ def test_a_foreign_record_ends_no_cell_of_a_table(main, finished, monkeypatch, c
     out = capsys.readouterr().out
     assert "a\\|b\\n&lt;!-- end -->&lt;script>\\x1b" in out
     assert out.count("\n") == 3
-
-
-def test_a_linked_record_is_not_collected(stopped, tmp_path):
-    secret = tmp_path / "secret.csv"
-    (stopped / "log.csv").rename(secret)
-    (stopped / "log.csv").symlink_to(secret)
-    with pytest.raises(UserError, match="it is a link"):
-        pages.collect([tmp_path / "saves"], tmp_path / "t")
-    assert not (tmp_path / "t").exists()
 
 
 # ── a result is not lost to what comes after it ──────────────────────────────────────────────────────────
@@ -479,7 +325,7 @@ def test_evaluate(main, few_images, penn_folder, capsys, script):
     stop_after(2, main, script, *typed)
     folder, = Path("saves", script).iterdir()
     if task_of(script) != "copytask":                                          # no epoch has ended
-        with pytest.raises(UserError, match=r"best\.pt is missing"):
+        with pytest.raises(UserError, match="has no best weights yet"):
             main(script, "--evaluate", folder)
     result = main(script, "--resume", folder)
     before = contents(folder)
@@ -562,7 +408,12 @@ def test_a_run_of_an_earlier_version_goes_on(main, few_images, penn_folder, tmp_
     folder = tmp_path / script
     shutil.copytree(FIXTURES / script, folder)
     expected = json.loads((folder / "expected.json").read_text())
-    result = main(script, "--resume", folder, *(("--data", penn_folder) if task_of(script) == "language" else ()))
+    typed = ("--resume", folder, *(("--data", penn_folder) if task_of(script) == "language" else ()))
+    if records.read_config(folder)["options"]["net_type"]["value"] == "LSTM":            # which computes something else
+        with pytest.raises(UserError, match=r"last\.pt cannot be used .*it was written with .*go on with that version"):
+            main(script, *typed)
+        return
+    result = main(script, *typed)
     assert {name: result[name] for name in expected["result"]} == pytest.approx(expected["result"], abs=1e-5, rel=1e-5)
     rows = records.log_rows(folder)
     assert len(rows) == len(expected["log"])
