@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,6 +71,19 @@ def list_of_code(tmp_path_factory) -> Path:
 def this_code_is_published(monkeypatch, list_of_code):
     """Tables of this process count the runs that the tests make."""
     monkeypatch.setattr(provenance, "PUBLISHED_CODE", list_of_code)
+
+
+@pytest.fixture
+def copied(tmp_path, list_of_code):
+    """A copy of the project's code in a folder of its own."""
+    for path in (*ROOT.glob("*.py"), ROOT / "common", ROOT / "evidence", ROOT / "results" / "published"):
+        target = tmp_path / path.relative_to(ROOT)
+        if path.is_dir():
+            shutil.copytree(path, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(path, target)
+    shutil.copy(list_of_code, tmp_path / "results" / "published" / "code.json")
+    return tmp_path
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import ast
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -145,18 +144,6 @@ def test_an_edited_value_says_so():
     options = parse(paper={"expRNN / sRNN (exponential)": row}, T=100)
     assert {name for name, origin in options.origin.items() if origin == "edited"} == {"lr", "T"}
     assert parse("--T", "100").origin["T"] == "typed"
-
-
-@pytest.fixture
-def copied(tmp_path):
-    """A copy of the project's code in a folder of its own."""
-    for path in (*ROOT.glob("*.py"), ROOT / "common", ROOT / "evidence", ROOT / "results" / "published"):
-        target = tmp_path / path.relative_to(ROOT)
-        if path.is_dir():
-            shutil.copytree(path, target, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(path, target)
-    return tmp_path
 
 
 def run(place, *command):
