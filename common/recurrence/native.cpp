@@ -346,22 +346,20 @@ void multiply_tile(const S *rows, Index row_stride, Index depth_stride, const S 
 using MultiplyTile = void (*)(const S *, Index, Index, const S *, Index, S *, const Streams &);
 
 // multiply_tile for every size: entry (rows − 1) · TILE_VECTORS + (vectors − 1)
+using Sizes = std::make_integer_sequence<int, TILE_ROWS * TILE_VECTORS>;
 template <int... SIZE>
 const MultiplyTile *tile_table(std::integer_sequence<int, SIZE...>) {
     static const MultiplyTile table[] = {multiply_tile<SIZE / TILE_VECTORS + 1, SIZE % TILE_VECTORS + 1>...};
     return table;
 }
 
-const MultiplyTile *all_tiles() {
-    return tile_table(std::make_integer_sequence<int, TILE_ROWS * TILE_VECTORS>());
-}
-
 // Calls finish(row, column, vectors, sums) for every row and panel of rows · W; sums (vectors · LANES,) are that row's
 // products in those columns, all 0 if `rows` is null. `streams` are the arrays that finish touches at row and column.
+// Inlined, or GCC keeps what finish has captured in memory.
 template <class Finish>
-void product(const Packed &kernel, const S *rows, Index stride, Index count, const Streams &streams,
-             Finish finish) {
-    const MultiplyTile *table = all_tiles();
+[[gnu::always_inline]] inline void product(const Packed &kernel, const S *rows, Index stride, Index count,
+                                           const Streams &streams, Finish finish) {
+    const MultiplyTile *table = tile_table(Sizes());
     alignas(VECTOR_BYTES) S tile[TILE_ROWS * TILE_VECTORS * LANES] = {};
     const Index tiles = (count + TILE_ROWS - 1) / TILE_ROWS;
     for (const Panel &panel : kernel.panels)
@@ -382,34 +380,19 @@ void product(const Packed &kernel, const S *rows, Index stride, Index count, con
 // ------------------------------------------------------------------------------------------------ threads
 
 // For the lifetime of the object this thread's denormal results and operands are 0.
-class FlushDenormals {
-public:
-    FlushDenormals() : before(read()) { write(before | FLUSH); }
-    ~FlushDenormals() { write(before); }
-    FlushDenormals(const FlushDenormals &) = delete;
-
-private:
+struct FlushDenormals {
 #if defined(__SSE2__)
-    using Mode = unsigned;
-    static constexpr Mode FLUSH = 0x8040;  // MXCSR: flush to zero, denormals are zero
-    static Mode read() { return _mm_getcsr(); }
-    static void write(Mode mode) { _mm_setcsr(mode); }
+    const unsigned before = _mm_getcsr();
+    FlushDenormals() { _mm_setcsr(before | 0x8040); }  // MXCSR: flush to zero, denormals are zero
+    ~FlushDenormals() { _mm_setcsr(before); }
 #elif defined(__aarch64__)
-    using Mode = std::uint64_t;
-    static constexpr Mode FLUSH = 1 << 24;  // FPCR.FZ
-    static Mode read() {
-        Mode mode;
-        asm volatile("mrs %0, fpcr" : "=r"(mode));
-        return mode;
+    std::uint64_t before;
+    FlushDenormals() {
+        asm volatile("mrs %0, fpcr" : "=r"(before));
+        asm volatile("msr fpcr, %0" : : "r"(before | 1 << 24));  // FPCR.FZ
     }
-    static void write(Mode mode) { asm volatile("msr fpcr, %0" : : "r"(mode)); }
-#else
-    using Mode = unsigned;
-    static constexpr Mode FLUSH = 0;
-    static Mode read() { return 0; }
-    static void write(Mode) {}
+    ~FlushDenormals() { asm volatile("msr fpcr, %0" : : "r"(before)); }
 #endif
-    const Mode before;
 };
 
 // GOMP_parallel(function, argument, threads, flags) of the OpenMP runtime that torch uses, or null
@@ -513,7 +496,7 @@ void add_products(Index hidden, const S *previous, Index stride, const S *dz, In
                   S *d_kernel) {
     constexpr Index DEPTH = 256, LINE = TILE_VECTORS * LANES, BLOCK = TILE_ROWS * LINE;
     constexpr Index FETCHED = 256 * DEPTH;  // numbers of a stretch that the second-level cache has room for
-    const MultiplyTile *multiply = all_tiles();
+    const MultiplyTile *multiply = tile_table(Sizes());
     const PackRows *pack = pack_table(std::make_integer_sequence<int, TILE_ROWS>());
     const std::vector<Panel> panels = panels_of(hidden);
     const Index tiles = (end - first + TILE_ROWS - 1) / TILE_ROWS;

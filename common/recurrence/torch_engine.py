@@ -9,7 +9,7 @@ only what is sequential, and everything else is done for many steps at once:
     gradients  dW = Σ_t h_{t-1}ᵀ δz_t as one matrix product; numbers and bias a chunk at once
 
 No formula of a stair or nonlinearity stands in this file, so it serves all that pass `is_elementwise`. Gradients are
-asked for of scalars: for those of tensors torch imports sympy, 0.6 s of every run whose native engine is tested.
+asked for of scalars: for those of tensors torch imports sympy, which takes 0.6 s.
 """
 
 import torch
