@@ -211,6 +211,8 @@ def main(argv=None) -> None:
         parser.error("--published needs --task, and learning curves")
     if args.vary and (len(args.vary) < 2 or not args.task):
         parser.error("--vary needs --task, a flag and its values, as in --task copytask --vary T 200 500")
+    if args.watch and not args.runs:
+        parser.error("--watch needs the folders of runs")
     if args.task and (args.runs or args.spectrum or args.gradients):
         parser.error("--task draws rows; leave it out to draw the folders of runs")
     while True:

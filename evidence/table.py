@@ -10,9 +10,9 @@ import statistics
 from collections import Counter
 from pathlib import Path
 
-from common.errors import UserError, printable
+from common.errors import printable
 from common.runs import flags
-from common.runs.records import is_diverged, log_rows, read_result
+from common.runs.records import is_diverged, log_rows, read_result, reading
 from evidence import published
 from evidence.differences import Difference, is_within, judged
 from evidence.rows import SMALL, TASKS, Row, add_row_options, find_runs, rows_asked_for, rows_at
@@ -40,10 +40,11 @@ def results_of(row: Row) -> list[dict]:
     for folder in row.runs.values():
         if (found := read_result(folder)) is None:
             continue
-        if row.task in TASKS and not {"loss", "recall"} <= found.keys() and "test_accuracy" not in found:
-            raise UserError(f"{folder}/result.json is damaged (it holds no score); restore it from a copy or leave "
-                            "this run out", 1)
-        results.append({"loss_median": next(iter(log_rows(folder)[-1:]), {}).get("loss_median"), **found})
+        if row.task in TASKS:
+            with reading(folder / "result.json", "restore it from a copy or leave this run out"):
+                float(found[GAIN[row.task]])
+            found["loss_median"] = next(iter(log_rows(folder)[-1:]), {}).get("loss_median")
+        results.append(found)
     return results
 
 

@@ -220,7 +220,7 @@ def test_a_mistake_ends_in_a_sentence(asked, sentence, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("asked", [[], ["--task", "copytask", "--alpha", "--published"], ["--vary", "T", "5"],
                                    ["--published", "--stairs"],
-                                   ["--task", "copytask", "--spectrum"],
+                                   ["--task", "copytask", "--spectrum"], ["--stairs", "--watch"],
                                    ["--task", "copytask", "--vary", "T"]])
 def test_what_has_no_meaning_is_refused(asked, capsys):
     with pytest.raises(SystemExit):
