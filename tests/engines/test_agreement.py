@@ -271,6 +271,24 @@ def test_another_case_is_another_verdict(cache, monkeypatch):
     assert len({json.dumps(verdict["about"]) for verdict in kept}) == len(cases)
 
 
+@needs_triton
+@pytest.mark.parametrize(("wrong", "found"), [
+    ({}, {"reason": None, "plan": 1}), ({1: "h is off"}, {"reason": None, "plan": 0}),
+    ({0: "h is off"}, {"reason": "h is off", "plan": 0})])
+def test_the_fastest_plan_of_those_that_are_right(monkeypatch, wrong, found):
+    """psMNIST's: row blocks of 8 are best by counting, of 4 faster here; the first one has to be right."""
+    places = {}
+
+    def disagree(engine, *case, **given):
+        return wrong.get(places.setdefault(engine.keywords["plan"], len(places)))
+
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(triton_engine, "disagreement", disagree)
+    monkeypatch.setattr(triton_engine, "_seconds", lambda engine, *given: engine.keywords["plan"].rows)
+    assert triton_engine.trial(100, 512, "scale", "modrelu", "torch.float32", "cpu", "ieee") == found
+    assert [plan.rows for plan in places] == [8, 4][:1 if 0 in wrong else 2]
+
+
 def test_auto_on_a_gpu_takes_the_engine_that_is_right(monkeypatch):
     answers = {}
     monkeypatch.setattr(triton_engine, "is_right", lambda *case: answers.setdefault(case, len(answers) == 0))
