@@ -166,8 +166,9 @@ class Run:
     def _leave_out_unread(self, group: Group | None = None) -> None:
         """Flags that the script has not read decide nothing: a line names them, and their origin is "not used"."""
         if names := unread(self.options, self.asked, group):
-            self.say(f"{', '.join(f'args.{name}' for name in names)}: never used by {self.options.script}.py, so the "
-                     f"value{'s have' if names[1:] else ' has'} no effect")
+            are, values = ("are", "their values") if names[1:] else ("is", "its value")
+            listed = ", ".join(f"args.{name}" for name in names)
+            self.say(f"{listed} {are} never used by this script, so {values} had no effect")
         self.options.origin.update(dict.fromkeys(names, "not used"))
 
     def updates(self, progress: Progress, until: int, counter: str = "update"):

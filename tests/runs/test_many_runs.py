@@ -155,27 +155,6 @@ def test_a_second_signal_does_not_undo_the_first(tmp_path, name):
     assert (folder / "last.pt").read_bytes() != before
 
 
-@pytest.mark.skipif(shutil.which("parallel") is None, reason="GNU parallel is not installed")
-def test_gnu_parallel_stops_and_goes_on(tmp_path):
-    """`--halt now` sends TERM, waits, TERM again, waits, and KILL: the run that did not fail is saved and goes on."""
-    good = " ".join(map(str, command("copytask_nvar", *LONG, *AUTO, "--updates", "4000")))
-    bad = f"sh -c 'while [ ! -e {tmp_path}/saves/copytask_nvar/*/last.pt ]; do sleep 0.1; done; exit 7'"
-    (tmp_path / "list.txt").write_text(f"{good}\n{bad}\n")
-    parallel = ["parallel", "--will-cite", "--jobs", "2", "--halt", "now,fail=1", "--termseq", "TERM,60000,KILL,25"]
-    with open(tmp_path / "list.txt") as listed:
-        done = subprocess.run(parallel, stdin=listed, cwd=tmp_path, env=environment(), capture_output=True, text=True,
-                              timeout=120, check=False)
-    assert done.returncode != 0
-    folder, = folders(tmp_path / "saves")
-    assert (folder / "last.pt").exists()
-    assert not (folder / "result.json").exists()
-    assert 0 < len(records.log_rows(folder)) < 200
-    status, said = finished(started(*AUTO, "--updates", "4000", cwd=tmp_path))
-    assert status == 0, said
-    assert finished(started("--updates", "4000", "--save", "whole", cwd=tmp_path))[0] == 0
-    assert what_was_computed(folder) == what_was_computed(*folders(tmp_path / "whole"))
-
-
 # ── threads ──────────────────────────────────────────────────────────────────────────────────────────────
 
 

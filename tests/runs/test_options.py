@@ -171,28 +171,6 @@ def test_help_ends_well(capsys):
 
 # ── the defaults ─────────────────────────────────────────────────────────────────────────────────────────
 
-TASK_DEFAULTS = {
-    "copytask": dict(nhid=128, batch=10, T=200, labels=8, c_length=10, onehot=True, vari=False, updates=1500,
-                     iinit="xavier"),
-    "sMNIST": dict(nhid=512, batch=100, epochs=100, permute=False, iinit="xavier"),
-    "language": dict(nhid=1024, batch=128, epochs=100, emsize=200, bptt=150, tied=False, iinit="kaiming"),
-}
-ALPHA_START = {"copytask_alpha": 1.0, "sMNIST_alpha": 1.0, "language_alpha": 0.98, "copytask_expalpha": 20.0,
-               "sMNIST_expalpha": 20.0, "language_expalpha": 20.0}
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_defaults(script):
-    options = parse(script)
-    wanted = dict(TASK_DEFAULTS[task_of(script)], optimizer="RMSprop", nonlin="modrelu", cuda=False,
-                  save=Path("saves"))
-    if script in ALPHA_START:
-        wanted["alpha_start"] = ALPHA_START[script]
-    if task_of(script) == "language":                              # whose default is nnRNN's row
-        wanted["iinit"] = "linear"
-    assert {dest: getattr(options, dest) for dest in wanted} == wanted
-
-
 @pytest.mark.parametrize("task", LOOPS)
 def test_the_scripts_of_a_task_differ_only_in_the_stair(task):
     nvar, alpha, expalpha = (module_of(f"{task}_{stair}") for stair in ("nvar", "alpha", "expalpha"))

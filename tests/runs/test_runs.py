@@ -21,7 +21,7 @@ from conftest import ROOT, SCRIPTS, TINY, command, environment, module_of, task_
 from common import language, smnist
 from common.data import Characters, PixelSequences
 from common.errors import UserError
-from common.runs import flags, records, run
+from common.runs import records, run
 
 FILES = {"config.json", "log.csv", "last.pt", "best.pt", "curves.png", "result.json"}
 
@@ -229,13 +229,6 @@ def test_an_option_changes_the_trained_weights_or_not(main, typed, changes):
                   for more in ((), typed))
     same = all(torch.equal(one[name], other[name]) for name in one if one[name].shape == other[name].shape)
     assert same is not changes
-
-
-def test_alam_changes_the_second_update(main):
-    base = (*COPY, "--net-type", "nnRNN", "--updates", "4")
-    gammas = [torch.load(main(*base, "--alam", alam)[1] / "last.pt", weights_only=True)["parts"]["model"]
-              ["network.cell.gamma"] for alam in (0, 100)]
-    assert not torch.equal(*gammas)
 
 
 # ── the loops of the epochs ──────────────────────────────────────────────────────────────────────────────
@@ -571,24 +564,6 @@ def test_a_loss_that_is_not_finite(run_script, tmp_path):
     assert len((folder / "log.csv").read_bytes().splitlines()) == len(log.splitlines())
 
 
-@pytest.mark.parametrize("script", ["sMNIST_nvar", "language_nvar"])
-def test_a_loss_that_is_not_finite_in_an_epoch(main, few_images, penn_folder, script):
-    more = ("--data", penn_folder) if script == "language_nvar" else ()
-    with pytest.raises(UserError, match=r"loss is (nan|inf): stopped") as error:
-        main(script, *tiny(script), *more, "--net-type", "RNN", "--nonlin", "none", "--lr", "1e30", "--epochs", "3")
-    assert error.value.status == 3
-    assert not (only_run("saves", script) / "result.json").exists()
-
-
-def test_weights_that_are_not_finite_are_not_saved(main, monkeypatch):
-    """Stopped by hand between two reports, after the weights went: the last good checkpoint stays."""
-    with monkeypatch.context() as patched:
-        AskedToStop(patched, 12)
-        with pytest.raises(UserError, match="a weight is not finite: stopped"):
-            main(*COPY, "--net-type", "RNN", "--nonlin", "none", "--lr", "1e30", "--updates", "50")
-    assert not (only_run("saves", "copytask_nvar") / "last.pt").exists()
-
-
 def test_two_processes_on_one_folder(start_script, run_script, tmp_path):
     process = start_script("copytask_nvar", "--nhid", "8", "--T", "50", "--updates", "100000", "--log-interval", "20",
                            "--threads", "1")
@@ -621,14 +596,6 @@ def test_handlers_are_put_back(main):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     main(*COPY)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-
-
-@pytest.mark.parametrize("where", ["saves", "saves/copytask_nvar"])
-def test_a_file_where_the_folder_should_be(main, tmp_path, where):
-    (tmp_path / where).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / where).write_text("a file")
-    with pytest.raises(UserError, match="choose another place with --save"):
-        module_of("copytask_nvar").main(list(COPY[1:]))
 
 
 def test_a_disk_that_is_full(main, monkeypatch, tmp_path):
@@ -669,12 +636,3 @@ def test_a_folder_can_move(main, stopped, tmp_path):
     main("copytask_nvar", "--resume", moved)
     assert visible(moved) == FILES
 
-
-def test_describe_is_what_is_saved(main, capsys):
-    _, folder = main(*COPY, "--lr", "0.125")
-    printed = capsys.readouterr().out
-    options = read_json(folder / "config.json")["options"]
-    assert options["lr"] == {"value": 0.125, "origin": "typed"}
-    assert "lr=0.125" in printed
-    assert options["alam"]["origin"] == "not used"
-    assert set(options) >= set(module_of("copytask_nvar").DEFAULTS) | set(flags.FROM_ROW)

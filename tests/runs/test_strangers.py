@@ -18,7 +18,7 @@ from common.data import PixelSequences
 from common.errors import UserError
 from common.runs import records, run
 from common.runs.curves import draw_curves
-from evidence import pages, table
+from evidence import pages
 from evidence.__main__ import main as evidence_main
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -162,18 +162,6 @@ def test_a_picture_that_cannot_be_drawn_is_a_line(main, monkeypatch, capsys):
     assert (folder / "curves.png").exists()
 
 
-def test_seeds_of_a_table_are_those_of_runs(capsys):
-    for seed in (2**32 + 400, -1):
-        with pytest.raises(SystemExit):
-            table.make_parser().parse_args(["copytask", "--seeds", str(seed)])
-        assert "is not a whole number, at least 0 and at most 4294967295" in capsys.readouterr().err
-
-
-def test_a_seed_asked_for_twice_is_one_run(capsys, tmp_path):
-    evidence_main(["copytask", "--only", "expRNN none", "--seeds", "400", "400", "--list", "--save", str(tmp_path)])
-    assert len(capsys.readouterr().out.splitlines()) == 1
-
-
 # ── the shell and the cluster ────────────────────────────────────────────────────────────────────────────
 
 
@@ -222,12 +210,6 @@ def test_the_first_report_makes_a_checkpoint(main, monkeypatch):
         path.name, content.get("parts", {}).get("progress", {}).get("update"))) or save(path, content))
     main("copytask_nvar", *COPY, "--updates", "8")
     assert [update for name, update in saved if name == "last.pt"] == [2, 8]
-
-
-def test_a_large_perplexity_is_short(main):
-    from common.language import scores
-    assert "perplexity 2.718," in scores(1.0, "character")
-    assert len(scores(700.0, "character")) < 70
 
 
 # ── more of a run ────────────────────────────────────────────────────────────────────────────────────────
