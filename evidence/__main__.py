@@ -51,7 +51,7 @@ def main(argv=None) -> None:
         parser.error("--curves is of the copying task, --differences of the three tasks")
     if args.task is None and not (args.best or args.paper):
         parser.error("name a task, --best, --paper, --update or --collect")
-    if args.task and args.task not in TASKS and not args.task.endswith(".py"):
+    if args.task and args.task not in TASKS and not (args.task.endswith(".py") and Path(args.task).is_file()):
         parser.error(f"there is no task {args.task}; name {', '.join(TASKS)}, or a script of your own as in mine.py")
 
     if args.list or args.missing or args.run:

@@ -12,6 +12,7 @@ script and what was typed.
 
 import itertools
 import json
+import os
 import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ KINDS = ("nvar", "alpha", "expalpha")  # of scripts, by the stair
 SIZES = {"nhid", "epochs", "updates", "T", "c_length", "labels", "vari", "permute"}  # which make another experiment
 SEEDS = (400, 401, 402, 403, 404)
 RUNS = Path("results/runs")
+OTHER_DATA = "other data"
 # A size for two cores, with the published values of everything else: a run takes some ten minutes of one core.
 SMALL = {"copytask": "", "sMNIST": "--nhid 128 --epochs 10", "language": "--nhid 256 --epochs 15"}
 SMALL_CELLS, SMALL_STAIRS = ("RNN-Orth, henaff", "expRNN", "nnRNN"), ("none", "n", "n2", "expn", "alpha", "expalpha")
@@ -89,6 +91,16 @@ def typed_in(words: list[str]) -> dict[str, str]:
             found[dest] = word if found[dest] == "True" else f"{found[dest]} {word}"
     return {dest.removeprefix("no_"): "False" if dest.startswith("no_") and value == "True" else value
             for dest, value in found.items()}
+
+
+def words_of_no_science(words: list[str]) -> list[str]:
+    """The words of the flags that decide nothing of what is computed."""
+    kept, keep = [], False
+    for word in words:
+        if word.startswith("--"):
+            keep = not flags.is_science(word[2:].partition("=")[0].replace("-", "_").removeprefix("no_"))
+        kept += [word] * keep
+    return kept
 
 
 def is_same(value, text: str) -> bool:
@@ -182,8 +194,8 @@ def find_runs(rows: list[Row], seeds, *folders: Path, data: str | None = None) -
     found = {}
     for run, config in records_below(*folders):
         differences = differences_of(config)
-        if differences == ["other data"] and data and config["data"].get("path") == str(Path(data).absolute()):
-            differences = []
+        if data and config.get("data", {}).get("path") == os.path.abspath(data):
+            differences = [difference for difference in differences if not difference.startswith(OTHER_DATA)]
         if not differences and not own_stair(config) and is_current(config):
             science = json.dumps(flags.science(config["options"]), sort_keys=True)
             key = (config["script"], science)
@@ -206,7 +218,7 @@ def own_rows(target: str, seeds, *folders: Path, extra: list[str] = (), apart: s
     `target` is a task or the path of a script. Only runs with the values `extra` count. The flag `apart` is left out
     of the names and of the commands. Runs of two contents of a file are two rows.
     """
-    rows, wanted = {}, typed_in(list(extra))
+    rows, wanted = {}, {dest: text for dest, text in typed_in(list(extra)).items() if flags.is_science(dest)}
     for run, config in records_below(*folders):
         options, seed = config["options"], config["options"]["random_seed"]["value"]
         has_row = (is_own(config) and task_of(config) == target and is_current(config)) if target in TASKS else \
@@ -220,7 +232,8 @@ def own_rows(target: str, seeds, *folders: Path, extra: list[str] = (), apart: s
         if key not in rows:
             rows[key] = own_row(config, apart)
             rows[key].why_no_command *= target in TASKS
-            alike = sum(row.model.split(", code ")[0] == rows[key].model for row in rows.values())
+            alike = sum((row.model.split(", code ")[0], row.stair) == (rows[key].model, rows[key].stair)
+                        for row in rows.values())
             rows[key].model += f", code {alike}" * (alike > 1)
         rows[key].runs[seed] = run
     return list(rows.values())
@@ -236,13 +249,13 @@ def own_row(config: dict, apart: str) -> Row:
             typed[name] = [flag if value else f"--no-{flag[2:]}"] if isinstance(value, bool) else \
                 [flag, *map(str, value if isinstance(value, list) else [value])]
     parts = [config["row"], *differences, *(" ".join(words).removeprefix("--") for name, words in typed.items()
-                                            if name not in ("net_type", "nvar"))]  # which the row and the stair say
+                                            if name != "nvar" and (name != "net_type" or task_of(config) not in TASKS))]
     parts += [f"{name}={entry['value']}" for name, entry in config["options"].items() if entry["origin"] == "edited"]
     typed_path = Path(config["argv"][0] if config["argv"] else "")
     return Row(config["script"], ", ".join(filter(None, parts)), stair_of(config),
                list(itertools.chain(*typed.values())), task=task_of(config),
                path=str(typed_path) if typed_path.name == file else file,
-               why_no_command="" if differences[:1] == [file] and "other data" not in differences else
+               why_no_command="" if differences[:1] == [file] and OTHER_DATA not in " ".join(differences) else
                "it needs an edited script or other data")
 
 
@@ -256,20 +269,24 @@ def rows_asked_for(target: str, args) -> dict[str, list[Row]]:
     """
     flag, *values = args.vary or ["", ""]
     flag, columns, own = flag.lstrip("-"), {}, {}
+    dest = flag.replace("-", "_")
+    if flag and (not flags.is_science(dest) or dest in ("net_type", "nvar", "random_seed", "seed")):
+        raise UserError(f"--vary takes a flag that decides what a row computes; --{flag} does not, or it picks the row")
     small = SMALL.get(target, "").split() if args.small else []
     for value in values:
         extra = [*read_words(args.extra, "--with"), *([f"--{flag}", value] if flag else [])]
         rows = rows_at(target, args.small, extra) if target in TASKS else []
         columns[value] = [row for row in rows if not flag or row.takes(flag)]
-        for row in own_rows(target, args.seeds, *args.save, extra=[*small, *extra], apart=flag.replace("-", "_")):
+        for row in own_rows(target, args.seeds, *args.save, extra=[*small, *extra], apart=dest):
             own.setdefault((row.path, row.name), {})[value] = row
     if target not in TASKS and not own:  # before its first run
         words = read_words(args.extra, "--with")
         own[None] = {values[0]: Row(Path(target).stem, " ".join([Path(target).name, *words]), "", words, path=target)}
+    beside = words_of_no_science(read_words(args.extra, "--with"))
     for by_value in own.values():
         known = next(iter(by_value.values()))
         for value in values:
-            words = [*known.flags, *([f"--{flag}", value] if flag else [])]
+            words = [*known.flags, *(beside if known.runs else []), *([f"--{flag}", value] if flag else [])]
             runs = by_value[value].runs if value in by_value else {}
             columns[value].append(replace(known, flags=words, runs=runs))
     for value, rows in columns.items():
@@ -343,7 +360,7 @@ def differences_of(config: dict) -> list[str]:
     task, _, kind = config["script"].partition("_")
     found = [] if task in TASKS and kind in KINDS else [f"{config['script']}.py"]
     if isinstance(config.get("data"), dict) and config["data"].get("official") is False:
-        found.append("other data")
+        found.append(f"{OTHER_DATA} {str(config['data'].get('digest'))[:7]}")
     if files := [name for name in foreign_code(config) if not found or Path(name).stem != config["script"]]:
         found.append(f"edited {', '.join(files[:2])}" + f" and {len(files) - 2} more" * (len(files) > 2))
     return found

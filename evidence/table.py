@@ -261,7 +261,8 @@ def curves_table(rows: list[Row]) -> str:
                 if read_result(folder) is not None]
         for update in CURVE_UPDATES:
             there = published.published_loss(column, update - 49, update)
-            ours = [log[update] for log in logs if {update - 50, update} <= log.keys()]  # reports of 50 updates
+            ours = [log[update] for log in logs  # whose report is of 50 updates
+                    if update in log and max((k for k in log if k < update), default=0) == update - 50]
             line = {"row": row.model, "updates": f"{update - 49} to {update}", "published": f"{there:.4f}",
                     "ours: mean ± standard error": "not run", "median": "", "our median ÷ published": "",
                     "published within our 95 % interval": ""}

@@ -35,7 +35,7 @@ def batch_of(T: int, size: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     numbers, marks = torch.rand(T, size, generator=generator), torch.zeros(T, size)
     for low, high in ((0, T // 2), (T // 2, T)):
-        marks[torch.randint(low, high, (size,), generator=generator), torch.arange(size)] = 1
+        marks[torch.randint(low, max(high, low + 1), (size,), generator=generator), torch.arange(size)] = 1
     return torch.stack((numbers, marks), 2), (numbers * marks).sum(0)
 
 

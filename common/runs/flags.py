@@ -352,10 +352,11 @@ def typed_values(script: str, doc: str, known: dict[str, Flag], defaults: dict, 
         make_parser(script, doc, known, {**FROM_ROW, **defaults, **row}).print_help()
         sys.exit(0)
     if "evaluate" in typed:
-        beside = {"evaluate", "sample", *(("prompt", "random_seed") if "sample" in typed else ())}
-        if any(known[dest].when_resumed != "free" for dest in typed.keys() - beside):
+        if "sample" in typed and typed.keys() - {"evaluate", "sample", "prompt", "random_seed"}:
+            raise UserError("beside --sample only --prompt and --seed have a meaning; it needs no data and no GPU")
+        if "sample" not in typed and any(known[dest].when_resumed != "free" for dest in typed.keys() - {"evaluate"}):
             raise UserError("--evaluate takes everything from the folder; beside it only --data, --text, --cuda, "
-                            "--tf32, --threads, --engine and --sample with --prompt and --seed have a meaning")
+                            "--tf32, --threads, --engine and --sample have a meaning")
         typed["resume"] = typed["evaluate"].absolute()
     elif typed.keys() & {"sample", "prompt"}:
         raise UserError("--sample N writes from the best weights of a run; name its folder with --evaluate FOLDER")

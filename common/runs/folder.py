@@ -16,6 +16,7 @@ run killed at any moment goes on from its last checkpoint as if nothing had happ
 import contextlib
 import errno
 import itertools
+import json
 import os
 import shlex
 import time
@@ -26,7 +27,7 @@ import torch
 from common.errors import UserError
 from common.runs import records
 from common.runs.flags import AUTO, FLAGS, Options
-from common.runs.provenance import changes, is_same_run, own_stair
+from common.runs.provenance import changes, foreign_code, is_same_run, own_stair
 
 try:
     import fcntl
@@ -159,7 +160,7 @@ class Folder:
             content = log.read_bytes()[:size] if log.exists() else b""
             if len(content) < size:
                 raise ValueError("log.csv is shorter than when it was saved")
-            if size and list(records.log_rows(self.path)[0]) != columns:
+            if size and content.partition(b"\n")[0].decode().split(",") != columns:
                 raise ValueError("log.csv has other columns than when it was saved")
             records.write_atomically(log, content)
         self.log_size, self.columns = size, columns
@@ -212,12 +213,18 @@ class Folder:
         weights._metadata["run"] = {"id": self.config.get("run")}
         records.save_tensors(self.path / "best.pt", weights)
 
-    def begin_again(self) -> None:
-        """Write the number of updates or epochs, where more were typed, to config.json, and delete the old result."""
+    def begin_again(self, now: dict) -> None:
+        """Note in config.json a larger number of updates or epochs, and code that is not the project's own, which the
+        run goes on with; `now` is config.json of a new run. Delete the old result.
+        """
+        before = json.dumps(self.config)
         for name, number in self.length.items():
             if self.config["options"][name]["value"] != number:
                 self.config["options"][name] = {"value": number, "origin": self.options.origin[name]}
-                records.write_json(self.path / "config.json", self.config)
+        if foreign := [name for name in foreign_code(now) if name in now["code"]]:
+            self.config["code"] = self.config.get("code", {}) | {name: now["code"][name] for name in foreign}
+        if json.dumps(self.config) != before:
+            records.write_json(self.path / "config.json", self.config)
         for name in ("result.json", "curves.png"):
             (self.path / name).unlink(missing_ok=True)
 

@@ -36,6 +36,7 @@ def content_name(path: Path) -> str:
 def code_of(script: Path) -> dict[str, str]:
     """{file: content} of a script and of the files of common/ that decide numbers. Files are named from the root."""
     common = [path for path in (ROOT / "common").rglob("*") if path.suffix in (".py", ".cpp") and path.is_file()
+              and not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
               and "runs" not in path.relative_to(ROOT).parts[1:-1]]
     paths = sorted({path.relative_to(ROOT).as_posix(): path for path in common}.items())
     if script.is_file():
@@ -55,13 +56,16 @@ def published_code() -> dict[str, list[str]]:
 def foreign_code(config: dict) -> list[str]:
     """The files of a run that are not the project's own: a script of one's own, an edited file; all without the list.
 
-    A record of before the contents were kept names its edited files itself.
+    A record of before the contents were kept names its edited files itself. A file that somebody adds to common/ acts
+    only through another one that was edited.
     """
-    if "code" not in config:
-        return config.get("edited_files", [])
+    edited = config.get("edited_files", [])
+    if "code" not in config or edited:
+        return edited
     code, published = config["code"], published_code()
     missing = [] if any(Path(name).stem == config["script"] for name in code) else [f"{config['script']}.py"]
-    return missing + [name for name, content in code.items() if content not in published.get(name, ())]
+    return missing + [name for name, content in code.items() if content not in published.get(name, ())
+                      and (name in published or not published or not name.startswith("common/"))]
 
 
 def own_code() -> dict[str, str]:

@@ -7,6 +7,7 @@ import contextlib
 import math
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -29,6 +30,7 @@ AUTOSAVE_SECONDS = 60
 DIVERGED = 3  # exit status of a run whose loss or weights are not finite: it would end so again
 SMALL = 2e9   # bytes; a run that takes less may keep freed memory, which takes up to twice as much
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # the last three: warnings of a scheduler
+ONE_AT_A_TIME = threading.RLock()  # torch has one generator and one number of threads for all threads of a process
 
 
 class Stopped(UserError):
@@ -65,6 +67,7 @@ class Run:
     def __enter__(self):
         options = self.options
         with contextlib.ExitStack() as at_exit:
+            at_exit.enter_context(ONE_AT_A_TIME)
             at_exit.callback(torch.set_num_threads, torch.get_num_threads())
             self.device = prepare_machine(options.cuda, options.threads, options.tf32)
             if (reason := unavailable_reason(options.engine, self.device)) is not None:
@@ -155,7 +158,7 @@ class Run:
             raise UserError(f"{folder.path} ended in a loss that is not finite, and would again", DIVERGED)
         if (seconds := folder.restore(self.parts, now)) is not None:
             self.started, self.saved_at = self.started - seconds, time.monotonic()
-        folder.begin_again()
+        folder.begin_again(now)
 
     def _tell_changes(self, config: dict, now: dict) -> None:
         """Lines for people: what has changed since the run of `config` was started. Raises UserError for other data."""
