@@ -60,6 +60,8 @@ def test_foreign_code(monkeypatch, tmp_path):
     assert foreign_code({"script": "copytask_nvar", "code": {}}) == ["copytask_nvar.py"]
     assert foreign_code({"script": "copytask_nvar"}) == []                               # of before contents were kept
     assert foreign_code({"script": "copytask_nvar", "edited_files": ["common/cells.py 1234567"]}) != []
+    assert foreign_code({**config, "edited_files": ["common/cells.py 1234567"]}) != []   # and gone on with since
+    assert foreign_code({**config, "code": {**config["code"], "common/mine.py": "0" * 40}}) == []    # nothing reads it
     monkeypatch.setattr(provenance, "PUBLISHED_CODE", tmp_path / "code.json")
     assert foreign_code(config) == list(config["code"])                                  # without a list
     assert "common/cells.py" in publish_code()
@@ -91,6 +93,23 @@ def test_a_run_says_which_files_are_edited_and_asks_no_git(copied):
     assert run(GIT_DIR=str(ROOT / ".git"))
     cells.write_bytes(text.removesuffix("# a comment\n").replace("\n", "\r\n").encode())
     assert run() == []
+
+
+def test_a_run_that_goes_on_with_edited_code_is_edited(copied):
+    def run(*typed):
+        subprocess.run([sys.executable, "copytask_nvar.py", *typed, "--no-curves"], cwd=copied, env=environment(),
+                       capture_output=True, check=True)
+        folder, = (copied / "saves-of-this-test" / "copytask_nvar").iterdir()
+        return foreign_code(records.read_config(folder)), folder
+
+    foreign, folder = run(*COPY, "--save", "saves-of-this-test")
+    assert foreign == []
+    cells = copied / "common" / "cells.py"
+    text = cells.read_text(encoding="utf-8")
+    cells.write_text(text + "# a comment\n", encoding="utf-8")
+    assert run("--resume", str(folder), "--updates", "6")[0] == ["common/cells.py"]
+    cells.write_text(text, encoding="utf-8")
+    assert run("--resume", str(folder), "--updates", "8")[0] == ["common/cells.py"]      # for ever
 
 
 # ── a run's own files ────────────────────────────────────────────────────────────────────────────────────
@@ -176,7 +195,8 @@ def test_in_a_thread(tmp_path):
     assert found[0]["command"] == ["copytask_nvar.py", *typed, "--threads", "2"]
     with ThreadPoolExecutor(2) as pool:
         seeds = [pool.submit(run, [*typed, "--seed", str(seed)]) for seed in (1, 2)]
-        assert [job.result()["updates"] for job in seeds] == [4, 4]
+        together = [job.result()["loss"] for job in seeds]                               # torch has one generator
+    assert together == [run([*typed, "--seed", str(seed)])["loss"] for seed in (1, 2)]
     run([*typed, "--threads", "2", "--name", "here"])
     assert torch.get_num_threads() == before
     assert run(["--evaluate", str(tmp_path / "copytask_nvar" / "expRNN-expn-s400-here"), "--threads", "2"])
