@@ -98,7 +98,7 @@ def test_a_damaged_log(main, stopped, tmp_path, content):
         with pytest.raises(UserError, match=r"log\.csv cannot be used"):
             read(stopped)
     (stopped / "log.csv").write_bytes(content + log)
-    with pytest.raises(UserError, match=r"log\.csv cannot be used"):
+    with pytest.raises(UserError, match=r"log\.csv (cannot be used|has other columns|is shorter)"):
         main("copytask_nvar", "--resume", stopped)
     assert not (stopped / "result.json").exists()
 
