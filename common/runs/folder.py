@@ -160,7 +160,7 @@ class Folder:
             content = log.read_bytes()[:size] if log.exists() else b""
             if len(content) < size:
                 raise ValueError("log.csv is shorter than when it was saved")
-            if size and content.partition(b"\n")[0].decode().split(",") != columns:
+            if size and list(records.log_rows(self.path, size)[0]) != columns:
                 raise ValueError("log.csv has other columns than when it was saved")
             records.write_atomically(log, content)
         self.log_size, self.columns = size, columns

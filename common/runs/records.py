@@ -116,16 +116,16 @@ def read_result(folder: Path) -> dict | None:
 # ── log.csv and stair.csv ────────────────────────────────────────────────────────────────────────────────
 
 
-def log_rows(folder: Path) -> list[dict]:
+def log_rows(folder: Path, size: int | None = None) -> list[dict]:
     """The rows of log.csv as numbers, None in an empty cell. A run before its first report has none.
 
-    A line that is still being written is left out.
+    A line that is still being written is left out. `size`: of the first so many bytes only.
     """
     path = Path(folder) / "log.csv"
     if not os.path.lexists(path):
         return []
     with reading(path, "restore it from a copy or leave this run out"):
-        raw = path.read_bytes()
+        raw = path.read_bytes()[:size]
         lines = csv.reader(io.StringIO(raw[:raw.rfind(b"\n") + 1].decode(), newline=""))
         names = next(lines, [])
         return [{name: float(cell) if cell else None for name, cell in zip(names, line, strict=True)} for line in lines]

@@ -103,6 +103,15 @@ def test_a_damaged_log(main, stopped, tmp_path, content):
     assert not (stopped / "result.json").exists()
 
 
+def test_rubbish_behind_the_log_that_was_saved_goes(main, stopped):
+    """As a file system leaves it after a power cut."""
+    with open(stopped / "log.csv", "ab") as file:
+        file.write(b"\0\0\0\0\n")
+    main("copytask_nvar", "--resume", stopped)
+    assert b"\0" not in (stopped / "log.csv").read_bytes()
+    assert (stopped / "result.json").exists()
+
+
 def test_a_line_that_is_being_written_is_no_row(stopped):
     rows = records.log_rows(stopped)
     with open(stopped / "log.csv", "ab") as file:
