@@ -35,11 +35,11 @@ def refused(*typed, **named) -> str:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_all_that_a_script_reads_stands_in_it(script):
-    """Every args.x of main, build and load is a key of DEFAULTS, or one that the rows hold."""
+    """Every args.x of main, build and load is a key of DEFAULTS, one that the rows hold, or a flag of every script."""
     tree = ast.parse((ROOT / f"{script}.py").read_text(encoding="utf-8"))
     read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)
             and isinstance(node.value, ast.Name) and node.value.id == "args"} - {"vocabulary"}
-    assert read <= set(module_of(script).DEFAULTS) | set(flags.FROM_ROW)
+    assert read <= set(module_of(script).DEFAULTS) | set(flags.FROM_ROW) | set(flags.SHARED)
 
 
 @pytest.mark.parametrize(("value", "typed", "wanted"), [
