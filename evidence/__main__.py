@@ -64,7 +64,8 @@ def main(argv=None) -> None:
     if args.list or args.missing:
         return print("".join(shlex.join(["python", *command]) + "\n" for command in commands), end="")
     threads = ["--threads", str(max(1, torch.get_num_threads() // args.jobs))]
-    failed = run_all([[*command, *threads] for command in commands], args.jobs) if args.run else 0
+    failed = run_all([command if "--threads" in command else [*command, *threads] for command in commands],
+                     args.jobs) if args.run else 0
     text = text_of(args)
     print(text, end="")
     if args.output:

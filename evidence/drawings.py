@@ -45,6 +45,9 @@ def draw_alpha(folders: list[Path], path: Path) -> None:
     """The learned α_t of runs, an axis a script; the mean over the units where each has a number of its own."""
     check_lines(len(folders), "name fewer folders")
     configs = {folder: read_config(folder) for folder in folders}
+    for folder in folders:
+        if not (folder / "stair.csv").exists():
+            raise UserError(f"{folder} has no learned stair, or has not ended; name another run")
     scripts = list(dict.fromkeys(config["script"] for config in configs.values()))
     picture, first = figure(8.0, 3.0 * len(scripts))
     first.remove()

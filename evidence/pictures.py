@@ -56,6 +56,7 @@ from evidence.rows import (
 from evidence.table import GAIN, TASK_TITLES, gains_of, measures_of, results_of
 
 WATCH_SECONDS = 5
+DEAD_SECONDS = 600  # a row of psMNIST reports every two minutes
 
 
 def draw_runs(folders: list[Path], path: Path) -> None:
@@ -203,6 +204,11 @@ def draw(args, parser, path: Path) -> None:
         parser.error("name the folders of one or more runs, --task, --gains or --stairs")
 
 
+def last_written(folder: Path) -> float:
+    """When a run wrote its last file, in seconds since 1970."""
+    return max(path.stat().st_mtime for path in folder.iterdir())
+
+
 @drawing()
 def main(argv=None) -> None:
     parser = make_parser()
@@ -221,8 +227,11 @@ def main(argv=None) -> None:
             draw(args, parser, path)
             write_output(args.output, path.read_bytes())
         print(f"wrote {args.output}", flush=True)
-        if not args.watch or all(read_result(folder) is not None for folder in args.runs):
+        left = [folder for folder in args.runs if read_result(folder) is None]
+        if not args.watch or not left:
             return
+        if time.time() - max(map(last_written, left)) > DEAD_SECONDS:
+            raise UserError(f"{left[0]} has written nothing for {DEAD_SECONDS // 60} minutes; the picture stands", 1)
         time.sleep(WATCH_SECONDS)
 
 

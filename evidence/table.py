@@ -145,7 +145,10 @@ def vary_table(name: str, columns: dict[str, list[Row]], short: bool = False) ->
                   for row in rows for r in results_of(row) if "memoryless_loss" in r}
     if memoryless:  # it depends on T, and shows how good a loss is
         lines.append(dict.fromkeys(lines[0], "") | {"model": "a memoryless model"} | memoryless)
-    return markdown(lines)
+    (main, (title, _, _)), median = next(iter(measures.items())), ""
+    if main == "loss" and memoryless:
+        median = "; median: over the seeds, of the median loss of the last report; recall"
+    return f"{markdown(lines)}\nEach entry: {title}, mean ± standard deviation over n seeds{median}.\n"
 
 
 # ── stairs beside the plain network ──────────────────────────────────────────────────────────────────────

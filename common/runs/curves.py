@@ -40,6 +40,7 @@ def drawing():
             warnings.simplefilter("ignore")  # about letters of a name that the font does not have
             matplotlib.rcdefaults()
             matplotlib.rcParams["axes.prop_cycle"] = matplotlib.cycler(color=COLOURS)
+            matplotlib.rcParams["pdf.fonttype"] = 42  # TrueType, which journals ask for
             yield
     except (ImportError, ValueError, RuntimeError) as error:
         raise UserError(f"the picture cannot be drawn ({printable(str(error))[:200]})", 1) from error

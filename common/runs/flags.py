@@ -351,6 +351,8 @@ def typed_values(script: str, doc: str, known: dict[str, Flag], defaults: dict, 
         row = picked_row(script, paper, {**defaults, **typed})[1]
         make_parser(script, doc, known, {**FROM_ROW, **defaults, **row}).print_help()
         sys.exit(0)
+    if "sample" in typed and "bptt" not in known:
+        raise UserError("--sample writes characters, and this task has none; leave it out")
     if "evaluate" in typed:
         if "sample" in typed and typed.keys() - {"evaluate", "sample", "prompt", "random_seed"}:
             raise UserError("beside --sample only --prompt and --seed have a meaning; it needs no data and no GPU")
@@ -360,8 +362,6 @@ def typed_values(script: str, doc: str, known: dict[str, Flag], defaults: dict, 
         typed["resume"] = typed["evaluate"].absolute()
     elif typed.keys() & {"sample", "prompt"}:
         raise UserError("--sample N writes from the best weights of a run; name its folder with --evaluate FOLDER")
-    if "sample" in typed and "bptt" not in known:
-        raise UserError("--sample writes characters, and this task has none; leave it out")
     return typed
 
 

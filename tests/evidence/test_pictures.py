@@ -247,7 +247,7 @@ def test_weights_that_are_not_there(tmp_path):
     folder = write_run(tmp_path, row_of("copytask", "expRNN", "none"), 400)
     with pytest.raises(UserError, match=r"best\.pt cannot be used"):
         pictures.main(["--spectrum", str(folder)])
-    with pytest.raises(UserError, match=r"stair\.csv cannot be used"):
+    with pytest.raises(UserError, match="has no learned stair"):
         pictures.main(["--alpha", str(folder)])
 
 
