@@ -88,8 +88,11 @@ def evaluate(model: CharacterModel, streams: torch.Tensor, bptt: int, run: Run |
 
 
 def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epochs: int, batch: int, bptt: int,
-          log_interval: int, alam: float = 0.0, clip: float = 0.0) -> dict:
-    """Train for `epochs` and → the result: the test score of the epoch with the best validation loss."""
+          log_interval: int, alam: float = 0.0, clip: float = 0.0, **parts) -> dict:
+    """Train for `epochs` and → the result: the test score of the epoch with the best validation loss.
+
+    parts   what else a checkpoint is to hold, with a state_dict: a learning-rate schedule of your own
+    """
     train_set, valid_set, test_set = streams_of(corpus, batch, run.device)                       # (N, B) each
     if run.options.evaluate is not None:
         return evaluate_best(run, model, corpus, valid_set, test_set, bptt)
@@ -97,7 +100,8 @@ def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epo
     meter = Meter("train_loss", "train_accuracy", device=run.device)
     progress = run.begin(Progress(epoch=0, batch=0, state=model.network.start(batch), sums=meter.sums, best_epoch=0,
                                   best_loss=math.inf, best_accuracy=0.0),
-                         steps=min(bptt, len(train_set) - 1), data=corpus.source, model=model, optimizer=optimizer)
+                         steps=min(bptt, len(train_set) - 1), data=corpus.source, model=model, optimizer=optimizer,
+                         **parts)
     if (result := run.finished()) is not None:
         return result
 

@@ -133,6 +133,9 @@ class Run:
         for name, weight in parts["model"].named_parameters():
             if weight.dtype not in (torch.float32, torch.float64):
                 raise UserError(f"{name} is {weight.dtype}, which no engine computes; use float32 or float64")
+        for name, part in parts.items():
+            if not hasattr(part, "state_dict"):
+                raise UserError(f"{name}={part!r:.40} has no state_dict, so a checkpoint cannot hold it; leave it out")
         self.parts, self.data, self.steps = {"progress": progress, **parts}, data, steps
         self._leave_out_unread(NETWORK)
         if options.origin["net_type"] == "not used":    # the script names the cell itself
@@ -144,7 +147,7 @@ class Run:
             self.say(f"edited: {', '.join(files)}; tables show this run apart from the published rows")
         if has_unsaved_schedule(parts.values()):
             self.say("a checkpoint does not hold the place of this learning-rate schedule, and --resume begins it "
-                     "anew; run.begin(..., schedule=...) saves it too")
+                     "anew; train(..., schedule=...) saves it too")
         return config
 
     def _restore(self, now: dict) -> None:

@@ -218,6 +218,19 @@ def test_a_schedule_of_ones_own_resumes_and_is_named(main, capsys):
     assert capsys.readouterr().out.count("a checkpoint does not hold the place of this learning-rate schedule") == 2
 
 
+def test_a_schedule_that_is_handed_to_train_goes_on_where_it_was(main, capsys):
+    warm = ("        return copytask.train(model, optimizer, task, run,",
+            "        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 1 + k)\n"
+            "        optimizer.register_step_post_hook(lambda *_: schedule.step())\n"
+            "        return copytask.train(model, optimizer, task, run, schedule=schedule,")
+    run = edited("warm", warm, ("from common import copytask", "import torch\nfrom common import copytask"))
+    run([*COPY, "--save", "saves"])
+    folder, = Path("saves/warm").iterdir()
+    resumed = run(["--resume", str(folder), "--updates", "6"])["loss"]
+    assert resumed == run([*COPY, "--updates", "6", "--save", "whole"])["loss"]
+    assert "does not hold the place" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("method", ["RMSprop", "Adam"])
 def test_a_schedule_that_is_a_part_is_saved(method):
     model = torch.nn.Linear(2, 2)
