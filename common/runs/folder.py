@@ -49,7 +49,7 @@ class Folder:
         self.label = label
         self.resumed = options.resume not in (None, AUTO)  # a run that was started before
         self.path = options.resume if self.resumed else None
-        self.config, self.lock = None, None
+        self.config, self.lock, self.is_guarded = None, None, True
         self.log_size, self.columns = 0, None
         self.length = {name: getattr(options, name) for name in options.origin
                        if name in FLAGS and FLAGS[name].when_resumed == "grows"}
@@ -92,7 +92,7 @@ class Folder:
                 path, self.resumed = self.place_for(config)
                 if not self.resumed:
                     path.mkdir(parents=True, exist_ok=True)
-                    if not self._take_lock(path) or not is_left_behind(path):
+                    if not self._take_lock(path) or not is_left_behind(path) or not self._claim(path):
                         self.close()  # another process makes its run in there
                         time.sleep(0.01)
                         continue
@@ -112,15 +112,25 @@ class Folder:
     def _take_lock(self, path: Path) -> bool:
         """Whether no other process holds the folder `path`; a file system without locks does not know of one."""
         self.lock = open(path / ".lock", "a")  # noqa: SIM115 (held until `close`)
+        self.is_guarded = fcntl is not None
         try:
-            if fcntl is not None:
+            if self.is_guarded:
                 fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
+            self.is_guarded = False
         return True
+
+    def _claim(self, path: Path) -> bool:
+        """Whether a new run gets the folder `path`: where there are no locks, one of those that start at once does."""
+        with contextlib.suppress(FileExistsError):
+            if not self.is_guarded:
+                os.close(os.open(path / ".claim", os.O_CREAT | os.O_EXCL))
+            return True
+        return False
 
     def close(self) -> None:
         if self.lock is not None:
@@ -251,7 +261,8 @@ def _cell(value) -> str:
 
 def is_left_behind(path: Path) -> bool:
     """Whether a folder holds nothing: a run was killed before it had a config.json."""
-    return path.is_dir() and all(inside.name.startswith(".") for inside in path.iterdir())
+    names = [inside.name for inside in path.iterdir()] if path.is_dir() else ["a file"]
+    return all(name.startswith(".") for name in names) and ".claim" not in names
 
 
 # ── weights ──────────────────────────────────────────────────────────────────────────────────────────────

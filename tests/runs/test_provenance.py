@@ -14,6 +14,7 @@ from conftest import ROOT, environment, module_of, tiny
 
 from common.errors import UserError
 from common.optim import OrthogonalRMSprop
+from common.runs import folder as folder_module
 from common.runs import provenance, records
 from common.runs.provenance import content_name, foreign_code, publish_code
 from common.runs.run import has_unsaved_schedule
@@ -172,6 +173,16 @@ def test_a_folder_that_a_kill_left_behind_is_taken(main, typed):
     (folder / "config.json").unlink()
     main("copytask_nvar", *COPY, *typed)
     assert (folder.with_name("expRNN-expn-s400-2") / "result.json").exists()
+
+
+def test_without_locks_a_folder_that_another_start_has_claimed_is_left_alone(main, monkeypatch):
+    monkeypatch.setattr(folder_module, "fcntl", None)                        # Windows; a network's file system
+    other = Path("saves/copytask_nvar/expRNN-expn-s400")
+    other.mkdir(parents=True)
+    (other / ".claim").touch()
+    _, folder = main("copytask_nvar", *COPY)
+    assert folder.name == "expRNN-expn-s400-2"
+    assert [path.name for path in other.iterdir()] == [".claim"]
 
 
 def test_an_argv_with_half_a_surrogate_pair(main):
