@@ -90,17 +90,17 @@ class CopyModel(nn.Module):
 
 
 def train(model: CopyModel, optimizer, task: CopyingTask, run: Run, *, updates: int, batch: int,
-          log_interval: int, alam: float = 0.0, clip: float = 0.0, **parts) -> dict:
+          log_interval: int, alam: float = 0.0, clip: float = 0.0, **more) -> dict:
     """Train for `updates` fresh batches and → the result: mean loss and recall over the last 50.
 
-    parts   what else a checkpoint is to hold, with a state_dict: a learning-rate schedule of your own
+    more    what else a checkpoint is to hold, with a state_dict: a learning-rate schedule of your own
     """
     if run.options.evaluate is not None:
         return run.evaluate(model, "loss {:.4f}, recall {:.4f}".format,
                             validation=lambda: evaluate(model, task, batch, run))
     recent = Recent("loss", "recall", keep=max(LAST, min(log_interval, updates)), device=run.device)
     progress = run.begin(Progress(update=0, best=math.inf, recent=recent), steps=task.steps,
-                         model=model, optimizer=optimizer, task=task, **parts)
+                         model=model, optimizer=optimizer, task=task, **more)
     if (result := run.finished()) is not None:
         return result
     run.say(f"a memoryless model scores {task.memoryless_loss():.4f}")

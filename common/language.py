@@ -88,20 +88,19 @@ def evaluate(model: CharacterModel, streams: torch.Tensor, bptt: int, run: Run |
 
 
 def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epochs: int, batch: int, bptt: int,
-          log_interval: int, alam: float = 0.0, clip: float = 0.0, **parts) -> dict:
+          log_interval: int, alam: float = 0.0, clip: float = 0.0, **more) -> dict:
     """Train for `epochs` and → the result: the test score of the epoch with the best validation loss.
 
-    parts   what else a checkpoint is to hold, with a state_dict: a learning-rate schedule of your own
+    more    what else a checkpoint is to hold, with a state_dict: a learning-rate schedule of your own
     """
     train_set, valid_set, test_set = streams_of(corpus, batch, run.device)                       # (N, B) each
     if run.options.evaluate is not None:
         return evaluate_best(run, model, corpus, valid_set, test_set, bptt)
     batches = segments(train_set, bptt)
     meter = Meter("train_loss", "train_accuracy", device=run.device)
-    progress = run.begin(Progress(epoch=0, batch=0, state=model.network.start(batch), sums=meter.sums, best_epoch=0,
-                                  best_loss=math.inf, best_accuracy=0.0),
-                         steps=min(bptt, len(train_set) - 1), data=corpus.source, model=model, optimizer=optimizer,
-                         **parts)
+    progress = Progress(epoch=0, batch=0, state=model.network.start(batch), sums=meter.sums, best_epoch=0,
+                        best_loss=math.inf, best_accuracy=0.0)
+    run.begin(progress, steps=bptt, data=corpus.source, model=model, optimizer=optimizer, **more)
     if (result := run.finished()) is not None:
         return result
 

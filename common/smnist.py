@@ -58,19 +58,18 @@ def evaluate(model: PixelModel, images: PixelSequences, batch: int, run: Run | N
 
 def train(model: PixelModel, optimizer, train_set: PixelSequences, valid_set: PixelSequences,
           test_set: PixelSequences, run: Run, *, epochs: int, batch: int, log_interval: int, save_freq: int = 1,
-          alam: float = 0.0, clip: float = 0.0, **parts) -> dict:
+          alam: float = 0.0, clip: float = 0.0, **more) -> dict:
     """Train for `epochs` and → the result: the test score of the epoch with the best validation accuracy.
 
-    parts   what else a checkpoint is to hold, with a state_dict: a learning-rate schedule of your own
+    more    what else a checkpoint is to hold, with a state_dict: a learning-rate schedule of your own
     """
     train_set, valid_set, test_set = (images.to(run.device) for images in (train_set, valid_set, test_set))
     if run.options.evaluate is not None:
         return evaluate_best(run, model, valid_set, test_set, batch)
     batches = -(-len(train_set) // batch)
     meter = Meter("train_loss", "train_accuracy", device=run.device)
-    progress = run.begin(Progress(epoch=0, batch=0, sums=meter.sums, best_epoch=0, best_accuracy=-1.0),
-                         steps=train_set.pixels.shape[1], data=train_set.source, model=model, optimizer=optimizer,
-                         **parts)
+    progress = Progress(epoch=0, batch=0, sums=meter.sums, best_epoch=0, best_accuracy=-1.0)
+    run.begin(progress, steps=len(train_set.pixels[0]), data=train_set.source, model=model, optimizer=optimizer, **more)
     if (result := run.finished()) is not None:
         return result
 
