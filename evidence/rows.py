@@ -79,28 +79,25 @@ class Row:
                               for name, origin in resolved.origin.items()})
 
 
-def typed_in(words: list[str]) -> dict[str, str]:
-    """What flags on a command line say: {dest: text}. --x is "True", --no-x "False"."""
+def by_flag(words: list[str]) -> dict[str, list[str]]:
+    """The words of a command line by the flag that they belong to: {dest: its words}. --no-x is the flag x."""
     found, dest = {}, None
     for word in words:
         if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            dest = name.replace("-", "_")
-            found[dest] = value if equals else "True"
-        elif dest:
-            found[dest] = word if found[dest] == "True" else f"{found[dest]} {word}"
-    return {dest.removeprefix("no_"): "False" if dest.startswith("no_") and value == "True" else value
-            for dest, value in found.items()}
+            dest = word[2:].partition("=")[0].replace("-", "_").removeprefix("no_")
+            found[dest] = []
+        if dest is not None:
+            found[dest].append(word)
+    return found
 
 
-def words_of_no_science(words: list[str]) -> list[str]:
-    """The words of the flags that decide nothing of what is computed."""
-    kept, keep = [], False
-    for word in words:
-        if word.startswith("--"):
-            keep = not flags.is_science(word[2:].partition("=")[0].replace("-", "_").removeprefix("no_"))
-        kept += [word] * keep
-    return kept
+def typed_in(words: list[str]) -> dict[str, str]:
+    """What flags on a command line say: {dest: text}. --x is "True", --no-x "False"."""
+    found = {}
+    for dest, (flag, *values) in by_flag(words).items():
+        values = [*flag.split("=", 1)[1:], *values]
+        found[dest] = " ".join(values) if values else "False" if flag.startswith("--no-") else "True"
+    return found
 
 
 def is_same(value, text: str) -> bool:
@@ -272,23 +269,22 @@ def rows_asked_for(target: str, args) -> dict[str, list[Row]]:
     dest = flag.replace("-", "_")
     if flag and (not flags.is_science(dest) or dest in ("net_type", "nvar", "random_seed", "seed")):
         raise UserError(f"--vary takes a flag that decides what a row computes; --{flag} does not, or it picks the row")
-    small = SMALL.get(target, "").split() if args.small else []
+    small, words = SMALL.get(target, "").split() if args.small else [], read_words(args.extra, "--with")
     for value in values:
-        extra = [*read_words(args.extra, "--with"), *([f"--{flag}", value] if flag else [])]
+        extra = [*words, *([f"--{flag}", value] if flag else [])]
         rows = rows_at(target, args.small, extra) if target in TASKS else []
         columns[value] = [row for row in rows if not flag or row.takes(flag)]
         for row in own_rows(target, args.seeds, *args.save, extra=[*small, *extra], apart=dest):
             own.setdefault((row.path, row.name), {})[value] = row
     if target not in TASKS and not own:  # before its first run
-        words = read_words(args.extra, "--with")
         own[None] = {values[0]: Row(Path(target).stem, " ".join([Path(target).name, *words]), "", words, path=target)}
-    beside = words_of_no_science(read_words(args.extra, "--with"))
+    beside = [word for name, typed in by_flag(words).items() if not flags.is_science(name) for word in typed]
     for by_value in own.values():
         known = next(iter(by_value.values()))
         for value in values:
-            words = [*known.flags, *(beside if known.runs else []), *([f"--{flag}", value] if flag else [])]
+            command = [*known.flags, *(beside if known.runs else []), *([f"--{flag}", value] if flag else [])]
             runs = by_value[value].runs if value in by_value else {}
-            columns[value].append(replace(known, flags=words, runs=runs))
+            columns[value].append(replace(known, flags=command, runs=runs))
     for value, rows in columns.items():
         if not rows:
             raise UserError(f"no row that was asked for has a flag --{flag}; the flags of a script: "
