@@ -5,21 +5,18 @@
     python copytask_alpha.py                                  sRNN (exponential), the default: recall 0.994 ± 0.008
     python copytask_alpha.py --net-type RNN --rinit henaff    sRNN from another start: recall 0.991 ± 0.003
 
-Recall is the mean over the last 50 updates, ± its standard deviation over five seeds. A run takes 10 to 20 seconds
-on one core.
+Recall: the mean ± standard deviation over five seeds. A run takes 10 to 20 seconds on one core.
 """
 
 from common import copytask
-from common.errors import start
+from common.errors import run_main
 from common.network import build_network
 from common.optim import optimizer_for
 from common.runs import flags
-from common.runs.run import Run, load_weights
+from common.runs.run import Run
 from common.stair import LearnedStair
 
-# Every value that this script uses, to edit here. The values lr, lr_orth, alpha, alam, Tdecay, rinit, and iinit where a
-# row names it, come from a row below.
-# A value typed on the command line wins over a row, and a row over a value here. A new key becomes a flag of its own.
+# What the rows of PAPER do not hold. A typed value wins over a row, a row over these; a new key becomes a flag.
 DEFAULTS = dict(
     # network
     net_type="expRNN",    # RNN, RNN-Orth, expRNN, nnRNN
@@ -62,12 +59,6 @@ def build(args):
     return copytask.CopyModel(network, task.classes, args.onehot)
 
 
-def load(folder):
-    """→ (model with the weights of best.pt, options) of a run of this script."""
-    args = flags.parse(["--resume", folder], __file__, __doc__, DEFAULTS, PAPER, copytask)
-    return load_weights(build(args), folder), args
-
-
 def main(argv=None):
     args = flags.parse(argv, __file__, __doc__, DEFAULTS, PAPER, copytask)
     with Run(args) as run:
@@ -80,4 +71,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    start(main)
+    run_main(main)

@@ -5,21 +5,18 @@
     python copytask_nvar.py                                  sRNN (exponential), the default: recall 0.998 ± 0.001
     python copytask_nvar.py --net-type expRNN --nvar none    expRNN, a baseline: recall 0.993 ± 0.011
 
-Recall is the mean over the last 50 updates, ± its standard deviation over five seeds. A run takes 10 to 20 seconds
-on one core.
+Recall: the mean ± standard deviation over five seeds. A run takes 10 to 20 seconds on one core.
 """
 
 from common import copytask
-from common.errors import start
+from common.errors import run_main
 from common.network import build_network
 from common.optim import optimizer_for
 from common.runs import flags
-from common.runs.run import Run, load_weights
+from common.runs.run import Run
 from common.stair import FixedStair
 
-# Every value that this script uses, to edit here. The values lr, lr_orth, alpha, alam, Tdecay, rinit, and iinit where a
-# row names it, come from a row below.
-# A value typed on the command line wins over a row, and a row over a value here. A new key becomes a flag of its own.
+# What the rows of PAPER do not hold. A typed value wins over a row, a row over these; a new key becomes a flag.
 DEFAULTS = dict(
     # network
     net_type="expRNN",    # RNN, RNN-Orth, expRNN, nnRNN, LSTM
@@ -44,8 +41,7 @@ DEFAULTS = dict(
     clip=0.0,             # largest norm of the gradient; 0 leaves it alone
 )
 
-# The published rows, picked by --net-type.
-# A / B: A with --nvar none (a baseline), B with a stair.
+# The published rows, picked by --net-type. A / B: A with --nvar none (a baseline), B with a stair.
 PAPER = {
     "RNN":                         dict(net_type="RNN", nvar="none", lr=1e-3, alpha=0.9, rinit="xavier"),
     "RNN-Orth / sRNN":             dict(net_type=("RNN-Orth", "RNN"), lr=2e-4, alpha=0.99, rinit="random"),
@@ -65,12 +61,6 @@ def build(args):
     return copytask.CopyModel(network, task.classes, args.onehot)
 
 
-def load(folder):
-    """→ (model with the weights of best.pt, options) of a run of this script."""
-    args = flags.parse(["--resume", folder], __file__, __doc__, DEFAULTS, PAPER, copytask)
-    return load_weights(build(args), folder), args
-
-
 def main(argv=None):
     args = flags.parse(argv, __file__, __doc__, DEFAULTS, PAPER, copytask)
     with Run(args) as run:
@@ -83,4 +73,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    start(main)
+    run_main(main)

@@ -11,16 +11,14 @@ published size an epoch of 100 takes about 5 minutes.
 
 from common import language
 from common.data import load_characters
-from common.errors import start
+from common.errors import run_main
 from common.network import build_network
 from common.optim import optimizer_for
 from common.runs import flags
-from common.runs.run import Run, load_weights, saved_vocabulary
+from common.runs.run import Run
 from common.stair import ExponentialStair
 
-# Every value that this script uses, to edit here. The values lr, lr_orth, alpha, alam, Tdecay, rinit, and iinit where a
-# row names it, come from a row below.
-# A value typed on the command line wins over a row, and a row over a value here. A new key becomes a flag of its own.
+# What the rows of PAPER do not hold. A typed value wins over a row, a row over these; a new key becomes a flag.
 DEFAULTS = dict(
     # network
     net_type="nnRNN",     # RNN, RNN-Orth, expRNN, nnRNN
@@ -57,29 +55,21 @@ PAPER = {
 }
 
 
-def build(args):
-    """The model: embedding, a network with its stair, decoder. `args.vocabulary` holds the symbols of the text."""
+def build(args, vocabulary):
+    """The model: embedding, a network with its stair, decoder. `vocabulary`: the symbols of the text."""
     stair = ExponentialStair(args.bptt, args.alpha_start, args.literal)         # 1 − exp(−α_t |z|)
     network = build_network(args.net_type, args.emsize, args.nhid, stair, args.nonlin, args.rinit, args.iinit,
                             args.engine)
-    return language.CharacterModel(network, len(args.vocabulary), args.emsize, args.tied)
-
-
-def load(folder):
-    """→ (model with the weights of best.pt, options) of a run of this script."""
-    args = flags.parse(["--resume", folder], __file__, __doc__, DEFAULTS, PAPER, language)
-    args.vocabulary = saved_vocabulary(folder)
-    return load_weights(build(args), folder), args
+    return language.CharacterModel(network, len(vocabulary), args.emsize, args.tied)
 
 
 def main(argv=None):
     args = flags.parse(argv, __file__, __doc__, DEFAULTS, PAPER, language)
     if args.sample:
-        return language.print_sample(*load(args.evaluate), args.sample, args.prompt or "", args.random_seed)
+        return language.print_sample(build, args)
     with Run(args, label=f"bptt{args.bptt}") as run:
         corpus = load_characters(args.data, args.text)
-        args.vocabulary = corpus.vocabulary
-        model = build(args).to(run.device)
+        model = build(args, corpus.vocabulary).to(run.device)
         optimizer = optimizer_for(model, method=args.optimizer, lr=args.lr, lr_orth=args.lr_orth, alpha=args.alpha,
                                   betas=args.betas, Tdecay=args.Tdecay)
         return language.train(model, optimizer, corpus, run, epochs=args.epochs, batch=args.batch, bptt=args.bptt,
@@ -87,4 +77,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    start(main)
+    run_main(main)

@@ -11,16 +11,14 @@ The test accuracy of seed 400 at a size for two cores, which takes about 10 minu
 
 from common import smnist
 from common.data import load_mnist
-from common.errors import start
+from common.errors import run_main
 from common.network import build_network
 from common.optim import optimizer_for
 from common.runs import flags
-from common.runs.run import Run, load_weights
+from common.runs.run import Run
 from common.stair import LearnedStair
 
-# Every value that this script uses, to edit here. The values lr, lr_orth, alpha, alam, Tdecay, rinit, and iinit where a
-# row names it, come from a row below.
-# A value typed on the command line wins over a row, and a row over a value here. A new key becomes a flag of its own.
+# What the rows of PAPER do not hold. A typed value wins over a row, a row over these; a new key becomes a flag.
 DEFAULTS = dict(
     # network
     net_type="expRNN",    # RNN, RNN-Orth, expRNN, nnRNN
@@ -43,7 +41,7 @@ DEFAULTS = dict(
     clip=0.0,             # largest norm of the gradient; 0 leaves it alone
 )
 
-# The published rows, picked by --net-type; published for --permute.
+# The published rows, of --permute, picked by --net-type.
 PAPER = {
     "sRNN":                 dict(net_type=("RNN-Orth", "RNN"), lr=5e-5, alpha=0.99, rinit="random"),
     "sRNN (exponential)":   dict(net_type="expRNN", lr=5e-4, lr_orth=5e-5, alpha=0.99, rinit="cayley"),
@@ -52,17 +50,11 @@ PAPER = {
 }
 
 
-def build(args, classes=smnist.DIGITS):
+def build(args, classes=10):
     """The model: a network with its stair, and a read-out of the last state."""
     stair = LearnedStair(784, args.alpha_start)                                 # α_t
     network = build_network(args.net_type, 1, args.nhid, stair, args.nonlin, args.rinit, args.iinit, args.engine)
     return smnist.PixelModel(network, classes)
-
-
-def load(folder):
-    """→ (model with the weights of best.pt, options) of a run of this script."""
-    args = flags.parse(["--resume", folder], __file__, __doc__, DEFAULTS, PAPER, smnist)
-    return load_weights(build(args, smnist.saved_classes(folder)), folder), args
 
 
 def main(argv=None):
@@ -77,4 +69,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    start(main)
+    run_main(main)

@@ -38,7 +38,7 @@ from torch import nn
 from benchmarks import authors_way
 from common import copytask, language, optim, smnist
 from common.copytask import CopyingTask
-from common.errors import UserError, start
+from common.errors import UserError, run_main
 from common.network import build_network, mean_cross_entropy
 from common.optim import OrthogonalRMSprop, parameter_groups
 from common.orthogonal import skew_exponential, skew_start
@@ -407,4 +407,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    start(main)
+    run_main(main)

@@ -273,14 +273,6 @@ def symbols_of(text: str, vocabulary: list[str]) -> list[str]:
     return [symbol_of.get(piece, piece) for piece in pieces]
 
 
-def vocabulary_in(record) -> list[str]:
-    """The vocabulary in a record of `Source.record`, as config.json keeps it. Raises UserError where there is none."""
-    try:
-        return list(record["vocabulary"])
-    except (TypeError, KeyError):
-        raise UserError("config.json of this run holds no vocabulary: it is older, or of another task", 1) from None
-
-
 def long_symbol(vocabulary: Iterable[str]) -> str | None:
     """The first symbol longer than a character, markers such as <unk> left out."""
     return next((symbol for symbol in vocabulary if len(symbol) > 1 and not MARKER.fullmatch(symbol)), None)

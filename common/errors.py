@@ -1,4 +1,4 @@
-"""How a script ends: a mistake of a person is a `UserError`, which `start` prints as one sentence without a traceback.
+"""How a script ends: `run_main` prints a mistake of a person, a `UserError`, as one sentence without a traceback.
 
 `when_asked_to_stop` handles signals. `nearest` finds what a misspelled name may have meant.
 """
@@ -55,7 +55,7 @@ def when_asked_to_stop(handler, *names: str):
             signal.signal(number, old)
 
 
-def start(main) -> None:
+def run_main(main) -> None:
     """Run a script's `main`: a UserError is printed as one sentence, and its status is the exit status."""
     for name in STREAMS:
         if getattr(sys, name) is None:  # it was closed when Python started

@@ -17,7 +17,8 @@ from common.errors import UserError, printable
 from common.network import class_by_class, mean_cross_entropy
 from common.optim import step
 from common.runs.progress import Meter, Progress
-from common.runs.run import Run
+from common.runs.records import read_config
+from common.runs.run import Run, best_model
 
 EVALUATION_STREAMS = 10
 NAME = "language"
@@ -75,7 +76,7 @@ def evaluate(model: CharacterModel, streams: torch.Tensor, bptt: int, run: Run |
 
     A `run` that is asked to stop does so between segments.
     """
-    kernel, state = model.network.kernel(), model.network.start(streams.shape[1])
+    kernel, state = model.network.kernel(), model.network.initial_state(streams.shape[1])
     sums = torch.zeros(2, dtype=torch.float64, device=streams.device)
     for index in range(segments(streams, bptt)):
         symbols, target = segment(streams, index, bptt)
@@ -98,7 +99,7 @@ def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epo
         return evaluate_best(run, model, corpus, valid_set, test_set, bptt)
     batches = segments(train_set, bptt)
     meter = Meter("train_loss", "train_accuracy", device=run.device)
-    progress = Progress(epoch=0, batch=0, state=model.network.start(batch), sums=meter.sums, best_epoch=0,
+    progress = Progress(epoch=0, batch=0, state=model.network.initial_state(batch), sums=meter.sums, best_epoch=0,
                         best_loss=math.inf, best_accuracy=0.0)
     run.begin(progress, steps=bptt, data=corpus.source, model=model, optimizer=optimizer, **more)
     if (result := run.finished()) is not None:
@@ -118,7 +119,7 @@ def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epo
 
         valid_loss, valid_accuracy = evaluate(model, valid_set, bptt, run)
         report(run, epoch, batches, batches, meter, optimizer, valid_loss, valid_accuracy, corpus.unit)
-        progress.state = model.network.start(batch)
+        progress.state = model.network.initial_state(batch)
         keep_or_slow_down(run, progress, optimizer, epoch, valid_loss, valid_accuracy)
     return finish(run, progress, epochs, model, test_set, bptt, corpus.unit)
 
@@ -131,19 +132,20 @@ def evaluate_best(run: Run, model: CharacterModel, corpus: Characters, valid_set
                         test=lambda: evaluate(model, test_set, bptt, run))
 
 
-def print_sample(model: CharacterModel, options, count: int, prompt: str, seed: int) -> str:
-    """--sample: print and → the text `prompt` and `count` symbols that the model draws after it.
+def print_sample(build, args) -> str:
+    """--sample: print and → the text --prompt and the symbols that the best weights of a run draw after it.
 
     On a terminal an escape takes the place of a character that would control it.
     """
-    vocabulary = options.vocabulary
+    model = best_model(build, args, args.evaluate)
+    vocabulary = read_config(args.evaluate)["data"]["vocabulary"]
     try:
-        first = numbers_of(symbols_of(prompt, vocabulary), vocabulary).tolist()
+        first = numbers_of(symbols_of(args.prompt or "", vocabulary), vocabulary).tolist()
     except KeyError as error:
         raise UserError(f"--prompt: {error.args[0]!r} is no symbol of the text that this run was trained on; its "
                         f"symbols are {' '.join(map(printable, vocabulary))[:200]}") from None
-    torch.manual_seed(seed)
-    text = text_of(first + sample(model, first or [0], count, options.bptt), vocabulary)
+    torch.manual_seed(args.random_seed)
+    text = text_of(first + sample(model, first or [0], args.sample, args.bptt), vocabulary)
     print(printable(text, keep="\n\t") if sys.stdout.isatty() else text)
     return text
 
@@ -154,7 +156,7 @@ def sample(model: CharacterModel, first: list[int], count: int, bptt: int) -> li
 
     The stair starts again after every `bptt` symbols, as in training, so each segment is read from its start.
     """
-    kernel, state, drawn = model.network.kernel(), model.network.start(1), []
+    kernel, state, drawn = model.network.kernel(), model.network.initial_state(1), []
     for _ in range(count):
         while len(first) > bptt:
             state, first = model(torch.tensor(first[:bptt]).unsqueeze(1), state, kernel)[1], first[bptt:]

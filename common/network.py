@@ -23,7 +23,7 @@ class StairRNN(nn.Module):
         self.cell, self.stair, self.nonlinearity, self.engine = cell, stair, nonlinearity, engine
         self.hidden_size = cell.hidden_size
 
-    def start(self, batch: int) -> torch.Tensor:
+    def initial_state(self, batch: int) -> torch.Tensor:
         """The state before the first step: zeros (B, H)."""
         return self.cell.input_weight.new_zeros(batch, self.hidden_size)
 
@@ -38,7 +38,7 @@ class StairRNN(nn.Module):
 
     def forward(self, x, state=None, kernel=None, embedding=None, last_only=False):
         """x as in `Cell.project` → h (T, B, H), or (B, H) with `last_only`; and the last state (B, H)."""
-        state = self.start(x.shape[1]) if state is None else state
+        state = self.initial_state(x.shape[1]) if state is None else state
         kernel = self.kernel() if kernel is None else kernel
         x = self.cell.project(x, embedding).to(kernel.dtype)                               # another one under autocast
         self.engine_that_ran = engine_for(x, self.stair, self.nonlinearity, self.engine)
@@ -70,7 +70,7 @@ class LSTM(nn.Module):
             self.lstm.bias_hh_l0.zero_()
         self.lstm.bias_hh_l0.requires_grad_(False)
 
-    def start(self, batch: int) -> torch.Tensor:
+    def initial_state(self, batch: int) -> torch.Tensor:
         """Hidden and cell state before the first step: zeros (2, B, H)."""
         return self.lstm.weight_hh_l0.new_zeros(2, batch, self.hidden_size)
 
@@ -83,7 +83,7 @@ class LSTM(nn.Module):
 
     def forward(self, x, state=None, kernel=None, embedding=None, last_only=False):
         """As `StairRNN.forward`; the state (2, B, H) holds h and c."""
-        state = self.start(x.shape[1]) if state is None else state
+        state = self.initial_state(x.shape[1]) if state is None else state
         if not x.is_floating_point():
             rows = torch.eye(self.input_size, dtype=state.dtype, device=x.device) if embedding is None else embedding
             x = nn.functional.embedding(x, rows)

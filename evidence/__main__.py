@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from common.errors import UserError, start
+from common.errors import UserError, run_main
 from common.runs.provenance import publish_code
 from common.runs.records import write_output
 from evidence import pages
@@ -75,4 +75,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    start(main)
+    run_main(main)

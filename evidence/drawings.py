@@ -16,6 +16,7 @@ from common.network import mean_cross_entropy
 from common.recurrence import stair_recurrence
 from common.runs.curves import COLOURS, MARKERS, check_lines, figure, labels_of, line, save
 from common.runs.records import read_config, read_stair
+from common.runs.run import load_run
 from common.stair import SCHEDULES, schedule
 from evidence.rows import differences_of, task_of
 
@@ -79,7 +80,7 @@ def draw_spectrum(folders: list[Path], path: Path) -> None:
     axes.axhline(1.0, color="0.3", linewidth=0.8)
     labels = names_of(folders)
     for number, folder in enumerate(folders):
-        network = script_of_run(folder).load(folder)[0].network
+        network = load_run(script_of_run(folder), folder)[0].network
         if network.cell is None:
             raise UserError(f"{folder} has no recurrent matrix W (an LSTM has four); name a run of another cell")
         eigenvalues = torch.linalg.eigvals(network.kernel().double())
@@ -103,7 +104,7 @@ def gradient_norms(model, task: CopyingTask, batch: int = 100) -> torch.Tensor:
     with torch.no_grad():
         projected, kernel = network.cell.project(x), network.kernel()
     projected.requires_grad_()
-    h = stair_recurrence(projected, kernel, network.start(batch), network.stair, network.nonlinearity)
+    h = stair_recurrence(projected, kernel, network.initial_state(batch), network.stair, network.nonlinearity)
     h.retain_grad()
     mean_cross_entropy(model.readout(h)[-c:], target[-c:]).backward()
     through = h.grad[:-1] + projected.grad[1:] @ kernel.t()                              # (T + 2c − 1, B, H)
@@ -140,7 +141,7 @@ def draw_gradients(folders: list[Path], path: Path) -> None:
         if task_of(config) != "copytask" or config["options"]["net_type"]["value"] == "LSTM":
             raise UserError(f"{folder} is no run of the copying task with a stair; name runs of copytask_*.py")
         script = script_of_run(folder)
-        trained, options = script.load(folder)
+        trained, options = load_run(script, folder)
         torch.manual_seed(options.random_seed)
         task, recall = CopyingTask(options.T, options.labels, options.c_length, seed=1), options.T + options.c_length
         for axes, model in ((left, script.build(options).double()), (right, trained.double())):

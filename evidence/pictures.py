@@ -22,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common.errors import UserError, start
+from common.errors import UserError, run_main
 from common.runs.curves import (
     COLOURS,
     MARKERS,
@@ -236,4 +236,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    start(main)
+    run_main(main)

@@ -15,12 +15,12 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where common/ is
 
-from common.errors import start
+from common.errors import run_main
 from common.network import build_network
 from common.optim import optimizer_for, step
 from common.runs import flags
 from common.runs.progress import Progress, Recent
-from common.runs.run import Run, load_weights
+from common.runs.run import Run
 from common.stair import FixedStair
 
 NAME, REVISION, TASK = "adding", 1, sys.modules[__name__]
@@ -54,11 +54,6 @@ def build(args) -> Adder:
     return Adder(build_network(args.net_type, 2, args.nhid, stair, args.nonlin, args.rinit, args.iinit, args.engine))
 
 
-def load(folder):
-    args = flags.parse(["--resume", folder], __file__, __doc__, DEFAULTS, PAPER, TASK)
-    return load_weights(build(args), folder), args
-
-
 def main(argv=None):
     args = flags.parse(argv, __file__, __doc__, DEFAULTS, PAPER, TASK)
     with Run(args) as run:
@@ -86,4 +81,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    start(main)
+    run_main(main)

@@ -152,7 +152,7 @@ FLAGS = {flag.dest: flag for flag in (
     Flag("--prompt", CALL, some_text, "with --sample: the text that the sample goes on from", None),
 )}
 AUTO = Path("auto")                                               # of --resume
-TAKEN = ("origin", "row", "script", "file", "argv", "task", "asked", "options", "vocabulary",  # what else args.x holds
+TAKEN = ("origin", "row", "script", "file", "argv", "task", "asked", "options",  # what else args.x holds
          "seed", "help")
 GONE = ("until_epoch",)  # flags of earlier versions, which decided nothing of what was computed
 ROW_KEYS = ("net_type", "nvar", "bptt", "nhid")  # what picks a row; everything else in a row is a value
@@ -396,8 +396,11 @@ class Args(Options):
         return super().__getattribute__(name)
 
 
-def parse(argv, script: str, doc: str, defaults: dict, paper: dict, task: ModuleType) -> Args:
-    """Resolve every flag of the file `script`, one of `task`. argv: what was typed, None for that of this process.
+def parse(argv, script: str, doc: str, defaults: dict, paper: dict, task: ModuleType | None = None) -> Args:
+    """Resolve every flag of the file `script`. argv: what was typed, None for that of this process.
+
+    task   the module with the NAME and REVISION of what a run computes; not needed to open a run
+
 
     Raises UserError with one sentence for what has no meaning.
     """

@@ -10,21 +10,21 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from tqdm import tqdm
 
-from common.data import vocabulary_in
 from common.errors import UserError, discard, printable, when_asked_to_stop
 from common.recurrence import unavailable_reason, unfit_reason
 from common.runs.curves import draw_run
 from common.runs.events import Events
-from common.runs.flags import AUTO, NETWORK, Args, Group, describe, unread
+from common.runs.flags import AUTO, NETWORK, Args, Group, describe, parse, unread
 from common.runs.folder import Folder, check_finite, check_stair, load_best
 from common.runs.machine import device_name, keep_freed_memory, memory_taken, prepare_machine
 from common.runs.progress import Progress
 from common.runs.provenance import changes, config_of, foreign_code, git_commit, versions
-from common.runs.records import is_diverged, is_not_finite, read_config, read_result, reason_of
+from common.runs.records import is_diverged, is_not_finite, read_config, read_result, reading, reason_of
 
 AUTOSAVE_SECONDS = 60
 DIVERGED = 3  # exit status of a run whose loss or weights are not finite: it would end so again
@@ -418,12 +418,17 @@ def duration(seconds: float) -> str:
             return f"{seconds / size:{form}} {unit}"
 
 
-def load_weights(model, folder: Path):
-    """The model with the weights of the best validation of the run in `folder`, on the CPU, ready to evaluate."""
-    load_best(model, folder, read_config(folder))
+def best_model(build, args: Args, folder: Path):
+    """The model that `build` makes, with the best weights of the run in `folder`, on the CPU and ready to evaluate."""
+    config = read_config(folder)
+    data = config.get("data") or {}
+    with reading(Path(folder) / "config.json"):  # that of an earlier version may not hold what `build` needs
+        model = build(args, **{name: data[name] for name in ("vocabulary", "classes") if name in data})
+    load_best(model, folder, config)
     return model.eval()
 
 
-def saved_vocabulary(folder: Path) -> list[str]:
-    """The symbols of the text that a run of the characters was trained on, in the order of their numbers."""
-    return vocabulary_in(read_config(folder).get("data"))
+def load_run(script: ModuleType, folder: Path) -> tuple:
+    """A run of `script`, an imported module → (its `best_model`, its options)."""
+    args = parse(["--resume", folder], script.__file__, "", script.DEFAULTS, script.PAPER)
+    return best_model(script.build, args, folder), args

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from common.data import PixelSequences
-from common.errors import start
+from common.errors import run_main
 from common.network import build_network
 from common.optim import OrthogonalRMSprop
 from common.orthogonal import MOST_SQUARINGS, largest_norm, skew_exponential
@@ -176,7 +176,7 @@ def test_workspaces_of_one_size(monkeypatch, before, after):
 def test_no_memory_is_one_sentence(error, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["copytask_nvar.py"])
     with pytest.raises(SystemExit) as stop:
-        start(lambda: raised(error))
+        run_main(lambda: raised(error))
     assert stop.value.code == 1
     assert capsys.readouterr().err.startswith("copytask_nvar.py: this does not fit into memory; choose a smaller")
 
@@ -187,7 +187,7 @@ def test_no_memory_is_one_sentence(error, monkeypatch, capsys):
 def test_an_error_of_the_gpu_is_one_sentence(said, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["copytask_nvar.py"])
     with pytest.raises(SystemExit) as stop:
-        start(lambda: raised(RuntimeError(said)))
+        run_main(lambda: raised(RuntimeError(said)))
     assert stop.value.code == 1
     line, = capsys.readouterr().err.splitlines()
     assert said.splitlines()[0] in line
@@ -199,7 +199,7 @@ def test_an_error_of_the_gpu_is_one_sentence(said, monkeypatch, capsys):
     "Unsupported memory format", "view size is not compatible: the tensors share memory"])
 def test_a_fault_of_the_program_is_not_a_lack_of_memory(said):
     with pytest.raises(RuntimeError, match=said[:20]):
-        start(lambda: raised(RuntimeError(said)))
+        run_main(lambda: raised(RuntimeError(said)))
 
 
 def raised(error):

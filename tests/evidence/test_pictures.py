@@ -159,7 +159,7 @@ def test_the_gradient_of_every_step(onehot, float64):
 
     symbols, target = CopyingTask(T=6, labels=3, c_length=2, seed=1).batch(3)
     x = network.cell.project(symbols if onehot else symbols.unsqueeze(-1).double())
-    states, h = [], network.start(3)
+    states, h = [], network.initial_state(3)
     for t in range(10):
         h = stair_activation(x[t] + h @ network.kernel(), network.stair.numbers[t], "scale", "modrelu",
                              network.nonlinearity.bias)

@@ -27,7 +27,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from common.data import PixelSequences
-from common.errors import start
+from common.errors import run_main
 from tests.conftest import write_penn
 
 # Another cell, stair and optimizer for each task. Every update or epoch is a report.
@@ -114,7 +114,7 @@ def _child(place: Path, script: str, typed: list[str], inside, outputs: list[int
     if inside is not None:
         inside()
     try:
-        start(sys.modules[script].main)
+        run_main(sys.modules[script].main)
     except SystemExit as stop:
         return stop.code or 0
     return 0

@@ -20,7 +20,7 @@ import torch
 from conftest import SCRIPTS, command, environment, module_of, tiny
 
 from common.data import PixelSequences
-from common.errors import start
+from common.errors import run_main
 from common.runs import flags, run
 
 MNIST = tuple(s for s in SCRIPTS if s.startswith("sMNIST"))
@@ -34,7 +34,7 @@ def told(script, *arguments) -> tuple[int, str]:
     sys.argv = [f"{script}.py", *map(str, arguments)]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stop:
-            start(module_of(script).main)
+            run_main(module_of(script).main)
     finally:
         sys.argv = before
     lines = err.getvalue().splitlines()

@@ -32,11 +32,11 @@ from common.data import (
     numbers_of,
     symbols_of,
     text_of,
-    vocabulary_in,
 )
 from common.errors import UserError
 from common.language import parallel_streams, segment, segments
 from common.runs import flags
+from common.runs.run import load_run
 from evidence.pages import without_machine
 
 # ── copying memory ───────────────────────────────────────────────────────────────────────────────────────
@@ -210,7 +210,7 @@ def test_a_run_on_letters(main, tmp_path):
     run = folder_of(tmp_path)
     config = json.loads((run / "config.json").read_text())
     assert config["data"] == {**result["data"], "path": str(folder), "classes": 26}
-    model, _ = module_of("sMNIST_nvar").load(run)
+    model, _ = load_run(module_of("sMNIST_nvar"), run)
     assert model.readout.weight.shape == (26, 8)
     assert main("sMNIST_nvar", "--resume", run, "--epochs", "2")["epochs"] == 2
 
@@ -403,8 +403,8 @@ def test_a_server_that_never_ends(tmp_path, load):
     code = (f"import time, common.data as data, common.download as download\n"
             f"download.LONGEST = 0.3\n"
             f"data.get_mnist = data.get_members = lambda *given, **named: time.sleep(600)\n"
-            f"from common.errors import start\n"
-            f"start(lambda: data.{load}({str(tmp_path)!r}))\n")
+            f"from common.errors import run_main\n"
+            f"run_main(lambda: data.{load}({str(tmp_path)!r}))\n")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60,
                           check=False)
     assert done.returncode == 1
@@ -592,13 +592,9 @@ def test_the_record_of_a_text_maps_numbers_to_symbols(tmp_path, monkeypatch):
     record = json.loads(json.dumps(corpus.source.record()))
     assert record == {"digest": corpus.source.digest, "official": False, "path": str(tmp_path),
                       "vocabulary": ["t", "h", "e", "_", "<unk>", "<eos>"]}
-    assert vocabulary_in(record) == corpus.vocabulary
     assert torch.equal(numbers_of(["t", "h", "e", "_", "<unk>", "<eos>"], corpus.vocabulary), corpus.train)
     with pytest.raises(KeyError):
         numbers_of("thz", corpus.vocabulary)
-    for older in (None, {"digest": "ab"}):
-        with pytest.raises(UserError, match="holds no vocabulary"):
-            vocabulary_in(older)
 
 
 def test_a_collected_record_keeps_the_vocabulary(tmp_path):
@@ -606,7 +602,7 @@ def test_a_collected_record_keeps_the_vocabulary(tmp_path):
     symbols = ["/", "\\", '"', "=", "//", "\n", "a"]
     record = Source(tmp_path / "mine", "ab", False, "", {"vocabulary": symbols}).record()
     collected = json.loads(without_machine(json.dumps(record, indent=2)))
-    assert vocabulary_in(collected) == symbols
+    assert collected["vocabulary"] == symbols
     assert collected["path"] == "mine"
 
 

@@ -13,6 +13,7 @@ from conftest import LOOPS, ROOT, SCRIPTS, environment, module_of, task_of, tiny
 
 from common.errors import UserError
 from common.runs import flags, records
+from common.runs.run import load_run
 from evidence import rows, table
 
 
@@ -35,10 +36,10 @@ def refused(*typed, **named) -> str:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_all_that_a_script_reads_stands_in_it(script):
-    """Every args.x of main, build and load is a key of DEFAULTS, one that the rows hold, or a flag of every script."""
+    """Every args.x of main and build is a key of DEFAULTS, one that the rows hold, or a flag of every script."""
     tree = ast.parse((ROOT / f"{script}.py").read_text(encoding="utf-8"))
     read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)
-            and isinstance(node.value, ast.Name) and node.value.id == "args"} - {"vocabulary"}
+            and isinstance(node.value, ast.Name) and node.value.id == "args"}
     assert read <= set(module_of(script).DEFAULTS) | set(flags.FROM_ROW) | set(flags.SHARED)
 
 
@@ -169,7 +170,8 @@ def test_a_copy_works_under_any_name_and_is_tabled_as_itself(copied):
     assert own.model == "sRNN (exponential), my-copy.py, nhid 8, c-length 2, updates 3, T=6"
     assert "my-copy.py" in table.table([own])
     assert run(copied, "my-copy.py", "--resume", folder).returncode == 0
-    said = run(copied, "-c", f"import importlib; print(importlib.import_module('my-copy').load({str(folder)!r})[1].T)")
+    said = run(copied, "-c", f"import importlib, common.runs.run as run\n"
+               f"print(run.load_run(importlib.import_module('my-copy'), {str(folder)!r})[1].T)")
     assert said.stdout.strip() == "6", said.stderr
 
 
@@ -208,8 +210,8 @@ def build(''', 1)
     assert "copytask_nvar.py --seed" not in done.stdout                       # no command makes such a run again
 
     script.write_text(text)                                                   # the edit goes: weights fit, numbers not
-    load = f"import copytask_nvar; copytask_nvar.load({str(folder)!r})"
-    for asked in (["copytask_nvar.py", "--evaluate", folder], ["copytask_nvar.py", "--resume", folder], ["-c", load]):
+    opened = f"import copytask_nvar, common.runs.run as run; run.load_run(copytask_nvar, {str(folder)!r})"
+    for asked in (["copytask_nvar.py", "--evaluate", folder], ["copytask_nvar.py", "--resume", folder], ["-c", opened]):
         done = run(copied, *map(str, asked))
         assert done.returncode != 0
         assert "is a run with the stair Half, and the script now builds FixedStair" in done.stderr
@@ -304,7 +306,7 @@ class PerUnit(Stair):
 @pytest.mark.parametrize("script", ["copytask_alpha", "sMNIST_nvar", "language_expalpha"])
 def test_load(script, main, data_folder):
     _, folder = main(script, *tiny(script), *data_folder(script), "--net-type", "nnRNN")
-    model, args = module_of(script).load(folder)
+    model, args = load_run(module_of(script), folder)
     saved = torch.load(folder / "best.pt", weights_only=True)
     assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
     assert (args.nhid, args.net_type, model.training) == (8, "nnRNN", False)

@@ -18,7 +18,7 @@ from conftest import LOOPS, ROOT, SCRIPTS, module_of, task_of, tiny
 from common import data
 from common.cells import NNRNN, RNN, ExpRNN
 from common.data import PixelSequences
-from common.errors import UserError, start
+from common.errors import UserError, run_main
 from common.network import LSTM
 from common.runs import flags
 from common.stair import SCHEDULES, schedule
@@ -449,7 +449,7 @@ def test_a_mistake_is_one_line_and_status_2(monkeypatch, capsys):
     """As a process: the sentence on stderr, nothing on stdout, no traceback."""
     monkeypatch.setattr(sys, "argv", ["copytask_nvar.py", "--net-type", "expRNN", "--rinit", "xavier"])
     with pytest.raises(SystemExit) as stop:
-        start(module_of("copytask_nvar").main)
+        run_main(module_of("copytask_nvar").main)
     out, err = capsys.readouterr()
     assert stop.value.code == 2
     assert out == ""

@@ -436,10 +436,10 @@ def test_the_kernel_can_be_handed_in(net_type):
 
 
 def test_state_starts_at_zero():
-    assert not make("RNN").start(3).any()
-    assert make("RNN").start(3).shape == (3, 6)
-    assert not make("LSTM").start(3).any()
-    assert make("LSTM").start(3).shape == (2, 3, 6)
+    assert not make("RNN").initial_state(3).any()
+    assert make("RNN").initial_state(3).shape == (3, 6)
+    assert not make("LSTM").initial_state(3).any()
+    assert make("LSTM").initial_state(3).shape == (2, 3, 6)
 
 
 # ── LSTM ─────────────────────────────────────────────────────────────────────────────────────────────────

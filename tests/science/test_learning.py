@@ -82,7 +82,7 @@ def test_characters_are_learned():
     optimizer = OrthogonalRMSprop(parameter_groups(model, 5e-3, 5e-4, alpha=0.9))
     before, _ = evaluate(model, held_out, 20)
     for _ in range(8):
-        state = network.start(10)
+        state = network.initial_state(10)
         for k in range(segments(streams, 20)):
             symbols, target = segment(streams, k, 20)
             logits, state = model(symbols, state.detach())
