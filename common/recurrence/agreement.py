@@ -36,14 +36,13 @@ def solve(engine, given, rule, phi, last_only) -> dict:
     return {"h": h.detach(), **dict(zip(wanted, gradients, strict=True))}
 
 
-def errors(engine, given, rule, phi, last_only, tolerance: float = 1.0) -> dict:
-    """Errors of the result and every gradient against the float64 reference, relative to the largest number of each.
+def errors(found: dict, given, rule, phi, last_only, tolerance: float = 1.0) -> dict:
+    """Errors of what `solve` found against the float64 reference, relative to the largest number of each tensor.
 
     A tensor so small that its dtype cannot hold `tolerance` of it counts as 0: gradients that have faded to nothing.
     """
     exact = [None if t is None else t.detach().double().requires_grad_(t.requires_grad) for t in given]
     expected = solve(reference_recurrence, exact, rule, phi, last_only)
-    found = solve(engine, given, rule, phi, last_only)
     least = torch.finfo(given[0].dtype).tiny / tolerance
     return {name: ((found[name] - expected[name]).abs().max() / expected[name].abs().max().clamp(min=least)).item()
             for name in found}
@@ -84,13 +83,15 @@ def disagreement(engine, batch: int, hidden: int, rule: str, phi: str, dtype, pr
     with torch.inference_mode(False), torch.enable_grad():
         given, tolerance = problem(steps, batch, hidden, rule, phi, dtype, device), TOLERANCE[dtype, precision]
         for last_only in (False, True):
-            for name, error in errors(engine, given, rule, phi, last_only, tolerance).items():
+            first = solve(engine, given, rule, phi, last_only)
+            for name, error in errors(first, given, rule, phi, last_only, tolerance).items():
                 if not error <= tolerance:
                     what = name if name == "h" else f"the gradient of {name}"
                     return f"{what} is off by {error:.1e} of its largest number, {tolerance:.0e} is tolerated"
-            first, *again = (solve(engine, given, rule, phi, last_only) for _ in range(repetitions))
-            if any(not torch.equal(first[name], other[name]) for other in again for name in first):
-                return f"the same problem gave other bits within {repetitions} repetitions"
+            for _ in range(repetitions - 1):
+                again = solve(engine, given, rule, phi, last_only)
+                if not all(torch.equal(first[name], again[name]) for name in first):
+                    return f"the same problem gave other bits within {repetitions} repetitions"
     return None
 
 
@@ -113,23 +114,16 @@ def in_child(module: str, function: str, *arguments, seconds: float = 300):
     code = f"import json, sys; from {module} import {function} as f; print(json.dumps(f(*json.loads(sys.argv[1]))))"
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     try:
-        child = subprocess.Popen([sys.executable, "-c", code, json.dumps(arguments)], stdin=subprocess.DEVNULL,
-                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
-                                 start_new_session=True, env={**os.environ, "PYTHONPATH": paths})
+        child = subprocess.run([sys.executable, "-c", code, json.dumps(arguments)], stdin=subprocess.DEVNULL,
+                               capture_output=True, text=True, errors="replace", timeout=seconds, check=False,
+                               start_new_session=True, env={**os.environ, "PYTHONPATH": paths})
     except OSError as error:
         raise ChildFailed(f"no process could be started for it ({error.strerror})", told=False) from None
-    try:
-        said, complaint = child.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         raise ChildFailed(f"it did not end within {seconds:g} s") from None
-    finally:
-        if child.poll() is None:  # a compiler that it has started ends with it
-            os.killpg(child.pid, signal.SIGKILL) if hasattr(os, "killpg") else child.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold it for a while
-                child.communicate(timeout=10)
     if child.returncode == 0:
-        return json.loads(said.splitlines()[-1])
-    lines = [line.strip() for line in complaint.splitlines() if line.strip()]
+        return json.loads(child.stdout.splitlines()[-1])
+    lines = [line.strip() for line in child.stderr.splitlines() if line.strip()]
     how = f"signal {-child.returncode}" if child.returncode < 0 else f"status {child.returncode}"
     stopped = -child.returncode in (signal.SIGINT, signal.SIGTERM, 9)  # by a person, or for want of memory
     raise ChildFailed(f"it ended with {how}: {lines[-1][:200] if lines else 'it said nothing'}", told=not stopped)

@@ -26,9 +26,9 @@ def problem(rule, phi, steps, batch, hidden, dtype=torch.float64, device="cpu"):
             leaf(batch, hidden, scale=0.5), numbers, bias]
 
 
-def errors(*given) -> dict:
-    """Of the result and of every gradient, relative to the largest number of each."""
-    found = agreement.errors(*given)
+def errors(engine, *problem_and_case) -> dict:
+    """Of the engine's result and of every gradient, relative to the largest number of each."""
+    found = agreement.errors(agreement.solve(engine, *problem_and_case), *problem_and_case)
     assert all(math.isfinite(error) for error in found.values())
     return found
 

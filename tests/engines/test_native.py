@@ -72,7 +72,8 @@ find, ctypes.CDLL = ctypes.CDLL, lambda name, *given, **named: name and find(nam
 torch.set_num_threads(3)
 native_engine.WORK_PER_THREAD = 1
 given = agreement.problem(6, 13, 70, "exponential", "modrelu", torch.float64, "cpu")
-print(max(agreement.errors(native_engine.native_recurrence, given, "exponential", "modrelu", False).values()) < 1e-13)
+case = given, "exponential", "modrelu", False
+print(max(agreement.errors(agreement.solve(native_engine.native_recurrence, *case), *case).values()) < 1e-13)
 """
 
 
