@@ -1,8 +1,8 @@
-"""A training step of every task and cell, side by side in one process, and the recurrence beside the cores' peak.
+"""A training step of every task and cell, side by side in one process.
 
     python -m benchmarks -o results/speed.md    the page
     python -m benchmarks --quick                fewer repetitions
-    python -m benchmarks --tasks copying        one task only, without the recurrence alone
+    python -m benchmarks --tasks copying        one task only
     python -m benchmarks --rows --data data     what a run of each published row costs: memory and hours
     python -m benchmarks --cuda --engine triton --tf32
 
@@ -14,11 +14,8 @@ filled them, not another contender.
     ours         this project, engine auto (--engine picks another)
     authors      autograd through a Python loop, benchmarks/authors_way.py
     nn.RNN       torch.nn.RNN (tanh) in the place of the cell
-    peak         independent multiply-adds and nothing else, on every thread: the most that the cores can do
 
-CPU time counts all threads of this process, also threads that wait for others in a loop, and no other program. So the
-part of the peak is counted in CPU time: operations of the recurrence per second of CPU, 3 · 2 · T B H² for forward and
-backward, divided by those of the peak in the same turn.
+CPU time counts all threads of this process, also threads that wait for others in a loop, and no other program.
 """
 
 import argparse
@@ -28,7 +25,6 @@ import statistics
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,13 +37,13 @@ from common.copytask import CopyingTask
 from common.errors import UserError, run_main
 from common.network import build_network, mean_cross_entropy
 from common.optim import OrthogonalRMSprop, parameter_groups
-from common.orthogonal import skew_exponential, skew_start
-from common.recurrence import ENGINES, native_engine, stair_recurrence, unavailable_reason
+from common.orthogonal import skew_start
+from common.recurrence import ENGINES, unavailable_reason
 from common.runs.flags import number, one_of
 from common.runs.machine import device_name, keep_freed_memory, prepare_machine
 from common.runs.provenance import git_commit
 from common.runs.records import reading, write_output
-from common.stair import FixedStair, Nonlinearity
+from common.stair import FixedStair
 from evidence.rows import rows_of
 
 SHAPES = {  # T, B, H, I, C, a read-out at every step
@@ -58,7 +54,6 @@ SHAPES = {  # T, B, H, I, C, a read-out at every step
 SMALL = {"copying": (220, 8, 64, 10, 9, True), "psMNIST": (20, 8, 64, 1, 10, False),
          "characters": (9, 8, 64, 6, 7, True)}
 STARTS = {"copying": "henaff", "psMNIST": "cayley", "characters": "cayley"}  # of a rotation, as in the published rows
-ALONE = ((220, 10, 128), (200, 32, 256), (200, 100, 512), (60, 128, 1024))   # T, B, H of the recurrence alone
 CELLS = ("RNN", "RNN-Orth", "expRNN", "nnRNN")
 SCRIPTS = {"copying": "copytask", "psMNIST": "sMNIST", "characters": "language"}
 DRY_RUN = re.compile(r"([\d,]+) parameters;.*an update takes (\S+ s), the (\d+) updates of the run about ([^;\n]+)"
@@ -75,9 +70,6 @@ class TanhRNN(nn.Module):
         super().__init__()
         self.hidden_size, self.input_size = hidden_size, input_size
         self.rnn = nn.RNN(input_size, hidden_size)
-
-    def kernel(self):
-        return None
 
     def penalty(self):
         return 0.0
@@ -152,14 +144,14 @@ def take_turns(contenders: dict, rounds: int, device, steps: int = 1) -> dict[st
     `steps` at a time show what a step takes when the next one follows, as in training: caches are warm, and the host
     runs ahead of a GPU.
     """
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else torch.cpu.synchronize
+
     def once(step):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize()
         wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(steps):
             step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize()
         return Turn((time.perf_counter() - wall) / steps, (time.process_time() - cpu) / steps)
 
     for step in contenders.values():
@@ -171,15 +163,10 @@ def take_turns(contenders: dict, rounds: int, device, steps: int = 1) -> dict[st
     return turns
 
 
-def quartiles(values) -> tuple[float, float, float]:
-    values = list(values)
-    return tuple(statistics.quantiles(values, n=4)) if len(values) > 1 else (values[0],) * 3
-
-
 def shown(turns: list[Turn], device) -> str:
     """Median and quartiles in milliseconds; on a CPU those of the CPU time too."""
     def text(seconds):
-        low, middle, high = (1e3 * second for second in quartiles(seconds))
+        low, middle, high = statistics.quantiles((1e3 * second for second in seconds), n=4)
         return f"{middle:.1f} ({low:.1f}–{high:.1f})"
 
     wall = text(turn.wall for turn in turns)
@@ -188,44 +175,6 @@ def shown(turns: list[Turn], device) -> str:
 
 def ratio(slow: list[Turn], fast: list[Turn]) -> float:
     return statistics.median(a.wall / b.wall for a, b in zip(slow, fast, strict=True))
-
-
-def milliseconds(turns: list[Turn], device) -> float:
-    """Median: of the CPU time on a CPU, which other programs do not lengthen much, else by the clock."""
-    return 1e3 * statistics.median(turn.wall if device.type == "cuda" else turn.cpu for turn in turns)
-
-
-class Peak:
-    """The contender that does nothing but multiply-adds, on every thread; {} of contenders where it cannot run."""
-
-    ROUNDS = 2_000_000  # 13 ms of a core with 117 GFLOP/s
-
-    def __init__(self, device):
-        self.is_known = device.type == "cpu" and unavailable_reason("native", device) is None
-        self.others = torch.get_num_threads() - 1
-        self.pool = ThreadPoolExecutor(max(1, self.others))
-        self.operations = 0.0
-
-    def contender(self) -> dict:
-        return {"peak": self.run} if self.is_known else {}
-
-    def run(self):
-        others = self.pool.map(native_engine.multiply_adds, [self.ROUNDS] * self.others)
-        self.operations = native_engine.multiply_adds(self.ROUNDS) + sum(others)
-
-    def rate(self, turns: dict) -> str:
-        """GFLOP/s of a core."""
-        if not self.is_known:
-            return "—"
-        return f"{self.operations / statistics.median(turn.cpu for turn in turns['peak']) / 1e9:.0f}"
-
-    def part(self, operations: float, name: str, turns: dict) -> str:
-        """The part of the peak that contender `name` reached with so many operations a step, in % with quartiles."""
-        if not self.is_known:
-            return "—"
-        low, middle, high = quartiles(100 * operations / self.operations * peak.cpu / turn.cpu
-                                      for turn, peak in zip(turns[name], turns["peak"], strict=True))
-        return f"{middle:.0f} ({low:.0f}–{high:.0f})"
 
 
 # ── the tables ───────────────────────────────────────────────────────────────────────────────────────────
@@ -244,67 +193,6 @@ def compare(task: str, rounds: int, engine: str, device, say) -> None:
         say(f"| {net_type} | {shown(turns['ours'], device)} | {shown(turns['authors'], device)} "
             f"| {ratio(turns['authors'], turns['ours']):.1f}× | {shown(turns['nn.RNN'], device)} "
             f"| {ratio(turns['nn.RNN'], turns['ours']):.1f}× |")
-    where_the_time_goes(task, rounds, engine, device, say)
-
-
-class Recurrence:
-    """The recurrence alone, with a stair ρ_t and modReLU: T steps of a batch of B with H units."""
-
-    def __init__(self, steps, batch, hidden, engine, device, last_only=False, kernel=None):
-        self.engine, self.last_only, self.operations = engine, last_only, 2 * steps * batch * hidden**2
-        self.stair, self.phi = FixedStair("expn", steps).to(device), Nonlinearity("modrelu", hidden).to(device)
-        self.x = (0.1 * torch.randn(steps, batch, hidden, device=device)).requires_grad_()
-        kernel = nn.init.orthogonal_(torch.empty(hidden, hidden)) if kernel is None else kernel
-        self.kernel = kernel.to(device).requires_grad_()
-        self.h0 = torch.zeros(batch, hidden, device=device)
-        shape = (batch, hidden) if last_only else (steps, batch, hidden)
-        self.grad = torch.randn(shape, device=device) / (batch * steps)
-
-    def forward(self):
-        return stair_recurrence(self.x, self.kernel, self.h0, self.stair, self.phi, engine=self.engine,
-                                last_only=self.last_only)
-
-    def both(self):
-        torch.autograd.grad(self.forward(), (self.x, self.kernel, self.phi.bias), self.grad)
-
-
-def where_the_time_goes(task: str, rounds: int, engine: str, device, say) -> None:
-    """The parts of a step, each timed alone."""
-    steps, batch, hidden, _, _, every_step = SHAPES[task]
-    rotation = our_network(task, "expRNN", engine).to(device).cell.rotation
-    skew = rotation.skew().detach().requires_grad_()
-    alone = Recurrence(steps, batch, hidden, engine, device, not every_step, skew_exponential(skew).detach())
-    grad_kernel, peak = torch.randn(hidden, hidden, device=device), Peak(device)
-
-    def exponential():
-        torch.autograd.grad(rotation(engine), rotation.logarithm, grad_kernel)
-
-    def torch_exponential():
-        torch.autograd.grad(torch.matrix_exp(skew), skew, grad_kernel)
-
-    turns = take_turns({"forward": alone.forward, "both": alone.both, **peak.contender(), "exp": exponential,
-                        "torch exp": torch_exponential,
-                        "step": our_step(task, our_network(task, "expRNN", engine), device)},
-                       rounds, device, STEPS_IN_A_TURN[task])
-    t = {name: milliseconds(values, device) for name, values in turns.items()}
-    clock = "" if device.type == "cuda" else " of CPU time"
-    say(f"\nAn expRNN step of {t['step']:.1f} ms{clock}: recurrence forward {t['forward']:.1f}, backward with dW "
-        f"{t['both'] - t['forward']:.1f} (together {peak.part(3 * alone.operations, 'both', turns)} % of the peak), "
-        f"matrix exponential and adjoint {t['exp']:.1f} (torch.matrix_exp {t['torch exp']:.1f}), "
-        f"input, read-out, loss, optimizer {t['step'] - t['both'] - t['exp']:.1f}.")
-
-
-def recurrence_alone(shapes, rounds: int, engine: str, device, say) -> None:
-    """Forward, and forward and backward with dW, of the recurrence against the peak of the cores in the same turns."""
-    say("\n| T | B | H | peak, GFLOP/s a core | forward, ms | % of the peak | forward + backward, ms | % of the peak |")
-    say("|---|---|---|---|---|---|---|---|")
-    for steps, batch, hidden in shapes:
-        alone, peak = Recurrence(steps, batch, hidden, engine, device), Peak(device)
-        contenders = {"forward": alone.forward, "both": alone.both, **peak.contender()}
-        turns = take_turns(contenders, rounds, device, max(1, min(20, round(3e8 / alone.operations))))
-        say(f"| {steps} | {batch} | {hidden} | {peak.rate(turns)} | {shown(turns['forward'], device)} "
-            f"| {peak.part(alone.operations, 'forward', turns)} | {shown(turns['both'], device)} "
-            f"| {peak.part(3 * alone.operations, 'both', turns)} |")
 
 
 def cost_of_rows(tasks, text: str, more: list[str], data: str | None, say) -> None:
@@ -324,28 +212,19 @@ def cost_of_rows(tasks, text: str, more: list[str], data: str | None, say) -> No
 
 def processor() -> str:
     """The name of the processor, where the system tells it."""
-    try:
-        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    except OSError:
-        found = None
+    told = Path("/proc/cpuinfo")
+    found = told.exists() and re.search(r"^model name\s*: (.+)$", told.read_text(encoding="utf-8"), re.MULTILINE)
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def around_the_tables(path: Path, place: str) -> tuple[str, str]:
-    """What stands before and after the tables of a page, which lie between the lines `place` and <!-- end -->.
-
-    Raises UserError for a file that cannot be read or has no such place; a new or empty file is nothing but tables.
-    """
-    if not path.parent.is_dir():
-        raise UserError(f"there is no folder {path.parent}; make it or name another file with -o")
-    with reading(path, "name another file with -o"):
-        page = path.read_text(encoding="utf-8") if path.exists() else ""
-    before, found, rest = page.partition(place)
-    _, end, after = rest.partition("<!-- end -->")
-    if page and not end:
-        raise UserError(f"{path} has no place for the tables, the two lines {place.strip()} and <!-- end -->; "
-                        "add them or name a new file with -o")
-    return f"{before}{found}\n" * bool(page), f"\n{end}{after}" * bool(page)
+def around_the_tables(path: Path, place: str) -> list[str]:
+    """What stands before and after the tables of a page, which lie between the lines `place` and <!-- end -->."""
+    with reading(path, "name a page that is there with -o, or write a new one with > FILE"):
+        found = re.split(f"(?<={re.escape(place)}\n).*?(?=<!-- end -->)", path.read_text(encoding="utf-8"), maxsplit=1,
+                         flags=re.DOTALL)
+    if len(found) < 2:
+        raise UserError(f"{path} has no place for the tables: add the two lines {place} and <!-- end -->")
+    return found
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -354,7 +233,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tasks", nargs="+", choices=SHAPES, default=list(SHAPES), help="default: all three")
     parser.add_argument("--engine", type=one_of("auto", *ENGINES), default="auto",
                         help="time loop of our step (default: %(default)s)")
-    parser.add_argument("--rounds", type=number(int, 1), default=9, help="turns of every contender (default: 9)")
+    parser.add_argument("--rounds", type=number(int, 2), default=9, help="turns of every contender (default: 9)")
     parser.add_argument("--quick", action="store_true", help="three rounds")
     parser.add_argument("--rows", nargs="?", const="", metavar="TEXT",
                         help="only what a run of each published row costs, of those with TEXT in their name")
@@ -380,14 +259,13 @@ def main(argv=None) -> None:
     if args.small:
         SHAPES.update(SMALL)
         STEPS_IN_A_TURN.update(copying=1)
-    page, place = [], f"<!-- python -m benchmarks{' --rows' * (args.rows is not None)} -->\n"
+    page, place = [], f"<!-- python -m benchmarks{' --rows' * (args.rows is not None)} -->"
+    before, after = around_the_tables(args.output, place) if args.output else ("", "")
 
     def say(text):
         page.append(text)
         print(text, flush=True)
 
-    if args.output is not None:
-        around_the_tables(args.output, place)
     name = device_name(device) if args.cuda else f"{processor()}, {device_name(device)}"
     say(f"{name}; torch {torch.__version__}, {'tf32' if args.tf32 else 'float32'}; {time.strftime('%Y-%m-%d')}, commit "
         f"{git_commit() or 'unknown'}.")
@@ -396,14 +274,10 @@ def main(argv=None) -> None:
         cost_of_rows([SCRIPTS[task] for task in args.tasks], args.rows, more, args.data, say)
     else:
         say(f"Medians of {rounds} turns, quartiles in brackets.")
-        if len(args.tasks) == len(SHAPES):
-            say("\n## The recurrence alone: z_t = x_t + h_{t-1} W, modReLU, a fixed stair")
-            recurrence_alone(ALONE, rounds, args.engine, device, say)
         for task in args.tasks:
             compare(task, rounds, args.engine, device, say)
-    if args.output is not None:
-        before, after = around_the_tables(args.output, place)
-        write_output(args.output, (before + "\n".join(page) + "\n" + after).encode())
+    if args.output:
+        write_output(args.output, "\n".join([before, *page, "", after]).encode())
 
 
 if __name__ == "__main__":

@@ -55,9 +55,7 @@ class AuthorsModel(nn.Module):
         return sum(mse_loss(gamma, torch.ones_like(gamma)) for gamma in self.gamma) if self.net_type == "nnRNN" else 0.0
 
     def modrelu(self, z):
-        norm = torch.abs(z)
-        magnitude = torch.relu(norm + self.bias)
-        return torch.sign(z) * magnitude
+        return torch.sign(z) * torch.relu(torch.abs(z) + self.bias)
 
     def states(self, x):
         """x (T, B, I), or symbols (T, B), → a list of T hidden states (B, H)."""
@@ -83,13 +81,8 @@ def training_step(model: AuthorsModel, x, target, every_step: bool):
         for optimizer in optimizers:
             optimizer.zero_grad()
         states = model.states(x)
-        if every_step:
-            loss = 0.0
-            for h, answer in zip(states, target, strict=True):
-                loss = loss + cross_entropy(model.readout(h), answer)
-            loss = loss / len(states)
-        else:
-            loss = cross_entropy(model.readout(states[-1]), target)
+        answered = list(zip(states, target, strict=True)) if every_step else [(states[-1], target)]
+        loss = sum(cross_entropy(model.readout(h), answer) for h, answer in answered) / len(answered)
         (loss + 1e-4 * model.penalty()).backward()
         for optimizer in optimizers:
             optimizer.step()

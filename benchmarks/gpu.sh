@@ -3,18 +3,15 @@
 #
 # DATA holds MNIST/ and pennchar/ (data/README.md); nothing is downloaded. PYTHON names another interpreter than python3
 # (with requirements-dev.txt), OUT the folder. A second call with the same OUT goes on with the rows. Nine minutes are
-# enough for the first tests and numbers. SMALL=1 tries the script on the CPU at tiny sizes, where numbers mean nothing.
+# enough for the first tests and numbers.
 set -u
 if [ $# != 2 ] || ! [ "$1" -ge 0 ] 2>/dev/null || ! [ -d "$2" ]; then
     echo "usage: $0 MINUTES DATA, whole minutes and a folder" >&2
     exit 2
 fi
 end=$((SECONDS + 60 * $1)) data=$(cd "$2" && pwd) python=${PYTHON:-python3} out=${OUT:-gpu-$(date +%Y%m%d-%H%M%S)}
-if ! command -v "$python" > /dev/null; then
-    echo "$0: $python is not a program; PYTHON can name another" >&2
-    exit 2
-elif [ -z "${SMALL:-}" ] && ! "$python" -c "import sys, torch; sys.exit(not torch.cuda.is_available())" 2> /dev/null; then
-    echo "$0: $python has no torch that sees a GPU; PYTHON can name another, SMALL=1 tries the script on the CPU" >&2
+if ! "$python" -c "import sys, torch; sys.exit(not torch.cuda.is_available())" 2> /dev/null; then
+    echo "$0: $python is no program with a torch that sees a GPU; PYTHON can name another" >&2
     exit 2
 fi
 mkdir -p "$out/runs" && out=$(cd "$out" && pwd) && cd "$(dirname "$0")/.." || exit 1
@@ -38,39 +35,29 @@ part() {                                        # SECONDS NAME COMMAND...; if it
 }
 agreement() { part 90 "agreement $*" "$python" -c "import torch; from common.recurrence.triton_engine import is_right
 raise SystemExit(not is_right($1, $2, '$3', 'modrelu', torch.float32, torch.device('cuda', 0), '$4'))"; }
-bench() { part "$1" "benchmark ${*:2}" "$python" -m benchmarks "${device[@]}" --quick --tasks "${@:2}"; }
+bench() { part "$1" "benchmark ${*:2}" "$python" -m benchmarks --cuda --quick --tasks "${@:2}"; }
 tests() { part "$1" "tests $2" "$python" -m pytest -q -m gpu -rfE --tb=short tests/engines/test_gpu.py -k "$2"; }
-row() { part 86400 "row $1 $2" "$python" -m evidence "$1" --only "$2" --seeds 400 --short --run "${flags[@]}" \
+row() { part 86400 "row $1 $2" "$python" -m evidence "$1" --only "$2" --seeds 400 --short --run --cuda \
     --data "$data" --save "$out/runs"; }
 
 first="200_repetitions or cannot_end or norm_of_a_state"
-if [ "${SMALL:-}" ]; then
-    device=(--small) flags=(--with="--nhid 8 --batch 500 --epochs 1") rows=("sRNN (exponential) expn")
-else
-    device=(--cuda) flags=(--cuda)
-    rows=("sRNN (exponential) expn" "expRNN none" "nnRNN none" "sRNN, henaff expn" "RNN-Orth, henaff none")
-fi
 part 30 environment "$python" -m torch.utils.collect_env
 part 10 version git describe --always --dirty
-if [ -z "${SMALL:-}" ]; then
-    agreement 100 512 scale ieee
-    agreement 10 128 scale ieee
-    for task in psMNIST copying; do bench 60 $task --engine triton; done
-    tests 90 "$first"
-    agreement 128 1024 scale ieee
-    bench 60 characters --engine triton
-fi
+agreement 100 512 scale ieee
+agreement 10 128 scale ieee
+for task in psMNIST copying; do bench 60 $task --engine triton; done
+tests 90 "$first"
+agreement 128 1024 scale ieee
+bench 60 characters --engine triton
 for task in psMNIST copying characters; do bench 60 $task --engine torch; done
 tests 300 "not ($first)"
-if [ -z "${SMALL:-}" ]; then
-    agreement 100 512 scale tf32
-    agreement 100 512 exponential ieee
-    bench 60 psMNIST --engine triton --tf32
-    if command -v ncu > /dev/null; then
-        part 120 profile ncu --kernel-name forward --launch-skip 2 --launch-count 1 --set full "$python" -m benchmarks \
-            --cuda --quick --tasks psMNIST --engine triton
-    fi
+agreement 100 512 scale tf32
+agreement 100 512 exponential ieee
+bench 60 psMNIST --engine triton --tf32
+if command -v ncu > /dev/null; then
+    part 120 profile ncu --kernel-name forward --launch-skip 2 --launch-count 1 --set full "$python" -m benchmarks \
+        --cuda --quick --tasks psMNIST --engine triton
 fi
-for row in "${rows[@]}"; do
+for row in "sRNN (exponential) expn" "expRNN none" "nnRNN none" "sRNN, henaff expn" "RNN-Orth, henaff none"; do
     for task in sMNIST language; do row $task "$row"; done
 done
