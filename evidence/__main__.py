@@ -40,7 +40,7 @@ def main(argv=None) -> None:
     if args.collect:  # first, so that --update beside it shows what came in
         pages.collect(args.collect, args.save[0])
     if args.update:
-        pages.update(Path("."), args.drop)
+        pages.update(Path("."))
     if args.collect or args.update:
         return
     if args.vary and len(args.vary) < 2:

@@ -8,6 +8,7 @@ In README.md and results/*.md a table stands between two comments, the first of 
 and a picture follows the comment with the command that draws it, `python -m evidence.pictures ... -o results/NAME.png`.
 """
 
+import itertools
 import json
 import os
 import re
@@ -38,20 +39,20 @@ def fill(text: str) -> str:
     return TABLE.sub(printed, text)
 
 
-def update(root: Path, drop: bool = False) -> None:
+def update(root: Path) -> None:
     """Write the tables and the pictures of all pages anew, after all tables have been made.
 
-    Raises UserError where a value that a page shows would become "not run", unless `drop` says that it may.
+    Raises UserError where a table would show fewer runs than it does, because records are missing.
     """
     if not (root / "README.md").exists():
         raise UserError("there is no README.md here; update in the project's folder, where README.md and results/ are")
     old = {page: page.read_text(encoding="utf-8") for page in pages(root)}
     new = {page: fill(text) for page, text in old.items()}
     for page in old:
-        if (lost := lost_values(old[page], new[page])) and not drop:
-            raise UserError(f"{page}: the records hold no run any more for {lost[0]}"
-                            + (f" and {len(lost) - 1} more" if len(lost) > 1 else "")
-                            + "; bring the records back, or add --drop to write \"not run\"")
+        for before, after in zip(TABLE.finditer(old[page]), TABLE.finditer(new[page]), strict=True):
+            if after[0].count("n = ") < before[0].count("n = "):
+                raise UserError(f"{page}: the records hold fewer runs than the table of python -m evidence {before[2]} "
+                                "shows; bring them back, or delete the lines of the table to make it anew")
     for page, text in new.items():
         if text != old[page]:
             write_atomically(page, text.encode(), "then update again")
@@ -59,19 +60,6 @@ def update(root: Path, drop: bool = False) -> None:
     for text in new.values():
         for command in PICTURE.findall(text):
             pictures.main(shlex.split(command))
-
-
-def lost_values(old: str, new: str) -> list[str]:
-    """The lines of tables in which fewer cells show runs ("n = ") in `new` than in `old`, by their first cells."""
-    return [name for before, after in zip(TABLE.finditer(old), TABLE.finditer(new), strict=True)
-            for name, count in runs_shown(before[0]).items() if count > runs_shown(after[0]).get(name, 0)]
-
-
-def runs_shown(table_: str) -> dict[str, int]:
-    """How many cells of each line of a Markdown table show runs, by its first cells: those before any score."""
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table_.splitlines() if line.startswith("|")]
-    return {" ".join(cell for cell in line[:2] if "n =" not in cell and cell != "not run"):
-            sum("n =" in cell for cell in line) for line in lines}
 
 
 # ── records ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -85,17 +73,13 @@ def without_machine(text: str) -> str:
 def place_for(folder: Path, config: dict, target: Path) -> Path:
     """The folder of `target` that holds this run's record, or a new one: names may be taken by other runs."""
     parent = target / config["script"]
-    for number in range(1, 10_000):
+    for number in itertools.count(1):
         place = parent / (folder.name if number == 1 else f"{folder.name}-{number}")
-        if not os.path.lexists(place / "config.json") or is_of_one_run(read_config(place), config):
+        if not os.path.lexists(place / "config.json"):
             return place
-    raise UserError(f"{parent} already holds 9,999 runs called {folder.name}")
-
-
-def is_of_one_run(there: dict, config: dict) -> bool:
-    """Whether two records are of the same run, which may have gone on to more epochs since the first was copied."""
-    return there == config or (there.get("started") is not None
-                               and all(there.get(name) == config.get(name) for name in ("started", "argv", "versions")))
+        there = read_config(place)
+        if all(there.get(name) == config.get(name) for name in ("run", "started", "argv")):
+            return place
 
 
 AGAIN = "of the new with the options and seed of an earlier record, which the tables go on to show"

@@ -287,7 +287,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m evidence", formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", nargs="?", metavar="TASK", help=f"{', '.join(TASKS)}, or the path of your own script")
     parser.add_argument("--update", action="store_true", help="write the tables and pictures of the pages anew")
-    parser.add_argument("--drop", action="store_true", help="with --update: drop values whose records are gone")
     parser.add_argument("--collect", type=Path, nargs="+", metavar="FOLDER", help="copy the records of runs to --save")
     parser.add_argument("--publish-code", action="store_true",
                         help="from now on the code as it stands here counts as the project's own (for maintainers)")

@@ -102,3 +102,6 @@ def test_update_writes_pages_and_pictures(monkeypatch, tmp_path, capsys):
     assert "1 tables\n" in capsys.readouterr().out
     with pytest.raises(UserError, match="in the project's folder"):
         pages.update(tmp_path / "results")
+    page.write_text(page.read_text(encoding="utf-8").replace("not run", "n = 1"), encoding="utf-8")
+    with pytest.raises(UserError, match="fewer runs than the table of python -m evidence copytask --short shows"):
+        pages.update(tmp_path)
