@@ -1,6 +1,6 @@
 """The triton engine on the CPU: kernels run by Triton's interpreter, against the float64 reference.
 
-`python interpreted.py GROUP` runs a group of cases and prints a JSON object: case → the largest error of the
+`python interpreted.py DTYPE GROUP ...` runs groups of cases and prints a JSON object: group → case → the error of the
 result and of every gradient, relative to the largest number of each. Its own process, because triton decides at its
 import whether kernels are interpreted. The programs of a launch run one after the other, so a launch whose programs
 wait for each other is not run here but its steps one by one; what waits is tested on a GPU.
@@ -127,7 +127,7 @@ def tensor_cores(dtype):
     torch.set_float32_matmul_precision("high")
     kernel, h0 = torch.linalg.qr(torch.randn(64, 64))[0], torch.randn(2, 64)
     as_it_is = mock.patch.object(triton_kernels, "_rounded", triton.jit(unrounded))
-    steps = 200
+    steps = 80
     for name, rounds in (("rounded", contextlib.nullcontext()), ("left to the core", as_it_is)):
         with rounds, mock.patch.object(InterpreterBuilder, "create_dot", cut_off):
             x, numbers = torch.zeros(steps, 2, 64), torch.ones(steps)
@@ -150,5 +150,5 @@ GROUPS = {group.__name__: group
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    group, name = sys.argv[1:]
-    print(json.dumps(dict(GROUPS[group](getattr(torch, name)))))
+    name, *groups = sys.argv[1:]
+    print(json.dumps({group: dict(GROUPS[group](getattr(torch, name))) for group in groups}))

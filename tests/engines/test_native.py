@@ -217,7 +217,7 @@ def test_a_library_that_is_wrong_costs_no_run(tmp_path, body, told):
     assert [path.name for path in (tmp_path / "cache" / "stair-rnn").iterdir()] == ["lock"]
 
 
-@pytest.mark.parametrize("compiler", ["no-such-compiler", "g++ '", "false"])
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
 def test_asked_for_by_name_without_a_compiler(tmp_path, compiler):
     """A run with --engine native ends in one sentence, before it makes a folder."""
     env = {**environment(), "XDG_CACHE_HOME": str(tmp_path / "cache"), "CXX": compiler}
