@@ -36,7 +36,7 @@ from common import copytask, language, optim, smnist
 from common.copytask import CopyingTask
 from common.errors import UserError, run_main
 from common.network import build_network, mean_cross_entropy
-from common.optim import OrthogonalRMSprop, parameter_groups
+from common.optim import optimizer_for
 from common.orthogonal import skew_start
 from common.recurrence import ENGINES, unavailable_reason
 from common.runs.flags import number, one_of
@@ -103,7 +103,7 @@ def our_step(task: str, network, device):
         model = smnist.PixelModel(network).to(device)
     else:
         model = language.CharacterModel(network, classes, input_size).to(device)
-    optimizer = OrthogonalRMSprop(parameter_groups(model, 1e-5, 1e-6, alpha=0.9))
+    optimizer = optimizer_for(model, 1e-5, 1e-6, alpha=0.9)
 
     def step():
         out = model(x)

@@ -46,22 +46,23 @@ def input_start(name: str, input_size: int, hidden_size: int) -> torch.Tensor:
 
 def check_start(net_type: str, rinit: str) -> None:
     """Raises ValueError where the recurrent start `rinit` has no meaning for `net_type`."""
-    if net_type == "RNN-Orth" and rinit == "xavier":
-        raise ValueError("xavier is not orthogonal, which RNN-Orth starts from; "
-                         "use RNN, or random, henaff, cayley or skew")
-    if net_type in ("expRNN", "nnRNN") and rinit == "xavier":
-        raise ValueError(f"xavier starts a free matrix, but {net_type}'s is the exponential of a skew-symmetric one; "
-                         "use henaff, cayley, random or skew")
-    if net_type == "LSTM" and rinit not in ("xavier", "random"):
-        raise ValueError(f"{rinit} has no meaning for the gates of an LSTM; use xavier or random")
+    starts = {"RNN": RECURRENT_STARTS, "LSTM": ("xavier", "random")}.get(net_type, ROTATION_STARTS)
+    if rinit not in starts:
+        what = "the gates of an LSTM" if net_type == "LSTM" else f"{net_type}, whose matrix starts orthogonal"
+        raise ValueError(f"{rinit} has no meaning for {what}; use {', '.join(starts)}")
 
 
 class Cell(nn.Module):
-    """The input map U (I, H), and the parts that a cell may leave out: input bias, rotation, penalty."""
+    """The input map U (I, H) and its bias. Each cell adds `kernel(engine)` → W (H, H), and sets what it has of
+
+    rotation   a `Rotation`, whose logarithm takes the orthogonal step of the optimizer
+    upper      the entries of T, for the weight decay `Tdecay`
+    """
 
     def __init__(self, input_size: int, hidden_size: int, iinit: str, input_bias: bool):
         super().__init__()
         self.input_size, self.hidden_size = input_size, hidden_size
+        self.rotation = self.upper = None
         self.input_weight = nn.Parameter(input_start(iinit, input_size, hidden_size))
         bound = 1 / math.sqrt(input_size)
         self.input_bias = nn.Parameter(torch.empty(hidden_size).uniform_(-bound, bound)) if input_bias else None
@@ -85,18 +86,6 @@ class Cell(nn.Module):
     def penalty(self):
         """What the cell adds to the loss, before the factor `alam`: 0 except for nnRNN."""
         return 0.0
-
-    def orthogonality_error(self) -> float | None:
-        """max |P Pᵀ − 1| of the matrix P that is orthogonal by construction; None for a cell without such a matrix."""
-        return None
-
-    def rotation_parameters(self) -> list:
-        """The logarithms of rotations, for the orthogonal step of the optimizer."""
-        return []
-
-    def triangular_parameters(self) -> list:
-        """The entries of T, for the weight decay `Tdecay`."""
-        return []
 
 
 class RNN(Cell):
@@ -138,7 +127,7 @@ class Rotation(nn.Module):
 
     @torch.no_grad()
     def error(self) -> float:
-        """max |P Pᵀ − 1| of P = exp(S)."""
+        """max |P Pᵀ − 1| of P = exp(S). The W of nnRNN is not orthogonal."""
         p = self()
         return (p @ p.t() - torch.eye(self.size, dtype=p.dtype, device=p.device)).abs().max().item()
 
@@ -152,12 +141,6 @@ class ExpRNN(Cell):
 
     def kernel(self, engine="auto"):
         return self.rotation(engine)
-
-    def orthogonality_error(self):
-        return self.rotation.error()
-
-    def rotation_parameters(self):
-        return [self.rotation.logarithm]
 
 
 class NNRNN(Cell):
@@ -182,16 +165,6 @@ class NNRNN(Cell):
     def penalty(self):
         """Σ_k (γ_k − 1)², a scalar tensor."""
         return nn.functional.mse_loss(self.gamma, torch.ones_like(self.gamma), reduction="sum")
-
-    def orthogonality_error(self):
-        """The error of P; W itself is not orthogonal."""
-        return self.rotation.error()
-
-    def rotation_parameters(self):
-        return [self.rotation.logarithm]
-
-    def triangular_parameters(self):
-        return [self.upper]
 
 
 class _SchurProduct(torch.autograd.Function):

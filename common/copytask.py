@@ -30,21 +30,9 @@ class CopyingTask:
     def __init__(self, T: int = 200, labels: int = 8, c_length: int = 10, vari: bool = False, seed: int = 0):
         self.T, self.labels, self.c_length, self.vari = T, labels, c_length, vari
         self.generator = torch.Generator().manual_seed(seed)
-
-    @property
-    def steps(self) -> int:
-        """Length of the longest sequence, T + 2c."""
-        return self.T + 2 * self.c_length
-
-    @property
-    def input_symbols(self) -> int:
-        """Different symbols in the input: blank, labels, marker."""
-        return self.labels + 2
-
-    @property
-    def classes(self) -> int:
-        """Different symbols in the target: blank and labels."""
-        return self.labels + 1
+        self.steps = T + 2 * c_length       # length of the longest sequence
+        self.input_symbols = labels + 2     # blank, labels, marker
+        self.classes = labels + 1           # blank and labels
 
     def memoryless_loss(self) -> float:
         """Cross entropy of a model that knows the task and guesses the symbols: c ln(labels) / (T + 2c)."""

@@ -148,10 +148,9 @@ def load_mnist(folder: Path | None = None, permute: bool = False) -> tuple[Pixel
     order, split = (torch.from_numpy(generator.permutation(count)) for count in (784, len(labels)))
     order = order if permute else torch.arange(784)
     train, valid = split.tensor_split([len(split) * 5 // 6])
-    images, test_images = images.flatten(1), test_images.flatten(1)
-    return (PixelSequences(images[train][:, order], labels[train] - first, source, classes),
-            PixelSequences(images[valid][:, order], labels[valid] - first, source, classes),
-            PixelSequences(test_images[:, order].contiguous(), test_labels - first, source, classes))
+    return tuple(PixelSequences(pixels.flatten(1)[:, order].contiguous(), numbers - first, source, classes)
+                 for pixels, numbers in ((images[train], labels[train]), (images[valid], labels[valid]),
+                                         (test_images, test_labels)))
 
 
 def read_idx(path: Path) -> tuple[torch.Tensor, str]:
@@ -198,15 +197,15 @@ class Characters:
     @property
     def unit(self) -> str:
         """What is counted: "character", or "symbol" where a symbol is longer."""
-        return "symbol" if long_symbol(self.vocabulary) else "character"
+        return "symbol" if has_words(self.vocabulary) else "character"
 
 
 def load_characters(folder: Path | None = None, text: Path | None = None) -> Characters:
     """The text file `text` if there is one, else the character files of a folder (pennchar/{train,valid,test}.txt).
 
     In those, blanks and tabs separate symbols, and every line ends in <eos>; symbols are numbered in the order in which
-    train.txt brings them. Raises UserError for files that are missing and cannot be fetched, are empty, are no text, or
-    hold a symbol that train.txt does not.
+    train.txt brings them. Raises UserError for files that are missing and cannot be fetched, are no text, or hold a
+    symbol that train.txt does not.
     """
     if text is not None:
         return load_text(text)
@@ -220,8 +219,6 @@ def load_characters(folder: Path | None = None, text: Path | None = None) -> Cha
         content, digests[name] = read_text(penn / name, "--data")
         symbols = [END_OF_LINE if symbol == "\n" else symbol
                    for symbol in re.findall(r"\n|[^ \t\n]+", content.removesuffix("\n") + "\n")]
-        if set(symbols) == {END_OF_LINE}:
-            raise UserError(f"{penn / name} is empty; it should hold characters separated by blanks", 1)
         vocabulary = vocabulary or list(dict.fromkeys(symbols))
         try:
             numbers.append(numbers_of(symbols, vocabulary))
@@ -235,17 +232,11 @@ def load_characters(folder: Path | None = None, text: Path | None = None) -> Cha
 def load_text(path: Path) -> Characters:
     """A UTF-8 text by characters, line ends included: 90 % to train on, then 5 % to validate and 5 % to test.
 
-    Symbols are numbered in the order of Unicode. Raises UserError for a file that cannot be read, is no text or empty.
+    Symbols are numbered in the order of Unicode. Raises UserError for a file that cannot be read or is no text.
     """
     text, digest = read_text(path, "--text")
-    if not text:
-        raise UserError(f"{path} is empty; name another file with --text", 1)
-    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-    shown = np.zeros(0x110000, np.bool_)  # a place for each character that Unicode can have
-    shown[codes] = True
-    numbers = torch.from_numpy((np.cumsum(shown, dtype=np.int64) - 1)[codes])
-    vocabulary = [chr(code) for code in np.flatnonzero(shown)]
-    parts = numbers.tensor_split([len(text) * 90 // 100, len(text) * 95 // 100])
+    vocabulary = sorted(set(text))
+    parts = numbers_of(text, vocabulary).tensor_split([len(text) * 90 // 100, len(text) * 95 // 100])
     train, valid, test = map(len, parts)
     note = f"{path}: {len(text):,} characters, {len(vocabulary):,} different; {train:,} to train on, {valid:,} to " \
            f"validate, {test:,} to test"
@@ -262,20 +253,20 @@ def numbers_of(symbols: Iterable[str], vocabulary: Iterable[str]) -> torch.Tenso
 def text_of(numbers: Iterable[int], vocabulary: list[str]) -> str:
     """Numbers → a text to be read. Symbols longer than a character stand apart."""
     shown = SHOWN if END_OF_LINE in vocabulary else {}
-    between = "" if long_symbol(vocabulary) is None else " "
+    between = " " if has_words(vocabulary) else ""
     return between.join(shown.get(vocabulary[k], vocabulary[k]) for k in map(int, numbers))
 
 
 def symbols_of(text: str, vocabulary: list[str]) -> list[str]:
     """The symbols of a text, the inverse of `text_of`."""
     symbol_of = {shown: symbol for symbol, shown in SHOWN.items()} if END_OF_LINE in vocabulary else {}
-    pieces = text if long_symbol(vocabulary) is None else re.findall(r"\n|[^ \n]+", text)
+    pieces = re.findall(r"\n|[^ \n]+", text) if has_words(vocabulary) else text
     return [symbol_of.get(piece, piece) for piece in pieces]
 
 
-def long_symbol(vocabulary: Iterable[str]) -> str | None:
-    """The first symbol longer than a character, markers such as <unk> left out."""
-    return next((symbol for symbol in vocabulary if len(symbol) > 1 and not MARKER.fullmatch(symbol)), None)
+def has_words(vocabulary: Iterable[str]) -> bool:
+    """Whether a symbol is longer than a character, markers such as <unk> left out."""
+    return any(len(symbol) > 1 and not MARKER.fullmatch(symbol) for symbol in vocabulary)
 
 
 def read_text(path: Path, flag: str) -> tuple[str, str]:

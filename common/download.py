@@ -9,10 +9,9 @@ import io
 import os
 import tarfile
 import tempfile
-import threading
 import urllib.request
 from collections.abc import Callable
-from concurrent.futures import Future
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import torch
@@ -20,7 +19,6 @@ import torch
 from common.errors import UserError
 
 LONGEST = 600                                    # seconds of a download
-ARCHIVE_LIMIT, MEMBER_LIMIT = 1 << 28, 1 << 26   # bytes; the archive has 34 million, its largest member 10 million
 OUR_NAMES = {"MNIST", "pennchar", "README.md"}   # in a data folder
 
 
@@ -55,21 +53,13 @@ def _listed(folder: Path, known=()) -> list[str]:
 
 
 def _fetch(target: Path, digests: dict[str, str], get: Callable[[Path], Path]) -> None:
-    """Raises TimeoutError for a server that sends a byte a second, and whatever networks, archives and disks raise."""
+    """Raises TimeoutError after `LONGEST` seconds, and whatever networks, archives and disks raise."""
     place = target
     while not os.path.lexists(place):
         place = place.parent
     with tempfile.TemporaryDirectory(dir=place, prefix=".download-", ignore_cleanup_errors=True) as temporary:
-        outcome = Future()
-
-        def work():
-            try:
-                outcome.set_result(get(Path(temporary)))
-            except Exception as error:
-                outcome.set_exception(error)
-
-        threading.Thread(target=work, daemon=True).start()  # Python ends without it, if the server never does
-        found = outcome.result(LONGEST)
+        # in a daemon thread, which Python does not wait for: a server may send a byte a second
+        found = ThreadPool(1).apply_async(get, (Path(temporary),)).get(LONGEST)
         for name, digest in digests.items():
             if hashlib.sha256((found / name).read_bytes()).hexdigest() != digest:
                 raise ValueError(f"{name} has a wrong sha256")
@@ -94,9 +84,9 @@ def get_mnist(folder: Path) -> Path:
 def get_members(folder: Path, url: str, prefix: str, names) -> Path:
     """Download a .tgz and write its members `prefix` + name into `folder` as `names`. Nothing else is unpacked."""
     with urllib.request.urlopen(url, timeout=60) as response:
-        archive = io.BytesIO(response.read(ARCHIVE_LIMIT))
+        archive = io.BytesIO(response.read())
     with tarfile.open(fileobj=archive) as tar:
         found = {member.name.removeprefix("./"): member for member in tar if member.isfile()}
         for name in names:
-            (folder / name).write_bytes(tar.extractfile(found[prefix + name]).read(MEMBER_LIMIT))
+            (folder / name).write_bytes(tar.extractfile(found[prefix + name]).read())
     return folder

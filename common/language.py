@@ -23,8 +23,7 @@ from common.runs.run import Run, best_model
 EVALUATION_STREAMS = 10
 NAME = "language"
 REVISION = 2  # raised by every change of what the same options compute; CHANGES.md lists them
-# earlier revision: the cells for which the same options still compute the same
-AS_BEFORE = {1: ("RNN", "RNN-Orth", "expRNN", "nnRNN")}
+AS_BEFORE = {1: ("RNN", "RNN-Orth", "expRNN", "nnRNN")}  # earlier revision: cells that compute the same
 
 
 class CharacterModel(nn.Module):
@@ -72,10 +71,7 @@ def segment(streams: torch.Tensor, index: int, bptt: int) -> tuple[torch.Tensor,
 
 @torch.no_grad()
 def evaluate(model: CharacterModel, streams: torch.Tensor, bptt: int, run: Run | None = None) -> tuple[float, float]:
-    """Mean loss (nats a character) and accuracy over `streams` (N, B), the state carried from start to end.
-
-    A `run` that is asked to stop does so between segments.
-    """
+    """Mean loss (nats a symbol) and accuracy over `streams` (N, B); a `run` can be stopped between segments."""
     kernel, state = model.network.kernel(), model.network.initial_state(streams.shape[1])
     sums = torch.zeros(2, dtype=torch.float64, device=streams.device)
     for index in range(segments(streams, bptt)):
@@ -133,10 +129,7 @@ def evaluate_best(run: Run, model: CharacterModel, corpus: Characters, valid_set
 
 
 def print_sample(build, args) -> str:
-    """--sample: print and → the text --prompt and the symbols that the best weights of a run draw after it.
-
-    On a terminal an escape takes the place of a character that would control it.
-    """
+    """--sample: print and → the text --prompt and the symbols that the best weights of a run draw after it."""
     model = best_model(build, args, args.evaluate)
     vocabulary = read_config(args.evaluate)["data"]["vocabulary"]
     try:
@@ -146,7 +139,7 @@ def print_sample(build, args) -> str:
                         f"symbols are {' '.join(map(printable, vocabulary))[:200]}") from None
     torch.manual_seed(args.random_seed)
     text = text_of(first + sample(model, first or [0], args.sample, args.bptt), vocabulary)
-    print(printable(text, keep="\n\t") if sys.stdout.isatty() else text)
+    print(printable(text, keep="\n\t") if sys.stdout.isatty() else text)  # nothing that controls a terminal
     return text
 
 

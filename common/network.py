@@ -32,10 +32,6 @@ class StairRNN(nn.Module):
         with without_autocast(self.cell.input_weight.device):      # a rotation stays one
             return self.cell.kernel(self.engine)
 
-    def penalty(self):
-        """What is added to the loss, before the factor `alam`."""
-        return self.cell.penalty()
-
     def forward(self, x, state=None, kernel=None, embedding=None, last_only=False):
         """x as in `Cell.project` → h (T, B, H), or (B, H) with `last_only`; and the last state (B, H)."""
         state = self.initial_state(x.shape[1]) if state is None else state
@@ -77,9 +73,6 @@ class LSTM(nn.Module):
     def kernel(self):
         """An LSTM has no derived matrix to form: None."""
         return None
-
-    def penalty(self):
-        return 0.0
 
     def forward(self, x, state=None, kernel=None, embedding=None, last_only=False):
         """As `StairRNN.forward`; the state (2, B, H) holds h and c."""

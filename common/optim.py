@@ -27,13 +27,14 @@ class OrthogonalRMSprop(torch.optim.Optimizer):
         eps            ε of both
         weight_decay   λ: adds λ p to the gradient
         minimum        the parameters are kept at or above it (None: no bound)
-    What a group leaves out is taken from the arguments. `parameter_groups` makes the groups of a model.
+    What a group leaves out is taken from the arguments. `optimizer_for` makes the groups of a model.
     """
 
-    # torch wraps these three so that the first call imports its compiler: 1.4 s and 150 MB that no run here needs.
+    # torch wraps these four so that the first call imports its compiler: 1.4 s and 150 MB that no run here needs.
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
     state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
     load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
 
     def __init__(self, params, lr=1e-3, method="RMSprop", alpha=0.99, betas=(0.9, 0.999), eps=1e-8,
                  weight_decay=0.0, minimum=None):
@@ -43,12 +44,8 @@ class OrthogonalRMSprop(torch.optim.Optimizer):
                                       weight_decay=weight_decay, minimum=minimum))
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self):
         """One step of every group; reads nothing back from the device."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             grads = [p.grad.add(p, alpha=group["weight_decay"]) if group["weight_decay"] else p.grad for p in params]
@@ -60,13 +57,6 @@ class OrthogonalRMSprop(torch.optim.Optimizer):
             if group["minimum"] is not None:
                 for p in params:
                     p.clamp_(min=group["minimum"])
-        return loss
-
-    def zero_grad(self, set_to_none: bool = True):
-        """Drop all gradients; without the hooks of torch's own, which take longer than this."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                p.grad = None
 
     def _rmsprop(self, params, grads, group):
         """Of all parameters of a group at once: they are small and many."""
@@ -93,9 +83,9 @@ class OrthogonalRMSprop(torch.optim.Optimizer):
         p.addcdiv_(m, unbiased, value=-group["lr"] / (1 - first ** state["step"]))
 
 
-def parameter_groups(model, lr: float, lr_orth: float, method: str = "RMSprop", alpha: float = 0.99,
-                     betas=(0.9, 0.999), Tdecay: float = 0.0) -> list[dict]:
-    """The groups of a task's model, told apart by what its network says of its parameters.
+def optimizer_for(model, lr: float, lr_orth: float, method: str = "RMSprop", alpha: float = 0.99,
+                  betas=(0.9, 0.999), Tdecay: float = 0.0) -> OrthogonalRMSprop:
+    """The optimizer of a task's model. Its parameters form groups, told apart by what the network says of them:
 
     free         everything else, `method` with `lr`
     rotation     the logarithms A, `method` with `lr_orth`
@@ -103,8 +93,8 @@ def parameter_groups(model, lr: float, lr_orth: float, method: str = "RMSprop", 
     bounded      numbers of a stair that has a minimum
     """
     cell, stair = model.network.cell, model.network.stair
-    rotation = cell.rotation_parameters() if cell else []
-    triangular = cell.triangular_parameters() if cell else []
+    rotation = [cell.rotation.logarithm] if cell and cell.rotation else []
+    triangular = [cell.upper] if cell and cell.upper is not None else []
     bounded = list(stair.parameters()) if stair and stair.minimum is not None else []
     named = {id(p) for p in (*rotation, *triangular, *bounded)}
     free = [p for p in model.parameters() if p.requires_grad and id(p) not in named]
@@ -116,19 +106,14 @@ def parameter_groups(model, lr: float, lr_orth: float, method: str = "RMSprop", 
         dict(common, params=triangular, weight_decay=Tdecay),
         dict(common, params=bounded, minimum=stair.minimum if stair else None),
     ]
-    return [group for group in groups if group["params"]]
-
-
-def optimizer_for(model, *, lr: float, lr_orth: float, method: str = "RMSprop", alpha: float = 0.99,
-                  betas=(0.9, 0.999), Tdecay: float = 0.0) -> OrthogonalRMSprop:
-    """The optimizer of a task's model: each group of its parameters with the rate and the rule that belong to it."""
-    return OrthogonalRMSprop(parameter_groups(model, lr, lr_orth, method, alpha, betas, Tdecay))
+    return OrthogonalRMSprop([group for group in groups if group["params"]])
 
 
 def step(model, optimizer, loss: torch.Tensor, *, alam: float = 0.0, clip: float = 0.0) -> None:
     """One update of a task's model from `loss` + `alam` · penalty; `clip` > 0 bounds the norm of the gradient."""
     optimizer.zero_grad()
-    (loss + alam * model.network.penalty() if alam else loss).backward()
+    cell = model.network.cell
+    (loss + alam * cell.penalty() if alam and cell else loss).backward()
     if clip:
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()

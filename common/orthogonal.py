@@ -28,8 +28,9 @@ ROTATION_STARTS = ("skew", "henaff", "cayley", "random")
 LARGEST_NORM = {torch.float32: 0.94, torch.float64: 0.076}
 
 # Squarings that a GPU always does. Rotations start at a norm of π or less, whose bound (`squarings_for`) is a few times
-# that for a dense S, and S grows in training; beyond `largest_norm` exp(S) is NaN there. A squaring costs an update
-# three products of H × H matrices: for H = 1024 6.4 GFLOP, beside 121 of the recurrence in a step of the characters.
+# that for a dense S, and S grows in training; where it needs more (a norm of 481 in float32), exp(S) is NaN there.
+# A squaring costs an update three products of H × H matrices: for H = 1024 6.4 GFLOP, beside 121 of the recurrence in a
+# step of the characters.
 MOST_SQUARINGS = {torch.float32: 9, torch.float64: 13}
 
 
@@ -67,11 +68,6 @@ def polynomial_for(norm: float) -> Polynomial:
 
 
 POLYNOMIAL = {dtype: polynomial_for(norm) for dtype, norm in LARGEST_NORM.items()}
-
-
-def largest_norm(dtype: torch.dtype = torch.float32) -> float:
-    """The bound of ‖S‖ up to which exp(S) is a number on every device: 481 in float32. A CPU has no such limit."""
-    return LARGEST_NORM[dtype] * 2 ** MOST_SQUARINGS[dtype]
 
 
 def squarings_for(square: torch.Tensor) -> torch.Tensor:
@@ -121,7 +117,8 @@ class _Exponential(torch.autograd.Function):
         powers = []
         for wanted in squares:
             powers.append(power)
-            power = _where(wanted, power @ power, power)
+            squared = power @ power                           # on a CPU `wanted` is None: the number is known
+            power = squared if wanted is None else torch.where(wanted, squared, power)
         ctx.save_for_backward(a, a2, inner, left, right, *powers)
         ctx.scale, ctx.squares = scale, squares
         return power
@@ -133,7 +130,8 @@ class _Exponential(torch.autograd.Function):
         # On transposed gradients: the adjoint at S is the derivative at S in the direction of the transposed gradient.
         grad = grad.t().contiguous()
         for power, wanted in zip(reversed(powers), reversed(ctx.squares), strict=True):           # Y = X X
-            grad = _where(wanted, torch.addmm(power @ grad, grad, power), grad)
+            squared = torch.addmm(power @ grad, grad, power)
+            grad = squared if wanted is None else torch.where(wanted, squared, grad)
         p = POLYNOMIAL[grad.dtype]
         scaled = grad * p.y3
         d_right = scaled @ left
@@ -144,11 +142,6 @@ class _Exponential(torch.autograd.Function):
         # A² = A A gives A D + D A, whose skew part is that of A (D + Dᵀ): one product for two.
         d_a.addmm_(a, d_a2 + d_a2.t())
         return (d_a.t() - d_a).mul_(0.5 * ctx.scale), None
-
-
-def _where(wanted, new, old):
-    """torch.where; on a CPU the number of squarings is known, so `wanted` is None and the new value is taken."""
-    return new if wanted is None else torch.where(wanted, new, old)
 
 
 def triangle_indices(size: int, device=None) -> torch.Tensor:
@@ -176,13 +169,9 @@ def skew_start(name: str, size: int) -> torch.Tensor:
         return upper - upper.t()
     if name in ("henaff", "cayley"):
         u = torch.rand(size // 2)
-        if name == "henaff":
-            s = -math.pi * u
-        else:
-            cos = torch.cos(u * math.pi / 2)
-            s = -torch.sqrt((1 - cos) / (1 + cos))
+        cos = torch.cos(u * math.pi / 2)
         superdiagonal = torch.zeros(size - 1)
-        superdiagonal[::2] = s
+        superdiagonal[::2] = -math.pi * u if name == "henaff" else -torch.sqrt((1 - cos) / (1 + cos))
         return torch.diag(superdiagonal, 1) - torch.diag(superdiagonal, -1)
     if name == "random":
         return rotation_logarithm(haar_rotation(size)).to(torch.get_default_dtype())
@@ -190,12 +179,8 @@ def skew_start(name: str, size: int) -> torch.Tensor:
 
 
 def haar_rotation(size: int) -> torch.Tensor:
-    """A rotation (size, size) drawn from the Haar measure on SO(size), float64.
-
-    The QR factors of a Gaussian matrix, with R's diagonal made positive (Mezzadri 2007) and det = +1.
-    """
-    q, r = torch.linalg.qr(torch.randn(size, size, dtype=torch.float64))
-    q = q * torch.sign(torch.diagonal(r))
+    """A rotation (size, size) drawn from the Haar measure on SO(size), float64: det = +1 made of one of O(size)."""
+    q = torch.nn.init.orthogonal_(torch.empty(size, size, dtype=torch.float64))
     if torch.linalg.det(q) < 0:
         q[:, 0] = -q[:, 0]
     return q

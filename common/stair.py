@@ -29,8 +29,18 @@ SCHEDULES = {
 }
 SCHEDULE_ALIASES = {"1n": "n", "n^2": "n2", "1n2": "n2"}
 
-RULES = ("scale", "exponential", "literal")
-NONLINEARITIES = ("none", "tanh", "relu", "modrelu", "sigmoid")
+RULES = {  # g_t(z) of the number of a step and z
+    "scale": lambda step, z: step,
+    "exponential": lambda step, z: _Approach.apply(step * z.abs()),
+    "literal": lambda step, z: _Approach.apply(step * z),  # the authors' code: unbounded where z < 0
+}
+NONLINEARITIES = {  # φ(z) of z and modReLU's b
+    "none": lambda z, b: z,
+    "tanh": lambda z, b: torch.tanh(z),
+    "relu": lambda z, b: torch.relu(z),
+    "modrelu": lambda z, b: torch.sign(z) * torch.relu(z.abs() + b),
+    "sigmoid": lambda z, b: torch.sigmoid(z),
+}
 
 
 def schedule(name: str, steps: int) -> torch.Tensor:
@@ -43,15 +53,7 @@ def schedule(name: str, steps: int) -> torch.Tensor:
 
 def stair_factor(rule, step: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
     """g_t(z) for the numbers `step`, which broadcast against z; `rule` is a name of `RULES` or a function (step, z)."""
-    if callable(rule):
-        return rule(step, z)
-    if rule == "scale":
-        return step
-    if rule == "exponential":
-        return _Approach.apply(step * z.abs())
-    if rule == "literal":  # the authors' code: unbounded where z < 0
-        return _Approach.apply(step * z)
-    raise ValueError(f"there is no stair rule '{rule}'; choose one of {', '.join(RULES)}")
+    return (rule if callable(rule) else RULES[rule])(step, z)
 
 
 class _Approach(torch.autograd.Function):
@@ -68,21 +70,9 @@ class _Approach(torch.autograd.Function):
         return grad * torch.exp(-u)
 
 
-def nonlinearity(name, z: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """φ(z), elementwise; `name` is one of `NONLINEARITIES` or a function of z, `bias` (H,) is modReLU's b."""
-    if callable(name):
-        return name(z)
-    if name == "modrelu":
-        return torch.sign(z) * torch.relu(z.abs() + bias)
-    if name == "tanh":
-        return torch.tanh(z)
-    if name == "relu":
-        return torch.relu(z)
-    if name == "sigmoid":
-        return torch.sigmoid(z)
-    if name == "none":
-        return z
-    raise ValueError(f"there is no nonlinearity '{name}'; choose one of {', '.join(NONLINEARITIES)}")
+def nonlinearity(phi, z: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """φ(z), elementwise; `phi` is one of `NONLINEARITIES` or a function of z, `bias` (H,) is modReLU's b."""
+    return phi(z) if callable(phi) else NONLINEARITIES[phi](z, bias)
 
 
 def stair_activation(z, step, rule, phi, bias):

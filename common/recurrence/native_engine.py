@@ -94,8 +94,8 @@ def _recurrence(library, x, kernel, h0, numbers, rule, phi, bias, last_only):
 def _problem(kernel, numbers, rule, phi, bias, steps, batch, hidden) -> dict:
     """What both passes are told. Without a kernel z is x."""
     kernel_in, kernel_out = (0, 0) if kernel is None else kernel.stride()
-    return dict(rule=RULES.index(rule), phi=NONLINEARITIES.index(phi), steps=steps, batch=batch, hidden=hidden,
-                kernel=kernel, kernel_in=kernel_in, kernel_out=kernel_out, numbers=numbers, bias=bias,
+    return dict(rule=list(RULES).index(rule), phi=list(NONLINEARITIES).index(phi), steps=steps, batch=batch,
+                hidden=hidden, kernel=kernel, kernel_in=kernel_in, kernel_out=kernel_out, numbers=numbers, bias=bias,
                 **_threads(steps * batch * hidden**2))
 
 
@@ -258,7 +258,7 @@ def _threads(work: int) -> dict:
 @functools.cache
 def _library(dtype) -> "Library | str":
     """The library, or why there is none. Built at most once per process and dtype."""
-    places = {name: names.index(name) for names in (RULES, NONLINEARITIES) for name in names
+    places = {name: place for names in (RULES, NONLINEARITIES) for place, name in enumerate(names)
               if name in COMPILED_RULES + COMPILED_NONLINEARITIES}
     defines = [f"STAIR_SCALAR={SCALARS[dtype]}", *(f"STAIR_{name.upper()}={place}" for name, place in places.items())]
     try:

@@ -256,9 +256,8 @@ class Run:
         from one that was interrupted; no checkpoint counts on it.
         """
         cell, columns = self.parts["model"].network.cell, self.folder.columns
-        if cell is not None and (columns is None or "orthogonality_error" in columns) \
-                and (error := cell.orthogonality_error()) is not None:
-            row["orthogonality_error"] = error
+        if cell and cell.rotation and (columns is None or "orthogonality_error" in columns):
+            row["orthogonality_error"] = cell.rotation.error()
         row["seconds"] = round(self.seconds(), 2)
         self.folder.append(row)
         self.reported = True

@@ -10,7 +10,7 @@ from conftest import SCRIPTS, command, environment, module_of, task_of, tiny
 from common.data import PixelSequences
 from common.errors import UserError
 from common.network import build_network
-from common.optim import OrthogonalRMSprop, parameter_groups, step
+from common.optim import OrthogonalRMSprop, optimizer_for, step
 from common.runs import records, run
 from common.stair import FixedStair
 
@@ -40,14 +40,14 @@ def spoil_after(monkeypatch, updates):
     """After so many updates the gradient is not a number. → [the good updates that are left]"""
     left, step = [updates], OrthogonalRMSprop.step
 
-    def stepping(self, closure=None):
+    def stepping(self):
         left[0] -= 1
         if left[0] < 0:
             for group in self.param_groups:
                 for p in group["params"]:
                     if p.grad is not None:
                         p.grad.fill_(math.nan)
-        return step(self, closure)
+        return step(self)
 
     monkeypatch.setattr(OrthogonalRMSprop, "step", stepping)
     return left
@@ -114,10 +114,10 @@ def test_clip_bounds_every_update(main, monkeypatch, script, clip):
     """The norm over all parameters, as the optimizer sees it; without --clip it is larger."""
     norms, step = [], OrthogonalRMSprop.step
 
-    def watching(self, closure=None):
+    def watching(self):
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         norms.append(torch.cat([g.flatten() for g in gradients]).norm().item())
-        return step(self, closure)
+        return step(self)
 
     monkeypatch.setattr(OrthogonalRMSprop, "step", watching)
     main(script)
@@ -140,7 +140,7 @@ def test_orthogonal_after_ten_thousand_updates(net_type, rinit, lr_orth):
     network = build_network(net_type, 3, 64, FixedStair("none", 1), "modrelu", rinit, "xavier")
     model = torch.nn.ModuleDict({"network": network})
     model.network = network
-    optimizer = OrthogonalRMSprop(parameter_groups(model, 1e-3, lr_orth, Tdecay=1e-4))
+    optimizer = optimizer_for(model, 1e-3, lr_orth, Tdecay=1e-4)
     rotation = network.cell.rotation
     start, gradients = rotation.logarithm.detach().clone(), torch.randn(50, 64, 64)
     for number in range(10_000):

@@ -296,7 +296,7 @@ def test_orthogonality_stands_in_the_log(main, net, promises):
     if promises:
         model, _ = run.load_run(module_of("copytask_nvar"), folder)
         p = model.network.cell.rotation().double()
-        assert model.network.cell.orthogonality_error() == pytest.approx(
+        assert model.network.cell.rotation.error() == pytest.approx(
             (p @ p.t() - torch.eye(len(p))).abs().max().item(), abs=3e-7)
         assert all(row["orthogonality_error"] < 1e-5 for row in rows)
 

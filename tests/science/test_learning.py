@@ -8,7 +8,7 @@ from common.copytask import CopyingTask, CopyModel
 from common.data import PixelSequences
 from common.language import CharacterModel, evaluate, parallel_streams, segment, segments
 from common.network import build_network
-from common.optim import OrthogonalRMSprop, parameter_groups, step
+from common.optim import optimizer_for, step
 from common.smnist import PixelModel
 from common.stair import ExponentialStair, FixedStair, LearnedStair
 
@@ -29,7 +29,7 @@ def test_copying_is_learned(net_type, stair, rinit, lr, lr_orth):
     task = CopyingTask(20, 8, 5, seed=0)
     network = build_network(net_type, task.input_symbols, 64, stair(task.steps), "modrelu", rinit, "xavier")
     model = CopyModel(network, task.classes)
-    optimizer = OrthogonalRMSprop(parameter_groups(model, lr, lr_orth, Tdecay=1e-4))
+    optimizer = optimizer_for(model, lr, lr_orth, Tdecay=1e-4)
     losses, recalls = [], []
     for _ in range(400):
         symbols, target = task.batch(20)
@@ -61,7 +61,7 @@ def test_pixels_are_learned(net_type):
     pixels[:, 740:] = torch.tensor([0, 100, 255], dtype=torch.uint8)[labels, None]
     x, labels = PixelSequences(pixels, labels).batch(0, 12)
     model = PixelModel(build_network(net_type, 1, 16, FixedStair("n2", 784), "modrelu", "cayley", "xavier"))
-    optimizer = OrthogonalRMSprop(parameter_groups(model, 3e-3, 1e-3))
+    optimizer = optimizer_for(model, 3e-3, 1e-3)
     losses = []
     for _ in range(70):
         loss = cross_entropy(model(x), labels)
@@ -79,7 +79,7 @@ def test_characters_are_learned():
     streams, held_out = parallel_streams(tokens, 10), parallel_streams(tokens[3:], 5)
     network = build_network("nnRNN", 8, 32, FixedStair("expn", 20), "modrelu", "cayley", "kaiming")
     model = CharacterModel(network, 5, 8)
-    optimizer = OrthogonalRMSprop(parameter_groups(model, 5e-3, 5e-4, alpha=0.9))
+    optimizer = optimizer_for(model, 5e-3, 5e-4, alpha=0.9)
     before, _ = evaluate(model, held_out, 20)
     for _ in range(8):
         state = network.initial_state(10)
@@ -102,7 +102,7 @@ def test_engines_train_alike(float64):
         network = build_network("expRNN", task.input_symbols, 64, FixedStair("expn", task.steps), "modrelu", "henaff",
                         "xavier", engine)
         model = CopyModel(network, task.classes)
-        optimizer = OrthogonalRMSprop(parameter_groups(model, 1e-3, 1e-4))
+        optimizer = optimizer_for(model, 1e-3, 1e-4)
         curves[engine] = []
         for _ in range(40):
             symbols, target = task.batch(10)

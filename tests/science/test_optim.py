@@ -10,7 +10,7 @@ from torch import nn
 
 from common.copytask import CopyModel
 from common.network import build_network
-from common.optim import OrthogonalRMSprop, parameter_groups, step
+from common.optim import OrthogonalRMSprop, optimizer_for, step
 from common.recurrence.reference_engine import reference_recurrence
 from common.stair import ExponentialStair, FixedStair, LearnedStair
 
@@ -56,7 +56,7 @@ def test_equals_the_literal_version_for_100_steps(float64, net_type):
     slow = Slow(cell.rotation.logarithm.tolist(), H, lr_orth, alpha)
     free = {name: p.detach().clone().numpy() for name, p in model.named_parameters() if "logarithm" not in name}
     square = {name: np.zeros_like(p) for name, p in free.items()}
-    optimizer = OrthogonalRMSprop(parameter_groups(model, lr, lr_orth, "RMSprop", alpha, Tdecay=decay))
+    optimizer = optimizer_for(model, lr, lr_orth, "RMSprop", alpha, Tdecay=decay)
     rho = torch.tensor([1 - 1 / (t + 2) for t in range(T)])
     generator = torch.Generator().manual_seed(4)
     start = slow.rotation().detach()
@@ -175,27 +175,13 @@ def test_a_parameter_without_gradient_stays():
     assert p.tolist() != [1, 1]
 
 
-def test_closure():
-    p = nn.Parameter(torch.tensor([3.0]))
-    optimizer = OrthogonalRMSprop([p], 0.1)
-
-    def closure():
-        optimizer.zero_grad()
-        loss = p.square().sum()
-        loss.backward()
-        return loss
-
-    assert optimizer.step(closure).item() == 9
-    assert p.item() < 3
-
-
 # ── the groups of a model ────────────────────────────────────────────────────────────────────────────────
 
 
 def groups_of(model, **named):
     """name of a parameter → the group it is in."""
     names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
-    groups = parameter_groups(model, 1e-3, 1e-5, **named)
+    groups = optimizer_for(model, 1e-3, 1e-5, **named).param_groups
     listed = [(names[id(p)], group) for group in groups for p in group["params"]]
     assert len(listed) == len({name for name, _ in listed}) == len(names)     # each once, none left out
     return dict(listed)
@@ -230,7 +216,7 @@ def test_group_of_the_stair(stair, minimum):
 def test_exponential_stair_stays_positive():
     """A loss that pulls every α_t below zero meets the bound, and the step after it still works."""
     model = make("expRNN", ExponentialStair(T, 0.02))
-    optimizer = OrthogonalRMSprop(parameter_groups(model, 0.05, 1e-3))
+    optimizer = optimizer_for(model, 0.05, 1e-3)
     for _ in range(3):
         h, _ = model.network(torch.ones(T, 2, I))
         step(model, optimizer, h.square().sum())
@@ -247,7 +233,7 @@ def test_state_round_trip(net_type, method, tmp_path):
     """Through a file that loads with weights_only: the next steps are the same, bit for bit."""
     def parts(seed):
         model = make(net_type, seed=seed)
-        return model, OrthogonalRMSprop(parameter_groups(model, 1e-3, 1e-3, method, Tdecay=1e-2))
+        return model, optimizer_for(model, 1e-3, 1e-3, method, Tdecay=1e-2)
 
     def go_on(model, optimizer, first):
         for k in range(first, first + 5):
@@ -277,7 +263,7 @@ def test_alam_pulls_gamma_to_one():
     model = make("nnRNN")
     with torch.no_grad():
         model.network.cell.gamma.copy_(torch.tensor([0.2, 1.0, 3.0]))
-    optimizer = OrthogonalRMSprop(parameter_groups(model, 1e-2, 1e-3))
+    optimizer = optimizer_for(model, 1e-2, 1e-3)
     step(model, optimizer, model.readout.weight.sum() * 0, alam=0.5)
     gamma = model.network.cell.gamma.detach()
     assert gamma[0] > 0.2
@@ -292,7 +278,7 @@ def test_clip_bounds_the_norm(clip, norm):
     model = make("RNN")
     with torch.no_grad():
         model.readout.weight.zero_()[0, 0] = 1.0
-    optimizer = OrthogonalRMSprop(parameter_groups(model, 1e-3, 1e-3))
+    optimizer = optimizer_for(model, 1e-3, 1e-3)
     step(model, optimizer, 500 * model.readout.weight.square().sum(), clip=clip)
     grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     assert torch.cat(grads).norm().item() == pytest.approx(norm, rel=1e-4)
@@ -300,7 +286,7 @@ def test_clip_bounds_the_norm(clip, norm):
 
 def test_gradients_do_not_add_up():
     model = make("RNN")
-    optimizer = OrthogonalRMSprop(parameter_groups(model, 1e-9, 1e-9))
+    optimizer = optimizer_for(model, 1e-9, 1e-9)
     for _ in range(2):
         step(model, optimizer, model.readout.bias.sum())
     assert model.readout.bias.grad.tolist() == [1.0] * C

@@ -167,10 +167,6 @@ def test_the_others_have_no_parameter(name):
 
 
 @pytest.mark.parametrize("name", ["", "gelu", "ModReLU"])
-def test_unknown_names(name):
+def test_unknown_nonlinearity(name):
     with pytest.raises(ValueError, match="there is no nonlinearity"):
         Nonlinearity(name, 3)
-    with pytest.raises(ValueError, match="there is no nonlinearity"):
-        nonlinearity(name, numbers(1.0))
-    with pytest.raises(ValueError, match="there is no stair rule"):
-        stair_factor(name, numbers(1.0), numbers(1.0))
