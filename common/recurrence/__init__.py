@@ -6,8 +6,7 @@
     triton      the same in one launch on a GPU; float32 and float64
 
 `auto` is native on a CPU where a compiler is found; triton on a GPU where its numbers for these sizes are right; else
-torch. Where an engine cannot compute a stair or φ of one's own, `auto` takes
-the next slower one and a line says why. `stair_recurrence` is the only function that callers need.
+torch. Where an engine cannot compute a stair or φ of one's own, `auto` takes the next slower one, and a line says why.
 """
 
 import contextlib

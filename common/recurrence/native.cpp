@@ -838,23 +838,4 @@ std::int64_t stair_exponential_backward(std::int64_t hidden, std::int64_t thread
     });
 }
 
-// The yardstick: as many independent chains of multiply-adds as a tile has sums, and nothing else: no memory, no
-// waiting. Nothing that is computed on this core can be faster. → how many operations
-double stair_multiply_adds(std::int64_t rounds) {
-    volatile S factor = S(0.5), summand = S(1);  // the compiler cannot know them
-    const Vector a = factor - Vector{}, b = summand - Vector{};
-    Vector sums[TILE_ROWS][TILE_VECTORS];
-    for (int r = 0; r < TILE_ROWS; r++)
-        for (int v = 0; v < TILE_VECTORS; v++) sums[r][v] = S(r * TILE_VECTORS + v) - Vector{};
-    for (Index round = 0; round < rounds; round++)
-        for (int r = 0; r < TILE_ROWS; r++)
-            for (int v = 0; v < TILE_VECTORS; v++) sums[r][v] = sums[r][v] * a + b;
-    Vector all = {};
-    for (int r = 0; r < TILE_ROWS; r++)
-        for (int v = 0; v < TILE_VECTORS; v++) all += sums[r][v];
-    volatile double used = sum_of_lanes(all);
-    (void)used;
-    return 2.0 * double(LANES) * TILE_ROWS * TILE_VECTORS * double(rounds);
-}
-
 }  // extern "C"

@@ -13,8 +13,6 @@ Memory, in arrays of T·B·H numbers, beside x and the gradient that comes in; x
     rule "scale"         forward h, backward h and δz: from h = ρ φ follow φ and its slope, where no ρ_t is nearly 0
     the other rules      forward h and z, or only z with last_only; backward z and δz. h is formed again for dW
     without gradients    h; with last_only two states (B, H)
-
-The code is compiled on first use, by native_build.py.
 """
 
 import ctypes
@@ -198,18 +196,10 @@ class _Exponential(torch.autograd.Function):
         return d_logarithm, None, None
 
 
-def multiply_adds(rounds: int) -> float:
-    """Do nothing but `rounds` rounds of independent float32 multiply-adds, the yardstick → how many operations.
-
-    Raises RuntimeError if the engine could not be built.
-    """
-    return _available(torch.float32).multiply_adds(rounds=rounds)
-
-
 # ── the library ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-ENTRY = re.compile(r"^(double|std::int64_t) stair_(\w+)\(([^)]*)\)", re.MULTILINE)
+ENTRY = re.compile(r"^std::int64_t stair_(\w+)\(([^)]*)\)", re.MULTILINE)
 TYPES = {"std::int64_t": ctypes.c_int64, "double": ctypes.c_double}
 
 
@@ -220,12 +210,11 @@ class Library:
     """
 
     def __init__(self, loaded: ctypes.CDLL):
-        for result, name, listed in ENTRY.findall(SOURCE.read_text(encoding="utf-8")):
+        for name, listed in ENTRY.findall(SOURCE.read_text(encoding="utf-8")):
             types = dict(reversed(argument.strip().rsplit(None, 1)) for argument in listed.split(","))
             entry = getattr(loaded, f"stair_{name}")
-            entry.restype = TYPES[result]
-            entry.argtypes = [ctypes.c_void_p if argument.startswith("*") else TYPES.get(kind, ctypes.c_void_p)
-                              for argument, kind in types.items()]
+            entry.restype = ctypes.c_int64
+            entry.argtypes = [TYPES.get(kind, ctypes.c_void_p) for kind in types.values()]         # else a pointer
             setattr(self, name, functools.partial(self._call, entry, [argument.lstrip("*") for argument in types]))
 
     @staticmethod

@@ -14,9 +14,8 @@ row blocks, it works on another block meanwhile. With H ≤ 128 in float32 there
 them than the GPU has multiprocessors, each fits on one by the rule of `Plan.shared`, and the launch is cooperative:
 the driver refuses it where not all programs fit. Every wait has a bound, beyond which it ends in a CUDA error. Where W
 takes more parts than there are multiprocessors, the same kernels are launched once a step and nobody waits. Where 16
-columns of W do not fit on chip (in float32 above H = 3584 on Hopper, 1536 with 99 KB of shared memory), the PyTorch
-engine runs, and a line says so. It also runs where triton is missing, without a CUDA graph: triton comes with every
-CUDA build of torch for Linux, so few users would gain from one.
+columns of W do not fit on chip (in float32 above H = 3584 on Hopper, 1536 with 99 KB of shared memory), or where triton
+is missing, the PyTorch engine runs, and a line says so.
 
 **The same bits.** No sum depends on an order that changes: no atomic addition to a float, partial sums are kept by
 program and added up afterwards. Products are exact float32 unless `torch.set_float32_matmul_precision` asks for less,
