@@ -45,8 +45,6 @@ def main(argv=None) -> None:
         return
     if args.vary and len(args.vary) < 2:
         parser.error(f"--vary {args.vary[0]} needs values, as in --vary T 200 500")
-    if args.vary and (args.grid or args.curves or args.differences):
-        parser.error("--grid has a column a cell, --vary one a value; ask for one of them")
     if args.task and ((args.curves and args.task != "copytask") or (args.differences and args.task not in TASKS)):
         parser.error("--curves is of the copying task, --differences of the three tasks")
     if args.task is None and not (args.best or args.paper):

@@ -18,7 +18,7 @@ from common.runs.curves import COLOURS, MARKERS, check_lines, figure, labels_of,
 from common.runs.records import read_config, read_stair
 from common.runs.run import load_run
 from common.stair import SCHEDULES, schedule
-from evidence.rows import differences_of, task_of
+from evidence.rows import task_of
 
 FAINT = 1e-5  # of a gradient that is 1 at the recall
 APART = 45  # steps between two markers of a line
@@ -35,28 +35,20 @@ def draw_stairs(path: Path, steps: int = 40) -> None:
     save(picture, path)
 
 
-def names_of(folders: list[Path]) -> dict[Path, str]:
-    """What each run differs in from the others, for a legend: the stair says which of the nine scripts it was."""
-    configs = [read_config(folder) for folder in folders]
-    return {folder: label.removeprefix(f"{config['script']}.py, ") if differences_of(config) == [] else label
-            for folder, config, label in zip(folders, configs, labels_of(configs), strict=True)}
-
-
 def draw_alpha(folders: list[Path], path: Path) -> None:
     """The learned α_t of runs, an axis a script; the mean over the units where each has a number of its own."""
     check_lines(len(folders), "name fewer folders")
-    configs = {folder: read_config(folder) for folder in folders}
+    by_script = {}
     for folder in folders:
         if not (folder / "stair.csv").exists():
             raise UserError(f"{folder} has no learned stair, or has not ended; name another run")
-    scripts = list(dict.fromkeys(config["script"] for config in configs.values()))
-    picture, first = figure(8.0, 3.0 * len(scripts))
+        by_script.setdefault(read_config(folder)["script"], []).append(folder)
+    picture, first = figure(8.0, 3.0 * len(by_script))
     first.remove()
-    for place, script in enumerate(scripts):
-        axes = picture.add_subplot(len(scripts), 1, place + 1)
+    for place, (script, runs) in enumerate(by_script.items(), 1):
+        axes = picture.add_subplot(len(by_script), 1, place)
         axes.grid(alpha=0.3)
-        labels = names_of([folder for folder in folders if configs[folder]["script"] == script])
-        for number, (folder, label) in enumerate(labels.items()):
+        for number, (folder, label) in enumerate(zip(runs, labels_of(list(map(read_config, runs))), strict=True)):
             axes.plot(list(map(statistics.mean, read_stair(folder))), **{**line(number, label), "linewidth": 1.2},
                       markevery=(5 * number, APART))
         axes.set(xlabel="step t", ylabel="α_t")
@@ -66,27 +58,26 @@ def draw_alpha(folders: list[Path], path: Path) -> None:
     save(picture, path)
 
 
-def departure(cell) -> str:
-    """nnRNN's departure from normality, ‖T‖_F / ‖Λ‖_F, for a legend; nothing for another cell."""
-    return f": ‖T‖ / ‖Λ‖ = {(cell.upper.norm() / (2 ** 0.5 * cell.gamma.norm())).item():.2g}" \
-        if isinstance(cell, NNRNN) else ""
-
-
 @torch.no_grad()
 def draw_spectrum(folders: list[Path], path: Path) -> None:
-    """The eigenvalues of W, of any cell: how far from the unit circle, and where. They come in conjugate pairs."""
+    """The eigenvalues of W, of any cell: how far from the unit circle, and where. They come in conjugate pairs.
+
+    The legend tells nnRNN's departure from normality, ‖T‖_F / ‖Λ‖_F.
+    """
     check_lines(len(folders), "name fewer folders")
     picture, axes = figure(8.6, 4.4)
     axes.axhline(1.0, color="0.3", linewidth=0.8)
-    labels = names_of(folders)
-    for number, folder in enumerate(folders):
+    for number, (folder, label) in enumerate(zip(folders, labels_of(list(map(read_config, folders))), strict=True)):
         network = load_run(script_of_run(folder), folder)[0].network
-        if network.cell is None:
+        cell = network.cell
+        if cell is None:
             raise UserError(f"{folder} has no recurrent matrix W (an LSTM has four); name a run of another cell")
+        if isinstance(cell, NNRNN):
+            label += f": ‖T‖ / ‖Λ‖ = {(cell.upper.norm() / (2 ** 0.5 * cell.gamma.norm())).item():.2g}"
         eigenvalues = torch.linalg.eigvals(network.kernel().double())
         angle, modulus = eigenvalues.angle().abs(), eigenvalues.abs()
         axes.scatter(angle.tolist(), modulus.tolist(), s=18, marker=MARKERS[number], facecolors="none",
-                     edgecolors=COLOURS[number], label=labels[folder] + departure(network.cell), linewidths=0.9)
+                     edgecolors=COLOURS[number], label=label, linewidths=0.9)
     low, high = axes.get_ylim()
     axes.set(xlabel="|angle of λ|, radians", ylabel="|λ|", ylim=(min(low, 0.99), max(high, 1.01)))  # no rounding errors
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -119,12 +110,6 @@ def script_of_run(folder: Path):
     return importlib.import_module(name)
 
 
-def product_after(numbers: torch.Tensor) -> torch.Tensor:
-    """|∏ of the numbers after step t| for each t, 1 at the last one: (T,) → (T,)."""
-    after = torch.cat((numbers[1:], numbers.new_ones(1)))
-    return after.flip(0).cumprod(0).flip(0).abs()
-
-
 def draw_gradients(folders: list[Path], path: Path) -> None:
     """How far back the gradient of the recall reaches, at the start and after training; thin: the product of g_t alone.
 
@@ -135,9 +120,8 @@ def draw_gradients(folders: list[Path], path: Path) -> None:
     left.remove()
     left, right = picture.subplots(1, 2, sharey=True)
     thin = dict(color="0", linewidth=0.6)
-    labels = names_of(folders)
-    for number, folder in enumerate(folders):
-        config = read_config(folder)
+    configs = list(map(read_config, folders))
+    for number, (folder, config, label) in enumerate(zip(folders, configs, labels_of(configs), strict=True)):
         if task_of(config) != "copytask" or config["options"]["net_type"]["value"] == "LSTM":
             raise UserError(f"{folder} is no run of the copying task with a stair; name runs of copytask_*.py")
         script = script_of_run(folder)
@@ -146,9 +130,10 @@ def draw_gradients(folders: list[Path], path: Path) -> None:
         task, recall = CopyingTask(options.T, options.labels, options.c_length, seed=1), options.T + options.c_length
         for axes, model in ((left, script.build(options).double()), (right, trained.double())):
             norms, stair = gradient_norms(model, task)[:recall], model.network.stair
-            axes.semilogy((norms / norms[-1]).tolist(), **line(number, labels[folder]), markevery=(5 * number, APART))
+            axes.semilogy((norms / norms[-1]).tolist(), **line(number, label), markevery=(5 * number, APART))
             if stair.rule == "scale" and stair(1).ndim == 1:
-                axes.semilogy(product_after(stair(recall).detach()).tolist(), **thin)
+                later = torch.cat((stair(recall).detach()[1:], torch.ones(1))).flip(0)
+                axes.semilogy(later.cumprod(0).flip(0).abs().tolist(), **thin)  # of the steps after t
     for axes, title in ((left, "at the start"), (right, "after training")):
         axes.set(xlabel="step t", title=title, ylim=(FAINT, 30))
         axes.grid(alpha=0.3)

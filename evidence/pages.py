@@ -94,21 +94,20 @@ def is_again(place: Path, config: dict) -> bool:
 def collect(sources: list[Path], target: Path) -> None:
     """Copy the records (not the checkpoints) of the runs below `sources` that have ended or diverged."""
     counts = {"new": 0, "newer": 0, "the same": 0, "not finished, left out": 0, AGAIN: 0}
-    runs = {source: sorted(source.glob("*/*/config.json")) for source in sources}
-    for source, found in runs.items():
-        if not found:
+    runs = {source: [path.parent for path in sorted(source.glob("*/*/config.json"))] for source in sources}
+    for source, folders in runs.items():
+        if not folders:
             raise UserError(f"{source} holds no runs; name a folder with SCRIPT/RUN/config.json below it")
     for temporary in target.glob("*/*/.*.tmp"):  # of a --collect that was killed
         temporary.unlink(missing_ok=True)
-    for folder in (path.parent for found in runs.values() for path in found):
+    for folder in itertools.chain(*runs.values()):
         if is_left(folder):
             counts["not finished, left out"] += 1
             continue
         records = {name: without_machine(text) for name in RECORDS if (text := read_record(folder, name)) is not None}
         config = json.loads(records["config.json"])
         place = place_for(folder, config, target)
-        before = {name: text for name in RECORDS if (text := read_record(place, name)) is not None} \
-            if os.path.lexists(place / "config.json") else {}
+        before = {name: text for name in RECORDS if (text := read_record(place, name)) is not None}
         counts["the same" if before == records else "newer" if before else "new"] += 1
         counts[AGAIN] += not before and is_again(place, config)
         if before != records:

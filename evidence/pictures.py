@@ -18,31 +18,17 @@ those of runs (common/runs/folder.py).
 
 import argparse
 import statistics
-import tempfile
 import time
 from pathlib import Path
 
 from common.errors import UserError, run_main
-from common.runs.curves import (
-    COLOURS,
-    MARKERS,
-    check_lines,
-    columns_of,
-    draw_band,
-    draw_curves,
-    drawing,
-    figure,
-    finish_axes,
-    line,
-    memoryless_lines,
-    points,
-    read_log,
-    save,
-)
+from common.runs import curves
+from common.runs.curves import COLOURS, MARKERS, check_lines, drawing, figure, line, read_log, save
 from common.runs.flags import FLAGS
-from common.runs.records import read_config, read_result, write_output
+from common.runs.records import read_config, read_result
 from evidence import drawings, published
 from evidence.rows import (
+    GAIN,
     SMALL_CELLS,
     SMALL_STAIRS,
     TASKS,
@@ -53,10 +39,9 @@ from evidence.rows import (
     rows_at,
     task_of,
 )
-from evidence.table import GAIN, TASK_TITLES, gains_of, measures_of, results_of
+from evidence.table import TASK_TITLES, gains_of, measures_of
 
 WATCH_SECONDS = 5
-DEAD_SECONDS = 600  # a row of psMNIST reports every two minutes
 
 
 def draw_runs(folders: list[Path], path: Path) -> None:
@@ -65,21 +50,21 @@ def draw_runs(folders: list[Path], path: Path) -> None:
     if len(tasks) > 1:
         raise UserError(f"{' and '.join(map(str, tasks.values()))} are runs of different tasks, whose scores share no "
                         "axis; draw a picture for each task")
-    draw_curves(folders, path)
+    curves.draw_curves(folders, path)
 
 
 def draw_rows(rows: list[Row], path: Path, with_published: bool) -> None:
     """One learning curve a row of a task's table, over its seeds."""
     picture, axes = figure(8.6, 4.4)
     folders = [folder for row in rows for folder in row.runs.values()]
-    x, y = columns_of(next(filter(None, map(read_log, folders)), {}))
+    x, y = curves.columns_of(next(filter(None, map(read_log, folders)), {}))
     for number, row in enumerate(rows):
-        found = [points(log[x], log[y]) for log in map(read_log, row.runs.values()) if log]
-        draw_band(axes, found, y, **line(number, f"{row.model}, {row.stair} (n = {len(found)})"),
+        found = [curves.points(log[x], log[y]) for log in map(read_log, row.runs.values()) if log]
+        curves.draw_band(axes, found, y, **line(number, f"{row.model}, {row.stair} (n = {len(found)})"),
                   markevery=(number % 5, 5) if x == "update" else 1)
         if with_published:
             draw_published(axes, row, number)
-    finish_axes(axes, x, y, memoryless_lines(folders), len(folders) > len(rows))
+    curves.finish_axes(axes, x, y, curves.memoryless_lines(folders), len(folders) > len(rows))
     save(picture, path)
 
 
@@ -91,7 +76,7 @@ def draw_published(axes, row: Row, number: int) -> None:
     what, size = ("published test accuracy", 7) if row.task == "language" else ("published", 3)
     dots = dict(linestyle="none", marker=MARKERS[number], markersize=size, color=COLOURS[number])
     if row.task == "language":
-        ours = [result for result in results_of(row) if "best_epoch" in result]
+        ours = [result for result in row.results if "best_epoch" in result]
         axes.plot([result["best_epoch"] for result in ours], [result["test_accuracy"] for result in ours], **dots,
                   label=f"{row.model}, {row.stair}, test accuracy")
     label = f"{published.of_row(row, 'curve') or row.model}, {what}"
@@ -105,7 +90,7 @@ def draw_vary(columns: dict[str, list[Row]], name: str, path: Path) -> None:
 
     Values for which no run has ended take no room.
     """
-    ended = {value: found for value, rows in columns.items() if any(found := list(map(results_of, rows)))}
+    ended = {value: found for value, rows in columns.items() if any(found := [row.results for row in rows])}
     if len(ended) < 2:
         raise UserError(f"runs have ended with {len(ended)} of the values of --{name}, and a line needs two values")
     rows = next(iter(columns.values()))
@@ -178,8 +163,9 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def draw(args, parser, path: Path) -> None:
-    """Draw what was asked for to `path`."""
+def draw(args, parser) -> None:
+    """Draw what was asked for."""
+    path = args.output
     if args.stairs:
         drawings.draw_stairs(path)
     elif args.gains:
@@ -204,34 +190,19 @@ def draw(args, parser, path: Path) -> None:
         parser.error("name the folders of one or more runs, --task, --gains or --stairs")
 
 
-def last_written(folder: Path) -> float:
-    """When a run wrote its last file, in seconds since 1970."""
-    return max(path.stat().st_mtime for path in folder.iterdir())
-
-
 @drawing()
 def main(argv=None) -> None:
     parser = make_parser()
     args = parser.parse_args(argv)
-    if args.published and (not args.task or args.vary or args.alpha):
-        parser.error("--published needs --task, and learning curves")
     if args.vary and (len(args.vary) < 2 or not args.task):
         parser.error("--vary needs --task, a flag and its values, as in --task copytask --vary T 200 500")
-    if args.watch and not args.runs:
-        parser.error("--watch needs the folders of runs")
     if args.task and (args.runs or args.spectrum or args.gradients):
         parser.error("--task draws rows; leave it out to draw the folders of runs")
     while True:
-        with tempfile.TemporaryDirectory() as aside:
-            path = Path(aside) / (args.output.name or "picture")
-            draw(args, parser, path)
-            write_output(args.output, path.read_bytes())
+        draw(args, parser)
         print(f"wrote {args.output}", flush=True)
-        left = [folder for folder in args.runs if read_result(folder) is None]
-        if not args.watch or not left:
+        if not args.watch or all(read_result(folder) is not None for folder in args.runs):
             return
-        if time.time() - max(map(last_written, left)) > DEAD_SECONDS:
-            raise UserError(f"{left[0]} has written nothing for {DEAD_SECONDS // 60} minutes; the picture stands", 1)
         time.sleep(WATCH_SECONDS)
 
 

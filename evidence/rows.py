@@ -15,6 +15,7 @@ import json
 import os
 import shlex
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from common import copytask, language, smnist
@@ -22,11 +23,12 @@ from common.errors import UserError, nearest
 from common.runs import flags
 from common.runs.flags import kind_of
 from common.runs.provenance import as_json, foreign_code, own_stair
-from common.runs.records import read_config
+from common.runs.records import log_rows, read_config, read_result, reading
 from common.stair import SCHEDULES
 from evidence import published
 
 TASKS = {task.NAME: task for task in (copytask, smnist, language)}
+GAIN = {"copytask": "recall", "sMNIST": "test_accuracy", "language": "test_accuracy"}  # what a stair is to raise
 OLD_NAMES = {"smnist": "sMNIST"}  # of tasks, in older records
 KINDS = ("nvar", "alpha", "expalpha")  # of scripts, by the stair
 SIZES = {"nhid", "epochs", "updates", "T", "c_length", "labels", "vari", "permute"}  # which make another experiment
@@ -52,7 +54,7 @@ class Row:
     as_published: bool = True   # the size of the task and of the network, the length of the training
     path: str = ""              # the file of a script of one's own
     why_no_command: str = ""    # of a row that no command makes again
-    runs: dict = field(default_factory=dict)  # seed → folder
+    runs: dict = field(default_factory=dict)  # seed → folder; complete before the results are asked for
 
     def __post_init__(self):
         self.task = self.task or self.script.split("_")[0]
@@ -61,6 +63,20 @@ class Row:
     @property
     def name(self) -> str:
         return f"{self.model} {self.stair}"
+
+    @cached_property
+    def results(self) -> list[dict]:
+        """The results of the runs that have ended; of the copying task with the median of the last report."""
+        results = []
+        for folder in self.runs.values():
+            if (found := read_result(folder)) is None:
+                continue
+            if self.task in TASKS:
+                with reading(folder / "result.json", "restore it from a copy or leave this run out"):
+                    float(found[GAIN[self.task]])
+                found["loss_median"] = next(iter(log_rows(folder)[-1:]), {}).get("loss_median")
+            results.append(found)
+        return results
 
     def command(self, seed: int | None = None) -> list[str]:
         """The command line, without the interpreter."""
@@ -218,14 +234,15 @@ def own_rows(target: str, seeds, *folders: Path, extra: list[str] = (), apart: s
     rows, wanted = {}, {dest: text for dest, text in typed_in(list(extra)).items() if flags.is_science(dest)}
     for run, config in records_below(*folders):
         options, seed = config["options"], config["options"]["random_seed"]["value"]
-        has_row = (is_own(config) and task_of(config) == target and is_current(config)) if target in TASKS else \
+        what = differences_of(config), own_stair(config)
+        has_row = (any(what) and task_of(config) == target and is_current(config)) if target in TASKS else \
             config["script"] == Path(target).stem
         if not has_row or seed not in seeds or not all(name in options and is_same(options[name]["value"], text)
                                                        for name, text in wanted.items()):
             continue
         contents = [config.get("code", {}).get(file) for file in foreign_code(config)]
-        key = json.dumps([config["script"], own_stair(config), differences_of(config), contents,
-                          flags.science(options) | {"random_seed": None}], sort_keys=True)
+        key = json.dumps([config["script"], what, contents, flags.science(options) | {"random_seed": None}],
+                         sort_keys=True)
         if key not in rows:
             rows[key] = own_row(config, apart)
             rows[key].why_no_command *= target in TASKS
@@ -269,7 +286,11 @@ def rows_asked_for(target: str, args) -> dict[str, list[Row]]:
     dest = flag.replace("-", "_")
     if flag and (not flags.is_science(dest) or dest in ("net_type", "nvar", "random_seed", "seed")):
         raise UserError(f"--vary takes a flag that decides what a row computes; --{flag} does not, or it picks the row")
-    small, words = SMALL.get(target, "").split() if args.small else [], read_words(args.extra, "--with")
+    try:
+        words = shlex.split(args.extra)
+    except ValueError as error:
+        raise UserError(f"--with {args.extra} cannot be read ({error}); quote it as in --with='--T 500'") from None
+    small = SMALL.get(target, "").split() if args.small else []
     for value in values:
         extra = [*words, *([f"--{flag}", value] if flag else [])]
         rows = rows_at(target, args.small, extra) if target in TASKS else []
@@ -313,14 +334,6 @@ def add_row_options(parser) -> None:
 # ── what a record says ───────────────────────────────────────────────────────────────────────────────────
 
 
-def read_words(text: str, flag: str) -> list[str]:
-    """The words of a text with flags that was typed behind `flag`."""
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise UserError(f"{flag} {text} cannot be read ({error}); quote it as in {flag}='--T 500'") from None
-
-
 def records_below(*folders: Path) -> list[tuple[Path, dict]]:
     """(folder, config.json) of every run below each of `folders`."""
     return [(path.parent, read_config(path.parent))
@@ -344,11 +357,6 @@ def stair_of(config: dict) -> str:
     options = config["options"]
     schedule = options.get("nvar", {}).get("value")
     return own_stair(config) or schedule or kind_of(options)
-
-
-def is_own(config: dict) -> bool:
-    """Whether a run belongs to no published row, whatever its options."""
-    return bool(differences_of(config) or own_stair(config))
 
 
 def differences_of(config: dict) -> list[str]:

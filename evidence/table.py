@@ -12,10 +12,10 @@ from pathlib import Path
 
 from common.errors import printable
 from common.runs import flags
-from common.runs.records import is_diverged, log_rows, read_result, reading
+from common.runs.records import is_diverged, log_rows, read_result
 from evidence import published
 from evidence.differences import Difference, is_within, judged
-from evidence.rows import SMALL, TASKS, Row, add_row_options, find_runs, rows_asked_for, rows_at
+from evidence.rows import GAIN, SMALL, TASKS, Row, add_row_options, find_runs, rows_asked_for, rows_at
 
 # result.json's names → title, scale and digits of a column. The first of a task is its main one.
 MEASURES = {
@@ -28,31 +28,16 @@ MEASURES = {
                  "validation_loss": ("validation bits per character", 1 / math.log(2), ".4f")},
 }
 NO_MEASURE = {"updates", "epochs", "best_epoch", "averaged_over", "memoryless_loss", "parameters", "seconds", "threads"}
-GAIN = {"copytask": "recall", "sMNIST": "test_accuracy", "language": "test_accuracy"}  # what a stair is to raise
 TASK_TITLES = {"copytask": "copying memory", "sMNIST": "permuted MNIST", "language": "characters"}
 WITHOUT = ("command", "device")  # the columns that --short leaves out
 CURVE_UPDATES = (200, 400, 800, 1500)  # the ends of the reports that stand beside the published curves
-
-
-def results_of(row: Row) -> list[dict]:
-    """The results of a row's runs that have ended; of the copying task with the median of the last report."""
-    results = []
-    for folder in row.runs.values():
-        if (found := read_result(folder)) is None:
-            continue
-        if row.task in TASKS:
-            with reading(folder / "result.json", "restore it from a copy or leave this run out"):
-                float(found[GAIN[row.task]])
-            found["loss_median"] = next(iter(log_rows(folder)[-1:]), {}).get("loss_median")
-        results.append(found)
-    return results
 
 
 def measures_of(rows: list[Row]) -> dict[str, tuple]:
     """The measures of a table's rows; of a task of one's own every number in its results."""
     if rows and rows[0].task in TASKS:
         return MEASURES[rows[0].task]
-    names = dict.fromkeys(name for row in rows for result in results_of(row) for name, value in result.items()
+    names = dict.fromkeys(name for row in rows for result in row.results for name, value in result.items()
                           if isinstance(value, (int, float)) and name not in NO_MEASURE)
     return {name: (name.replace("_", " "), 1, ".4f") for name in names} or {"": ("score", 1, ".4f")}
 
@@ -71,18 +56,18 @@ def middle(results: list[dict]) -> str:
     return mean_and_deviation([statistics.median(medians)], 1, ".4f") if medians else ""
 
 
-def counted(row: Row, results: list[dict]) -> str:
+def counted(row: Row) -> str:
     """How many runs a row has: n = 3 of 5, 1 diverged."""
     if not row.runs:
         return "not run"
-    gone = sum(read_result(folder) is None and is_diverged(folder) for folder in row.runs.values())
-    some = f"n = {len(results)}" + f" of {len(row.runs)}" * (len(row.runs) > len(results))
-    return (some if results or gone else "not finished") + f", {gone} diverged" * bool(gone)
+    ended, gone = len(row.results), sum(read_result(run) is None and is_diverged(run) for run in row.runs.values())
+    some = f"n = {ended}" + f" of {len(row.runs)}" * (len(row.runs) > ended)
+    return (some if ended or gone else "not finished") + f", {gone} diverged" * bool(gone)
 
 
 def line_of(row: Row, measures: dict) -> dict[str, str]:
     """A row of the table as {column: cell}."""
-    results = results_of(row)
+    results = row.results
     best = sorted({r["best_epoch"] for r in results if "best_epoch" in r})
     times = [r["seconds"] for r in results if "seconds" in r]
     (main, (title, scale, form)), *others = measures.items()
@@ -91,7 +76,7 @@ def line_of(row: Row, measures: dict) -> dict[str, str]:
         "model": row.model, "stair": row.stair,
         published.VALUE_TITLE.get(row.task, "published"):
             published.of_row(row, "value") if row.task in TASKS and not row.path else "",
-        f"ours: {title} (mean ± std, n)": ", ".join(filter(None, [score, counted(row, results)])),
+        f"ours: {title} (mean ± std, n)": ", ".join(filter(None, [score, counted(row)])),
         "median": middle(results),
         **{name: mean_and_deviation([r[key] for r in results if key in r], scale, form)
            for key, (name, scale, form) in others},
@@ -116,7 +101,7 @@ def markdown(lines: list[dict]) -> str:
 
 def table(rows: list[Row], short: bool = False) -> str:
     """The table as Markdown; `short` leaves out the command, the device and the rows without a run that has ended."""
-    shown = [row for row in rows if not short or results_of(row)]
+    shown = [row for row in rows if not short or row.results]
     measures = measures_of(shown)
     return markdown([{name: cell for name, cell in line_of(row, measures).items() if not short or name not in WITHOUT}
                      for row in shown])
@@ -127,12 +112,12 @@ def score(row: Row, measures: dict) -> str:
 
     As in 0.0123 ± 0.0020, median 0.0018; recall 0.900 ± 0.010; n = 3 of 5, 1 diverged.
     """
-    results, (main, (_, scale, form)) = results_of(row), next(iter(measures.items()))
+    results, (main, (_, scale, form)) = row.results, next(iter(measures.items()))
     parts = [mean_and_deviation([r[main] for r in results if main in r], scale, form)]
     if main == "loss" and results and "recall" in results[0]:
         parts = [", median ".join(filter(None, [parts[0], middle(results)])),
                  f"recall {mean_and_deviation([r['recall'] for r in results], 1, '.3f')}"]
-    return "; ".join(filter(None, [*parts, counted(row, results)]))
+    return "; ".join(filter(None, [*parts, counted(row)]))
 
 
 def vary_table(name: str, columns: dict[str, list[Row]], short: bool = False) -> str:
@@ -142,7 +127,7 @@ def vary_table(name: str, columns: dict[str, list[Row]], short: bool = False) ->
               **{f"{name} {value}": score(row, measures) for value, row in zip(columns, rows, strict=True)}}
              for rows in zip(*columns.values(), strict=True) if not short or any(row.runs for row in rows)]
     memoryless = {f"{name} {value}": f"{r['memoryless_loss']:.4f}" for value, rows in columns.items()
-                  for row in rows for r in results_of(row) if "memoryless_loss" in r}
+                  for row in rows for r in row.results if "memoryless_loss" in r}
     if memoryless:  # it depends on T, and shows how good a loss is
         lines.append(dict.fromkeys(lines[0], "") | {"model": "a memoryless model"} | memoryless)
     (main, (title, _, _)), median = next(iter(measures.items())), ""
@@ -159,9 +144,11 @@ def gains_of(rows: list[Row]) -> dict[str, Difference]:
 
     In points of 100. Rows without a run that has ended, or without one of the plain network, are left out.
     """
-    scores = {id(row): [100 * r[GAIN[row.task]] for r in results_of(row)] for row in rows}
-    plain = {(row.task, row.cell): scores[id(row)] for row in rows if row.stair == "none"}
-    return judged({(row.task, row.name): (scores[id(row)], plain.get((row.task, row.cell), []))
+    def scores(row):
+        return [100 * result[GAIN[row.task]] for result in row.results]
+
+    plain = {(row.task, row.cell): scores(row) for row in rows if row.stair == "none"}
+    return judged({(row.task, row.name): (scores(row), plain.get((row.task, row.cell), []))
                    for row in rows if row.stair != "none"})
 
 
@@ -187,18 +174,16 @@ def grid_table(rows: list[Row], short: bool = False) -> str:
     if short:
         run = [row for row in rows if row.runs]
         rows = [row for row in rows if row.cell in {r.cell for r in run} and row.stair in {r.stair for r in run}]
-    lines, measures = lines_of_grid(rows, "none, published"), measures_of(rows)
-    for row in rows:
-        lines[row.stair][row.cell] = score(row, measures)
-        if row.stair == "none":
-            lines["none, published"][row.cell] = published.of_row(row, "value")
-    return markdown([line for line in lines.values() if any(line[row.cell] for row in rows)])
+    measures = measures_of(rows)
+    there = {("none, published", row.cell): published.of_row(row, "value") for row in rows if row.stair == "none"}
+    return grid({(row.stair, row.cell): score(row, measures) for row in rows} | (there if any(there.values()) else {}))
 
 
-def lines_of_grid(rows: list[Row], *more: str) -> dict[str, dict]:
-    """Empty lines of a grid, by the stair."""
-    stairs = (*(row.stair for row in rows), *more)
-    return {stair: {"stair": stair, **{row.cell: "" for row in rows}} for stair in stairs}
+def grid(texts: dict[tuple[str, str], str]) -> str:
+    """{(stair, cell): text} as a line a stair and a column a cell, in the order in which they come."""
+    cells = dict.fromkeys(cell for _, cell in texts)
+    return markdown([{"stair": stair, **{cell: texts.get((stair, cell), "") for cell in cells}}
+                     for stair in dict.fromkeys(stair for stair, _ in texts)])
 
 
 def differences_table(rows: list[Row]) -> str:
@@ -206,10 +191,8 @@ def differences_table(rows: list[Row]) -> str:
     gains = gains_of([row for row in rows if row.source not in published.AUTHORS])
     shown = [row for row in rows if (row.task, row.name) in gains]
     plain = [row for row in rows if row.stair == "none" and row.cell in {r.cell for r in shown}]
-    lines = lines_of_grid([*plain, *shown])
-    for row in (*plain, *shown):
-        lines[row.stair][row.cell] = in_percent(row) if row in plain else shown_gain(gains[row.task, row.name])
-    return markdown(list(lines.values())) + family_note(gains)
+    return grid({(row.stair, row.cell): in_percent(row) for row in plain}
+                | {(row.stair, row.cell): shown_gain(gains[row.task, row.name]) for row in shown}) + family_note(gains)
 
 
 def in_percent(row: Row | None) -> str:
@@ -241,7 +224,7 @@ def best_table(tables: dict[str, list[Row]], small: bool) -> str:
     lines = []
     for task, rows in tables.items():
         means = {row.name: statistics.mean([r[GAIN[task]] for r in found]) for row in rows
-                 if not row.source and (found := results_of(row))}
+                 if not row.source and (found := row.results)}
         for plain in (row for row in rows if row.stair == "none" and row.name in means):
             stairs = [r for r in rows if r.cell == plain.cell and r.stair != "none" and r.name in means]
             if stairs:
@@ -336,7 +319,7 @@ def text_of(args) -> str:
         text = grid_table(columns[""], args.short)
     else:
         text = table(columns[""], args.short)
-    engines = Counter(result["engine"] for rows in columns.values() for row in rows for result in results_of(row)
+    engines = Counter(result["engine"] for rows in columns.values() for row in rows for result in row.results
                       if result.get("engine"))
     counts = ", ".join(f"{engine} {count}" for engine, count in sorted(engines.items()))
     note = f"\nRuns of different engines, whose last digits differ: {literal(counts)}.\n"

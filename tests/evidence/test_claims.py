@@ -16,7 +16,7 @@ from common.runs.records import log_rows, read_result, read_stair
 from common.stair import SCHEDULES, schedule
 from evidence import published
 from evidence.rows import RUNS, SEEDS, TASKS, find_runs, rows_at
-from evidence.table import CURVE_UPDATES, gains_of, results_of
+from evidence.table import CURVE_UPDATES, gains_of
 
 RESULTS, README, LANGUAGE = "results/README.md", "README.md", "results/language.md"
 CLAIMS = []
@@ -39,7 +39,7 @@ class Records:
         self.rows = {row.name: row for row in rows}
 
     def mean(self, name, key="recall"):
-        values = [result[key] for result in results_of(self.rows[name])]
+        values = [result[key] for result in self.rows[name].results]
         assert values, f"no run of {name} has ended"
         return statistics.mean(values)
 
@@ -141,7 +141,7 @@ def learned():
 
 
 def is_ahead(task, one, other):
-    scores = [[result["test_accuracy"] for result in results_of(Records(task, small=True).rows[name])]
+    scores = [[result["test_accuracy"] for result in Records(task, small=True).rows[name].results]
               for name in (one, other)]
     from scipy.stats import ttest_ind
     return ttest_ind(*scores, equal_var=False).confidence_interval(0.95).low > 0
@@ -174,7 +174,7 @@ def characters():
 @claim("Plain expRNN was run to its end, no other row.", page=LANGUAGE)
 def published_size():
     assert not any(row.runs for row in Records("sMNIST").rows.values())
-    assert [name for name, row in Records("language").rows.items() if results_of(row)] == ["expRNN none"]
+    assert [name for name, row in Records("language").rows.items() if row.results] == ["expRNN none"]
 
 
 @claim("The test accuracy ends half a point below the published 67.51 ± 0.11 (a standard error), and the bits per "

@@ -1,6 +1,7 @@
 """The pictures: each kind is drawn, from records or weights as a run leaves them."""
 
 import json
+import math
 import os
 import stat
 import threading
@@ -65,8 +66,6 @@ def test_what_a_run_learned_is_drawn(tmp_path, monkeypatch):
     for kind in ("--alpha", "--spectrum"):
         pictures.main([kind, *learned, "-o", f"picture{kind}.png"])
         assert (tmp_path / f"picture{kind}.png").stat().st_size > 5000
-    one, _ = drawings.names_of(learned).values()
-    assert one.startswith("sRNN, alpha")
 
 
 @pytest.fixture
@@ -176,7 +175,7 @@ def test_on_a_rotation_the_gradient_is_the_product_of_the_schedule(float64):
     stair = FixedStair("n", 32)
     model = CopyModel(build_network("expRNN", 10, 16, stair, "none", "cayley", "xavier"), 9)
     norms = drawings.gradient_norms(model, CopyingTask(T=12, c_length=10, seed=1))[:22]
-    assert (norms / norms[-1]).tolist() == pytest.approx(drawings.product_after(stair(22)).tolist(), rel=1e-6)
+    assert (norms / norms[-1]).tolist() == pytest.approx([math.prod(stair(22).tolist()[t + 1:]) for t in range(22)])
 
 
 def test_gradients_are_drawn(tmp_path, monkeypatch, drawn):
@@ -218,9 +217,7 @@ def test_a_mistake_ends_in_a_sentence(asked, sentence, tmp_path, monkeypatch):
         pictures.main(asked)
 
 
-@pytest.mark.parametrize("asked", [[], ["--task", "copytask", "--alpha", "--published"], ["--vary", "T", "5"],
-                                   ["--published", "--stairs"],
-                                   ["--task", "copytask", "--spectrum"], ["--stairs", "--watch"],
+@pytest.mark.parametrize("asked", [[], ["--vary", "T", "5"], ["--task", "copytask", "--spectrum"],
                                    ["--task", "copytask", "--vary", "T"]])
 def test_what_has_no_meaning_is_refused(asked, capsys):
     with pytest.raises(SystemExit):

@@ -20,7 +20,6 @@ def test_a_mistake_in_the_extra_flags(extra):
 
 @pytest.mark.parametrize(("asked", "sentence"), [
     ([], "name a task"), (["copytask", "--vary", "T"], "needs values"), (["smnist"], "there is no task smnist"),
-    (["copytask", "--grid", "--vary", "T", "5"], "ask for one of them"),
     (["sMNIST", "--curves"], "of the copying task"), (["mine.py", "--differences"], "of the three tasks")])
 def test_a_mistake_in_what_is_asked_for(asked, sentence, capsys):
     with pytest.raises(SystemExit):
