@@ -110,12 +110,14 @@ def fake_images(count: int, seed: int) -> np.ndarray:
     return pixels
 
 
-def write_mnist(folder: Path) -> None:
+def write_mnist(folder: Path, train=60_000, test=10_000, labels=lambda k: k * 7 % 10) -> Path:
+    """A data folder with so many images under MNIST's names, and the labels of their numbers."""
     raw = folder / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for seed, (part, count) in enumerate((("train", 60_000), ("t10k", 10_000))):
+    for seed, (part, count) in enumerate((("train", train), ("t10k", test))):
         write_idx(raw / f"{part}-images-idx3-ubyte", fake_images(count, seed).reshape(count, 28, 28))
-        write_idx(raw / f"{part}-labels-idx1-ubyte", np.arange(count) * 7 % 10)
+        write_idx(raw / f"{part}-labels-idx1-ubyte", labels(np.arange(count)))
+    return folder
 
 
 def fake_text(lines: int, seed: int) -> str:
@@ -137,9 +139,7 @@ def write_penn(folder: Path) -> None:
 @pytest.fixture(scope="session")
 def mnist_folder(tmp_path_factory) -> Path:
     """A data folder with MNIST's four files, full size, random pixels."""
-    folder = tmp_path_factory.mktemp("mnist")
-    write_mnist(folder)
-    return folder
+    return write_mnist(tmp_path_factory.mktemp("mnist"))
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The examples that people are told to copy: the stair of the README, the task of examples/adding.py."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -11,6 +12,10 @@ from conftest import ROOT, environment
 
 import common
 from common.network import build_network
+from evidence import pictures
+from evidence.__main__ import main as tables
+
+EXAMPLE = ROOT / "examples" / "adding.py"
 
 
 def test_the_stair_of_the_readme():
@@ -28,42 +33,41 @@ def test_the_stair_of_the_readme():
 
 
 @pytest.fixture
-def adding(tmp_path):
-    """Run examples/adding.py as a user types it, or another command of the project, in a folder of runs."""
-    def run(*arguments):
-        done = subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, env=environment(), text=True,
-                              capture_output=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def script(*typed):
-        return run("examples/adding.py", *typed, "--threads", "1", "--save", tmp_path)
-
-    script.run, script.folder = run, tmp_path / "adding"
-    return script
+def adding(monkeypatch):
+    """examples/adding.py as a module."""
+    spec = importlib.util.spec_from_file_location("adding", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "adding", module)
+    spec.loader.exec_module(module)
+    return module
 
 
-def test_a_task_of_ones_own(adding):
+def test_a_task_of_ones_own(adding, capsys, tmp_path):
     """It fits a page, learns, resumes bit for bit, and has a picture, a table and a sweep."""
-    assert len((ROOT / "examples" / "adding.py").read_text(encoding="utf-8").splitlines()) <= 90
-    adding()
-    whole = adding.folder / "expRNN-expn-s400"
+    assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) <= 90
+    typed = ["--threads", "1", "--save", str(tmp_path)]
+    done = subprocess.run([sys.executable, EXAMPLE, *typed], cwd=tmp_path, env=environment(), text=True,
+                          capture_output=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    whole = tmp_path / "adding" / "expRNN-expn-s400"
     assert json.loads((whole / "result.json").read_text())["loss"] < 1 / 60      # guessing has 1/6
     assert (whole / "curves.png").exists()
-    adding("--updates", "100", "--name", "part")
-    part = adding.folder / "expRNN-expn-s400-part"
-    assert "this run is finished" in adding("--resume", part)
-    adding("--resume", part, "--updates", "1000")
-    assert log_of(part) == log_of(whole)
-    adding("--lr", "1e-2")
-    table = adding.run("-m", "evidence", "examples/adding.py", "--save", adding.folder.parent, "--seeds", "400")
-    assert table.count("| expn |") == 2
-    assert "lr 0.01 | expn |" in table
-    adding.run("-m", "evidence.pictures", *adding.folder.iterdir(), "-o", adding.folder / "compared.pdf")
-    sweep = adding.run("-m", "evidence", "examples/adding.py", "--vary", "nhid", "4", "8", "--with=--updates 50",
-                       "--seeds", "400", "--run", "--save", adding.folder.parent)
-    assert "| nhid 4 | nhid 8 |" in sweep
-    assert len(list(adding.folder.glob("*/result.json"))) == 5
+    adding.main([*typed, "--updates", "100", "--name", "part"])
+    part = whole.with_name("expRNN-expn-s400-part")
+    adding.main(["--resume", part])
+    assert "this run is finished" in capsys.readouterr().out
+    adding.main(["--resume", part, "--updates", "200"])
+    assert log_of(part) == log_of(whole)[:5]
+    adding.main([*typed, "--lr", "1e-2", "--updates", "50"])
+    tables([str(EXAMPLE), "--save", str(tmp_path), "--seeds", "400"])
+    table = capsys.readouterr().out
+    assert table.count("| expn |") == 3
+    assert "lr 0.01, updates 50 | expn |" in table
+    pictures.main([*map(str, whole.parent.iterdir()), "-o", str(tmp_path / "compared.pdf")])
+    tables([str(EXAMPLE), "--vary", "nhid", "4", "8", "--with=--updates 50", "--seeds", "400", "--run",
+            "--save", str(tmp_path)])
+    assert "| nhid 4 | nhid 8 |" in capsys.readouterr().out
+    assert len(list(whole.parent.glob("*/result.json"))) == 5
 
 
 def log_of(folder):
@@ -73,7 +77,7 @@ def log_of(folder):
 
 def test_the_contract_names_what_the_example_uses():
     contract = common.__doc__.partition("A task of your own")[2]
-    source = (ROOT / "examples" / "adding.py").read_text(encoding="utf-8")
+    source = EXAMPLE.read_text(encoding="utf-8")
     for name in re.findall(r"run\.(\w+)\(", contract):
         assert f"run.{name}(" in source or name == "epochs"
     for name in set(re.findall(r"\brun\.(\w+)\(", source)):

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, fake_images, fake_text, module_of, tiny, write_idx
+from conftest import ROOT, fake_images, fake_text, module_of, tiny, write_mnist
 
 from common import data, download, language
 from common.copytask import CopyingTask
@@ -86,16 +86,6 @@ def test_memoryless_loss(task, loss):
 MNIST_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
-def write_images(folder, train=60, test=12, labels=lambda k: k * 7 % 10) -> Path:
-    """A data folder with an idx data set of a few images under MNIST's names."""
-    raw = folder / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for seed, (part, count) in enumerate((("train", train), ("t10k", test))):
-        write_idx(raw / f"{part}-images-idx3-ubyte", fake_images(count, seed).reshape(count, 28, 28))
-        write_idx(raw / f"{part}-labels-idx1-ubyte", labels(np.arange(count)))
-    return folder
-
-
 def number_of(images):
     """The numbers that the fake images carry in their first two pixels."""
     return images.pixels[:, 0].int() + 256 * images.pixels[:, 1].int()
@@ -129,7 +119,7 @@ def test_split(mnist):
 def test_permutation(tmp_path):
     """One order for every run, whatever was seeded; no generator of others is touched."""
     order, _ = expected_draws()
-    plain, found = load_mnist(write_images(tmp_path)), []
+    plain, found = load_mnist(write_mnist(tmp_path, 60, 12)), []
     for seed in (5, 6):
         np.random.seed(seed)
         torch.manual_seed(seed)
@@ -159,7 +149,7 @@ def test_batch_of_pixels(mnist):
     (120, lambda k: k % 26 + 1, 26), (66, lambda k: k % 47, 47), (48, lambda k: k % 10, 10)])
 def test_relatives_of_mnist(tmp_path, count, labels, classes):
     """The letters of EMNIST are labelled 1 … 26; its other sets have up to 62 classes, and any number of images."""
-    parts = load_mnist(write_images(tmp_path, count, 60, labels))
+    parts = load_mnist(write_mnist(tmp_path, count, 60, labels))
     assert [len(part) for part in parts] == [count * 5 // 6, count // 6, 60]
     assert sorted(number_of(parts[0]).tolist() + number_of(parts[1]).tolist()) == list(range(count))
     for part in parts:
@@ -172,7 +162,7 @@ def test_relatives_of_mnist(tmp_path, count, labels, classes):
 
 def test_a_run_on_letters(main, tmp_path):
     """26 classes from the data to the read-out, through a resume and `load`; the result says that it is not MNIST."""
-    folder = write_images(tmp_path / "letters", 120, 52, lambda k: k % 26 + 1)
+    folder = write_mnist(tmp_path / "letters", 120, 52, lambda k: k % 26 + 1)
     result, run = main("sMNIST_nvar", *tiny("sMNIST_nvar"), "--data", folder)
     assert result["data"] == {"digest": load_mnist(folder)[0].source.digest, "official": False}
     config = json.loads((run / "config.json").read_text())
@@ -190,8 +180,8 @@ def no_network(*given, **named):
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_packed_mnist(tmp_path, packed, suffix):
     """Files as the mirrors serve them, also under the names of the unpacked ones, are the same data."""
-    write_images(tmp_path / "plain")
-    raw = write_images(tmp_path / "packed") / "MNIST" / "raw"
+    write_mnist(tmp_path / "plain", 60, 12)
+    raw = write_mnist(tmp_path / "packed", 60, 12) / "MNIST" / "raw"
     for name in packed:
         content = gzip.compress((raw / name).read_bytes())
         (raw / name).unlink()
@@ -222,7 +212,7 @@ BAD_FILES = {  # (name, what happens to its bytes): what the sentence says
 def test_damaged_mnist(tmp_path, case):
     """One sentence names the place; no file of a person is to be deleted."""
     name, spoil, said = BAD_FILES[case]
-    path = write_images(tmp_path) / "MNIST" / "raw" / name
+    path = write_mnist(tmp_path, 60, 12) / "MNIST" / "raw" / name
     content = path.read_bytes()
     path.unlink()
     if spoil:
@@ -284,7 +274,7 @@ def digests(folder, names):
 
 def test_mnist_download_that_works(tmp_path, monkeypatch):
     """What torchvision fetches ends up in place, and nothing else stays behind."""
-    source = write_images(tmp_path / "source") / "MNIST"
+    source = write_mnist(tmp_path / "source", 60, 12) / "MNIST"
 
     class Fetch:
         def __init__(self, root, train, download):

@@ -1,7 +1,7 @@
 """Editing a script in place: a new key is a flag, a mistake is a sentence, and no record bears a false name."""
 
 import ast
-import json
+import importlib.util
 import re
 import subprocess
 import sys
@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import LOOPS, ROOT, SCRIPTS, environment, module_of, task_of, tiny
+from conftest import LOOPS, ROOT, SCRIPTS, environment, module_of, task_of, tiny, write_mnist
 
 from common.errors import UserError
 from common.runs import flags, records
 from common.runs.run import load_run
-from evidence import rows, table
+from evidence import pictures, rows, table
+from evidence.__main__ import main as tables
 
 
 def parse(*typed, script="copytask_nvar", paper=None, without=(), **edited):
@@ -147,85 +148,94 @@ def test_an_edited_value_says_so():
     assert parse("--T", "100").origin["T"] == "typed"
 
 
-def run(place, *command):
-    return subprocess.run([sys.executable, *command], cwd=place, env=environment(), capture_output=True, text=True,
+@pytest.fixture
+def edited(tmp_path, monkeypatch):
+    """A script with `changes` (old text, new text) in a folder of its own, to run in this process → the module."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(*changes, name="copytask_nvar"):
+        text = (ROOT / "copytask_nvar.py").read_text(encoding="utf-8")
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new, 1)
+        path = tmp_path / f"{name}.py"
+        path.write_text(text, encoding="utf-8")
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        monkeypatch.setitem(sys.modules, name, module)
+        return module
+    return make
+
+
+TINY = tiny("copytask_nvar")
+STAIR = "FixedStair(args.nvar, task.steps)"
+OWN = ("from common.stair import FixedStair\n", """import torch
+from common.stair import FixedStair, Stair
+
+class Own(Stair):
+    def __init__(self, *size):
+        super().__init__()
+        self.numbers = torch.nn.Parameter(torch.full(size, 0.5))
+""")
+
+
+def own_row():
+    """The one row and the one folder of an edited script's runs."""
+    own, = rows.own_rows("copytask", (400,), Path("saves"))
+    folder, = own.runs.values()
+    return own, folder
+
+
+def test_a_copy_works_under_any_name_and_is_tabled_as_itself(copied, monkeypatch):
+    monkeypatch.chdir(copied)
+    text = Path("copytask_nvar.py").read_text(encoding="utf-8")
+    Path("my-copy.py").write_text(text.replace("T=200, ", "T=6, "), encoding="utf-8")
+    typed = ["--nhid", "8", "--c-length", "2", "--updates", "3", "--threads", "1"]
+    done = subprocess.run([sys.executable, "my-copy.py", *typed], env=environment(), capture_output=True, text=True,
                           timeout=240, check=False)
-
-
-def test_a_copy_works_under_any_name_and_is_tabled_as_itself(copied):
-    text = (copied / "copytask_nvar.py").read_text(encoding="utf-8")
-    (copied / "my-copy.py").write_text(text.replace("T=200, ", "T=6, "), encoding="utf-8")
-    done = run(copied, "my-copy.py", "--nhid", "8", "--c-length", "2", "--updates", "3", "--threads", "1")
     assert done.returncode == 0, done.stderr
-    folder, = (copied / "saves" / "my-copy").iterdir()
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    own, folder = own_row()
+    config = records.read_config(folder)
     assert (config["script"], config["task"], config["stair"]) == ("my-copy", "copytask", "FixedStair")
     assert config["options"]["T"] == {"value": 6, "origin": "edited"}
     assert (folder / "result.json").exists()
     assert (folder / "curves.png").exists()
     found = rows.rows_of("copytask", [])
-    rows.find_runs(found, (400,), copied / "saves")
+    rows.find_runs(found, (400,), Path("saves"))
     assert not any(row.runs for row in found)
-    own, = rows.own_rows("copytask", (400,), copied / "saves")
     assert own.model == "sRNN (exponential), my-copy.py, nhid 8, c-length 2, updates 3, T=6"
     assert "my-copy.py" in table.table([own])
-    assert run(copied, "my-copy.py", "--resume", folder).returncode == 0
-    said = run(copied, "-c", f"import importlib, common.runs.run as run\n"
-               f"print(run.load_run(importlib.import_module('my-copy'), {str(folder)!r})[1].T)")
-    assert said.stdout.strip() == "6", said.stderr
 
 
-def test_a_stair_of_ones_own_has_a_row_of_its_own(copied):
-    script = copied / "copytask_nvar.py"
-    text = script.read_text(encoding="utf-8")
-    text = text.replace("from common.stair import FixedStair", "from common.stair import FixedStair, Stair")
-    text = text.replace("\n\ndef build(", '''
+def test_a_stair_of_ones_own_has_a_row_of_its_own(edited, capsys):
+    script = edited(OWN, (STAIR, "Own(task.steps)"))
+    script.main(TINY)
+    own, folder = own_row()
+    assert (own.model.split(", ")[0], own.stair) == ("sRNN (exponential)", "Own")
+    assert (folder.name, records.read_config(folder)["stair"]) == ("expRNN-Own-s400", "Own")
+    script.main([*TINY, "--name", "b", "--dry-run"])
+    assert f"would be written to {folder}-b" in capsys.readouterr().out
+    tables(["copytask", "--save", "saves", "--only", "Own"])
+    tables(["copytask", "--save", "saves", "--missing", "--seeds", "400", "401"])
+    said = capsys.readouterr().out
+    assert re.search(r"\| sRNN \(exponential\), edited copytask_nvar\.py, nhid 8.* \| Own \|", said)
+    assert "copytask_nvar.py --seed" not in said                               # no command makes such a run again
+    with pytest.raises(UserError, match=r"the stair has 8 steps, the sequence 9; build a longer stair"):
+        edited(OWN, (STAIR, "Own(task.steps - 1)")).main([*TINY, "--name", "c"])
+    assert [path.name for path in Path("saves/copytask_nvar").iterdir()] == [folder.name]
 
-class Half(Stair):
-    def __init__(self, steps):
-        super().__init__()
-        self.register_buffer("numbers", __import__("torch").full((steps,), 0.5), persistent=False)
-
-
-def build(''', 1)
-    script.write_text(text.replace("stair = FixedStair(args.nvar, task.steps)", "stair = Half(task.steps)"))
-    done = run(copied, "copytask_nvar.py", "--threads", "1", *tiny("copytask_nvar"))
-    assert done.returncode == 0, done.stderr
-    own, = rows.own_rows("copytask", (400,), copied / "saves")
-    assert (own.model.split(", ")[0], own.stair) == ("sRNN (exponential)", "Half")
-    folder, = own.runs.values()
-    assert folder.name == "expRNN-Half-s400"
-    done = run(copied, "copytask_nvar.py", "--threads", "1", *tiny("copytask_nvar"), "--name", "b", "--dry-run")
-    assert f"would be written to {Path('saves', 'copytask_nvar', 'expRNN-Half-s400-b')}" in done.stdout
-    script.write_text(script.read_text(encoding="utf-8").replace("Half(task.steps)", "Half(task.steps - 1)"))
-    done = run(copied, "copytask_nvar.py", "--threads", "1", *tiny("copytask_nvar"), "--name", "c")
-    assert done.returncode == 2
-    said = r"copytask_nvar.py: the stair has \d+ steps, the sequence \d+; build a longer stair\n"
-    assert re.fullmatch(said, done.stderr)
-    assert [path.name for path in (copied / "saves" / "copytask_nvar").iterdir()] == [folder.name]
-    assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["stair"] == "Half"
-    done = run(copied, "-m", "evidence", "copytask", "--save", "saves", "--only", "Half")
-    assert re.search(r"\| sRNN \(exponential\), edited copytask_nvar\.py, nhid 8.* \| Half \|", done.stdout)
-    done = run(copied, "-m", "evidence", "copytask", "--save", "saves", "--missing", "--seeds", "400", "401")
-    assert "copytask_nvar.py --seed" not in done.stdout                       # no command makes such a run again
-
-    script.write_text(text)                                                   # the edit goes: weights fit, numbers not
-    opened = f"import copytask_nvar, common.runs.run as run; run.load_run(copytask_nvar, {str(folder)!r})"
-    for asked in (["copytask_nvar.py", "--evaluate", folder], ["copytask_nvar.py", "--resume", folder], ["-c", opened]):
-        done = run(copied, *map(str, asked))
-        assert done.returncode != 0
-        assert "is a run with the stair Half, and the script now builds FixedStair" in done.stderr
+    script = edited()                                                          # the edit goes: weights fit, numbers not
+    for call in (lambda: script.main(["--evaluate", folder]), lambda: script.main(["--resume", folder]),
+                 lambda: load_run(script, folder)):
+        with pytest.raises(UserError, match="is a run with the stair Own, and the script now builds FixedStair"):
+            call()
 
 
-def test_another_stair_of_ours_bears_its_own_name(copied):
+def test_another_stair_of_ours_bears_its_own_name(edited):
     """A learned stair in the script of the fixed ones is not a run of --nvar."""
-    script = copied / "copytask_nvar.py"
-    text = script.read_text(encoding="utf-8").replace("import FixedStair", "import LearnedStair")
-    script.write_text(text.replace("FixedStair(args.nvar, task.steps)", "LearnedStair(task.steps)"))
-    done = run(copied, "copytask_nvar.py", "--threads", "1", *tiny("copytask_nvar"))
-    assert done.returncode == 0, done.stderr
-    own, = rows.own_rows("copytask", (400,), copied / "saves")
-    folder, = own.runs.values()
+    edited(("import FixedStair", "import LearnedStair"), (STAIR, "LearnedStair(task.steps)")).main(TINY)
+    own, folder = own_row()
     assert (own.stair, folder.name) == ("LearnedStair", "expRNN-LearnedStair-s400")
 
 
@@ -244,68 +254,55 @@ def test_a_value_counts_as_read_before_the_run_begins(read):
     assert "nvar" not in flags.unread(options.options, options.asked)
 
 
-def test_a_value_that_nothing_reads_is_named(copied):
+def test_a_value_that_nothing_reads_is_named(edited, capsys):
     """A schedule, a cell or a rate that stands in the line itself: what the options say of it is not recorded."""
-    script = copied / "copytask_nvar.py"
-    text = script.read_text(encoding="utf-8").replace("    # network", "    dropout=0.1,\n    # network", 1)
-    text = text.replace("clip=args.clip", "clip=0.5").replace("FixedStair(args.nvar,", 'FixedStair("n2",')
-    script.write_text(text, encoding="utf-8")
-    command = ["copytask_nvar.py", "--threads", "1", *tiny("copytask_nvar")]
+    changes = [("    # network", "    dropout=0.1,\n    # network"), ("clip=args.clip", "clip=0.5"),
+               ("FixedStair(args.nvar,", 'FixedStair("n2",')]
+    script = edited(*changes)
     for asked in (["--nvar", "n"], ["--dry-run"]):
-        done = run(copied, *command, *asked)
-        assert done.returncode == 0, done.stderr
-        said = re.findall(r"(.*) (?:is|are) never used by this script, so (?:its|their) values? had no", done.stdout)
+        script.main([*TINY, *asked])
+        said = re.findall(r"(.*) (?:is|are) never used by this script, so (?:its|their) values? had no",
+                          capsys.readouterr().out)
         assert said == ["args.nvar", "args.clip, args.dropout"]
-    own, = rows.own_rows("copytask", (400,), copied / "saves")
-    folder, = own.runs.values()
+    own, folder = own_row()
     assert (own.stair, folder.name) == ("FixedStair", "expRNN-FixedStair-s400")
-    assert run(copied, "copytask_nvar.py", "--resume", str(folder)).returncode == 0
-    rows.find_runs(published_rows := rows.rows_of("copytask", list(tiny("copytask_nvar"))), (400,), copied / "saves")
+    script.main(["--resume", folder])
+    rows.find_runs(published_rows := rows.rows_of("copytask", list(TINY)), (400,), Path("saves"))
     assert not any(row.runs for row in published_rows)
 
-    script.write_text(text.replace("build_network(args.net_type,", 'build_network("nnRNN",'), encoding="utf-8")
-    done = run(copied, *command)
-    assert done.returncode == 0, done.stderr
+    assert edited(*changes, ("build_network(args.net_type,", 'build_network("nnRNN",')).main(TINY)["row"] == "NNRNN"
     folder = Path("saves", "copytask_nvar", "NNRNN-FixedStair-s400")
-    assert f"writing to {folder}" in done.stdout
-    assert json.loads((copied / folder / "result.json").read_text(encoding="utf-8"))["row"] == "NNRNN"
     for kind in ("--spectrum", "--gradients"):
-        done = run(copied, "-m", "evidence.pictures", kind, str(folder))
-        assert done.stdout == "wrote curves.png\n", done.stderr
+        pictures.main([kind, str(folder)])
+        assert capsys.readouterr().out.endswith("wrote curves.png\n")
 
 
-def test_numbers_per_unit_name_the_engine_before_a_folder_is_made(copied):
-    script = copied / "copytask_nvar.py"
-    text = script.read_text(encoding="utf-8").replace("from common.stair import FixedStair", """import torch
-from common.stair import Stair
-
-class PerUnit(Stair):
-    def __init__(self, steps, hidden):
-        super().__init__()
-        self.numbers = torch.nn.Parameter(torch.full((steps, hidden), 0.9))
-""")
-    text = text.replace("stair = FixedStair(args.nvar, task.steps)", "stair = PerUnit(task.steps, args.nhid)")
-    script.write_text(text, encoding="utf-8")
-    command = ["copytask_nvar.py", "--threads", "1", *tiny("copytask_nvar")]
-    done = run(copied, *command, "--engine", "native")
-    assert (done.returncode, list(copied.glob("saves*"))) == (2, [])
-    assert done.stderr == ("copytask_nvar.py: the native engine takes one number a step, and PerUnit has one for every "
-                           "unit; choose the engine auto or reference\n")
-    done = run(copied, *command)
-    assert done.returncode == 0, done.stderr
-    line, = done.stderr.splitlines()
-    assert line.startswith("stair: running the torch engine; the native engine takes one number a step")
-    (path,) = copied.glob("saves/*/*/stair.csv")
-    assert len(records.read_stair(path.parent)[0]) == 8                        # a number for every unit
-    assert list(copied.glob("saves/*/*/result.json"))
+def test_numbers_per_unit_name_the_engine_before_a_folder_is_made(edited, capsys):
+    script = edited(OWN, (STAIR, "Own(task.steps, args.nhid)"))
+    said = "^the native engine takes one number a step, and Own has one for every unit; choose the engine auto or refer"
+    with pytest.raises(UserError, match=said):
+        script.main([*TINY, "--engine", "native"])
+    assert not Path("saves").exists()
+    script.main(TINY)
+    _, folder = own_row()
+    assert len(records.read_stair(folder)[0]) == 8                             # a number for every unit
 
 
 # ── build, load, --dry-run ───────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.fixture
+def typed(tmp_path, penn_folder):
+    """script → what is typed for a short run on its data."""
+    def words(script):
+        data = {"sMNIST": write_mnist(tmp_path / "data", 120, 40), "language": penn_folder}.get(task_of(script))
+        return [*tiny(script), *(["--data", data] if data else [])]
+    return words
+
+
 @pytest.mark.parametrize("script", ["copytask_alpha", "sMNIST_nvar", "language_expalpha"])
-def test_load(script, main, data_folder):
-    _, folder = main(script, *tiny(script), *data_folder(script), "--net-type", "nnRNN")
+def test_load(script, main, typed):
+    _, folder = main(script, *typed(script), "--net-type", "nnRNN")
     model, args = load_run(module_of(script), folder)
     saved = torch.load(folder / "best.pt", weights_only=True)
     assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
@@ -313,14 +310,12 @@ def test_load(script, main, data_folder):
 
 
 @pytest.mark.parametrize("script", ["copytask_nvar", "sMNIST_alpha", "language_nvar"])
-def test_dry_run(script, main, data_folder, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_dry_run(script, main, typed, capsys, tmp_path):
+    asked = typed(script)
     before = set(tmp_path.rglob("*"))
-    typed = [*map(str, (*tiny(script), *data_folder(script), "--save", tmp_path / "saves"))]
-    assert module_of(script).main([*typed, "--dry-run", "--batch", "20000" if "MNIST" in script else "3"]) is None
+    assert main(script, *asked, "--batch", "5", "--dry-run") == (None, None)
     said = capsys.readouterr().out
     for part in ("typed: ", "default: ", "PAPER ", "parameters; a run would be", "an update takes", "updates",
                  "GB of memory"):
         assert part in said
-    assert not (tmp_path / "saves").exists()
-    assert all("saves" not in str(path) for path in set(tmp_path.rglob("*")) - before)
+    assert set(tmp_path.rglob("*")) == before
