@@ -84,8 +84,7 @@ class Row:
 
     def takes(self, flag: str) -> bool:
         """Whether the row's script has the flag `flag`, spelled without dashes in front."""
-        return flag.replace("-", "_") in {**flags.SHARED, **flags.FROM_ROW,
-                                          **flags.published(*self.script.split("_"))[0]}
+        return flag.replace("-", "_") in flags.known_flags(self.script, flags.published(*self.script.split("_"))[0])
 
     def options(self, seed: int) -> dict:
         """What the command of a published row resolves to, as a run's config.json holds it."""
@@ -129,11 +128,7 @@ def is_same(value, text: str) -> bool:
 
 def rows_of(task: str, extra: list[str]) -> list[Row]:
     """Every row of a task's table; `extra` flags are added to each command."""
-    rows, named = [], {}
-    for line in published.lines(task):
-        if line.flags:
-            named.setdefault((line.model, line.stair), []).append(line)
-    paper, typed_too = flags.published(task, "nvar")[1], typed_in(extra).keys()
+    rows, paper, typed_too = [], flags.published(task, "nvar")[1], by_flag(extra).keys()
     for kind, with_stair in (("nvar", False), ("nvar", True), ("alpha", True), ("expalpha", True)):
         stairs = [s for s in SCHEDULES if s != "none"] if kind == "nvar" else [kind]
         for names, row in paper.items():
@@ -149,15 +144,14 @@ def rows_of(task: str, extra: list[str]) -> list[Row]:
                 typed += ["--bptt", str(bptt)] if bptt else []
                 typed += ["--permute"] if task == "sMNIST" and "permute" not in typed_too else []
                 model = (stair_name.removesuffix(" 300") if with_stair else cell) + length
-                starts = {"": [], ", henaff": ["--rinit", "henaff"]} if row["rinit"] == "random" else {"": []}
+                starts = {"": []}
+                if row["rinit"] == "random" and "rinit" not in typed_too:
+                    starts[", henaff"] = ["--rinit", "henaff"]
                 for start, more in starts.items():
-                    if start and "rinit" in typed_too:
-                        continue
                     rows.append(Row(f"{task}_{kind}", model + start, stair, [*typed, *more, *extra],
-                                    cell=cell + length + start))
-                    rows += [with_values_of(line, rows[-1]) for line in named.get((model + start, stair), ())]
-    for row in rows:
-        row.as_published = not typed_too & SIZES
+                                    cell=cell + length + start, as_published=not typed_too & SIZES))
+                    rows += [with_values_of(line, rows[-1]) for line in published.lines(task)
+                             if line.flags and (line.model, line.stair) == (model + start, stair)]
     return rows
 
 

@@ -205,9 +205,10 @@ def copied(tmp_path_factory):
     shutil.copytree(ROOT / "common", project / "common", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "results" / "published", project / "results" / "published")
     shutil.copy(ROOT / "copytask_nvar.py", project / "mine.py")
-    for more in (["--lr", "1e-4"], ["--lr", "1e-2"], ["--lr", "1e-2", "--nhid", "6"], ["--lr", "1e-2", "--seed", "7"]):
-        subprocess.run([sys.executable, "mine.py", *map(str, tiny("copytask_nvar")), *more, "--no-curves"], check=True,
-                       cwd=project, env=environment(), capture_output=True)
+    code = "import sys, mine\nfor more in sys.argv[2:]:\n    mine.main([*sys.argv[1].split(), *more.split()])"
+    typed = " ".join(map(str, (*tiny("copytask_nvar"), "--no-curves")))
+    subprocess.run([sys.executable, "-c", code, typed, "--lr 1e-4", "--lr 1e-2", "--lr 1e-2 --nhid 6",
+                    "--lr 1e-2 --seed 7"], check=True, cwd=project, env=environment(), capture_output=True)
     return project / "saves"
 
 

@@ -42,11 +42,11 @@ class Tally:
 class Task:
     """The tiny run of a script, once undisturbed and once killed; all its disturbed runs are compared with these.
 
-    Of the cases of a trouble each `every`-th is tried, from case `first` on, and noted in `tally`.
+    Of the cases of a trouble each `every`-th is tried, and noted in `tally`.
     """
 
-    def __init__(self, script: str, every: int, first: int):
-        self.script, self.every, self.first, self.tally = script, every, first, Tally("")
+    def __init__(self, script: str, every: int):
+        self.script, self.every, self.tally = script, every, Tally("")
         self.auto = []  # ["--resume", "auto"] where each session is the same command
         whole, self.cut, resumed = (Path(tempfile.mkdtemp()) for _ in range(3))
         self.starts, self.seconds = self._moments(whole)   # of a session that starts a run
@@ -83,7 +83,7 @@ class Task:
         refused   the session changes no byte of the place, and that is all
         """
         self.tally.cases[self.script] += 1
-        if (self.tally.cases[self.script] - 1 - self.first) % self.every:
+        if (self.tally.cases[self.script] - 1) % self.every:
             return
         place = Path(tempfile.mkdtemp())
         if resumes:
