@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import ROOT, command, environment, tiny
 
+from common.errors import UserError
 from common.recurrence import engine_for
 from common.runs import machine, records
 from common.stair import FixedStair, Nonlinearity
@@ -74,48 +75,48 @@ def test_the_same_command_twice_at_once_makes_one_folder(tmp_path):
     assert len(records.log_rows(folder)) == 20
 
 
-def test_auto_starts_goes_on_and_says_that_a_run_is_finished(tmp_path):
+def test_auto_starts_goes_on_and_says_that_a_run_is_finished(main, tmp_path, capsys):
     first = started(*AUTO, "--updates", "20000", cwd=tmp_path)
     folder, = wait_for(lambda: [path.parent for path in tmp_path.glob("saves/*/*/last.pt")], "checkpoint")
-    status, said = finished(started(*AUTO, "--updates", "20000", cwd=tmp_path))
-    assert status == 1
-    assert f"another process is working on saves/copytask_nvar/{folder.name}; wait for it or stop it first" in said
+    place = f"saves/copytask_nvar/{folder.name}"
+    with pytest.raises(UserError, match=f"another process is working on {place}; wait for it or stop it first"):
+        main("copytask_nvar", *LONG, *AUTO, "--updates", "20000")
     first.terminate()
     assert finished(first)[0] == 128 + signal.SIGTERM
-
-    status, said = finished(started(*AUTO, "--updates", "40", cwd=tmp_path))           # other science, another run
-    assert status == 0
-    assert f"writing to saves/copytask_nvar/{folder.name}-2" in said
-    status, said = finished(started(*AUTO, "--updates", "40", cwd=tmp_path))
-    assert status == 0
-    assert f"going on with saves/copytask_nvar/{folder.name}-2" in said
+    main("copytask_nvar", *LONG, *AUTO, "--updates", "40")                             # other science, another run
+    assert f"writing to {place}-2" in capsys.readouterr().out
+    main("copytask_nvar", *LONG, *AUTO, "--updates", "40")
+    said = capsys.readouterr().out
+    assert f"going on with {place}-2" in said
     assert "this run is finished" in said
     assert len(folders(tmp_path / "saves")) == 2
 
 
-def test_auto_leaves_a_run_that_diverged(tmp_path):
-    wild = ("--optimizer", "RMSprop", "--lr", "1e30", "--lr_orth", "1e30", "--updates", "400")
-    status, said = finished(started(*AUTO, *wild, cwd=tmp_path))
-    assert status == 3, said
+def test_auto_leaves_a_run_that_diverged(main, tmp_path):
+    wild = (*LONG, *AUTO, "--optimizer", "RMSprop", "--lr", "1e30", "--lr_orth", "1e30", "--updates", "400")
+    with pytest.raises(UserError) as diverged:
+        main("copytask_nvar", *wild)
+    assert diverged.value.status == 3
     folder, = folders(tmp_path / "saves")
     before = (folder / "log.csv").read_bytes()
-    status, said = finished(started(*AUTO, *wild, cwd=tmp_path))
-    assert status == 3
-    assert "ended in a loss that is not finite, and would again" in said
+    with pytest.raises(UserError, match="ended in a loss that is not finite, and would again") as refused:
+        main("copytask_nvar", *wild)
+    assert refused.value.status == 3
     assert (folder / "log.csv").read_bytes() == before
 
 
-def test_another_version_is_said_in_a_line(tmp_path):
-    assert finished(started(*AUTO, "--updates", "20", cwd=tmp_path))[0] == 0
+def test_another_version_is_said_in_a_line(main, tmp_path, capsys):
+    main("copytask_nvar", *LONG, *AUTO, "--updates", "20")
     folder, = folders(tmp_path / "saves")
     config = json.loads((folder / "config.json").read_text())
     config["versions"]["torch"], config["code"]["old.py"] = "1.0", "0" * 40
     (folder / "config.json").write_text(json.dumps(config))
-    status, said = finished(started(*AUTO, "--updates", "20", cwd=tmp_path))
-    assert status == 0
+    capsys.readouterr()
+    main("copytask_nvar", *LONG, *AUTO, "--updates", "20")
+    said = "".join(capsys.readouterr())
     assert "this run is finished" in said
-    assert len(folders(tmp_path / "saves")) == 1
     assert f"not as it was started: torch 1.0 → {torch.__version__}, old.py; the numbers may differ" in said
+    assert len(folders(tmp_path / "saves")) == 1
 
 
 def test_an_engine_that_cannot_run_leaves_no_folder(tmp_path):
@@ -141,16 +142,15 @@ def test_the_result_names_the_engine_and_its_threads(main, data_folder, script, 
 # ── impatient signals ────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_a_second_signal_does_not_undo_the_first(tmp_path, name):
+def test_a_second_signal_does_not_undo_the_first(tmp_path):
     process = started("--updates", "1000000", cwd=tmp_path)
     folder, = wait_for(lambda: [path.parent for path in tmp_path.glob("saves/*/*/last.pt")], "checkpoint")
     before = (folder / "last.pt").read_bytes()
     while process.poll() is None:                              # to its very end
-        process.send_signal(getattr(signal, name))
+        process.send_signal(signal.SIGTERM)
         time.sleep(0.005)
     status, said = finished(process)
-    assert status == 128 + getattr(signal, name)
+    assert status == 128 + signal.SIGTERM
     assert "stopped and saved" in said
     assert (folder / "last.pt").read_bytes() != before
 
