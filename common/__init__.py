@@ -5,22 +5,15 @@
     cells.py         RNN, expRNN, nnRNN: input map, recurrent matrix W, penalty
     network.py       a cell and a stair as one network; the LSTM; the read-out and its loss
     recurrence/      the time loop h_t = g_t(z_t) φ(z_t): one contract, several engines
-    optim.py         OrthogonalRMSprop, the parameter groups of a model, one step
+    optim.py         OrthogonalRMSprop, the groups of a model's parameters, one step
     data.py          MNIST and its relatives as pixel sequences, Penn Treebank characters, any other text
     download.py      fetches missing data files and checks them
     copytask.py, smnist.py, language.py    model and training loop of each task
     errors.py        mistakes of a person as sentences; the start and the end of a script
 
-    runs/            the bookkeeping of a run; changes of the science never need it
-        flags.py       every flag with its meaning; rows of published hyperparameters; the origin of a value
-        records.py     the files of a run: read and written whole, or a sentence
-        provenance.py  what a run is a run of: code by content, versions, data
-        curves.py      learning curves from log.csv
-        machine.py     device and threads
-        progress.py    what a loop counts: its place, means, recent values
-        folder.py      a run's folder on the disk: its name, lock, log, checkpoint
-        events.py      the log for TensorBoard
-        run.py         what a training loop sees: the counted loop `updates`, reports, signals
+    runs/            the bookkeeping of a run, which changes of the science never need: every flag (flags), the folder
+                     and its files (folder, records, provenance), what a training loop sees (run, progress),
+                     pictures and events (curves, events), device and threads (machine)
 
 Layers: a module imports only from those below it, at the top of its file (tests/test_layers.py holds this).
 

@@ -74,8 +74,8 @@ def source_of(corpus: str, folder: Path, place: Path, digests: dict, published: 
     return Source(folder, hashlib.sha256(lines.encode()).hexdigest(), not other, note, model)
 
 
-def read_file(path: Path, flag: str = "--data") -> tuple[bytes, str]:
-    """The bytes of a file, or of FILE.gz in its place, and their sha256; unpacked where gzip has packed them.
+def read_file(path: Path, parse, flag: str = "--data") -> tuple:
+    """What `parse` makes of the bytes of a file, or of FILE.gz in its place, and their sha256, unpacked where packed.
 
     Raises UserError for what cannot be read; `flag` names the flag that chooses another.
     """
@@ -87,10 +87,10 @@ def read_file(path: Path, flag: str = "--data") -> tuple[bytes, str]:
         content = path.read_bytes()
         if content.startswith(b"\x1f\x8b"):
             content = gzip.decompress(content)
+        return parse(content), hashlib.sha256(content).hexdigest()
     except (OSError, EOFError, ValueError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} cannot be read ({reason}); name another place with {flag}", 1) from None
-    return content, hashlib.sha256(content).hexdigest()
 
 
 # ── MNIST and its relatives ──────────────────────────────────────────────────────────────────────────────
@@ -135,7 +135,7 @@ def load_mnist(folder: Path | None = None, permute: bool = False) -> tuple[Pixel
     raw = provide(folder, "MNIST/raw", MNIST_DIGESTS, MNIST_URL, get_mnist)
     arrays, digests = {}, {}
     for name in MNIST_DIGESTS:
-        arrays[name], digests[name] = read_idx(raw / name)
+        arrays[name], digests[name] = read_file(raw / name, idx_values)
     images, labels, test_images, test_labels = arrays.values()
     for part, pixels, numbers in (("train", images, labels), ("t10k", test_images, test_labels)):
         if pixels.shape[1:] != (28, 28) or numbers.shape != pixels.shape[:1] or len(numbers) < 2:
@@ -153,22 +153,17 @@ def load_mnist(folder: Path | None = None, permute: bool = False) -> tuple[Pixel
                                          (test_images, test_labels)))
 
 
-def read_idx(path: Path) -> tuple[torch.Tensor, str]:
-    """An idx file of unsigned bytes → its values, uint8 images or int64 labels, and the sha256 of its bytes.
+def idx_values(content: bytes) -> torch.Tensor:
+    """The values of an idx file of unsigned bytes: uint8 images or int64 labels.
 
-    It holds 0, 0, 8, the number of dimensions, their sizes as big-endian int32, the values. Raises UserError.
+    It holds 0, 0, 8, the number of dimensions, their sizes as big-endian int32, the values. Raises ValueError.
     """
-    content, digest = read_file(path)
-    try:
-        sizes = np.frombuffer(content, ">u4", int.from_bytes(content[3:4]), 4)
-        values = np.frombuffer(content, np.uint8, offset=4 + sizes.nbytes).reshape(sizes)
-        if content[:3] != b"\0\0\x08":
-            raise ValueError("its first bytes are not 0, 0, 8")
-    except ValueError as error:
-        raise UserError(f"{path} is not a whole idx file of bytes ({error}); name another folder with --data", 1) \
-            from None
+    sizes = np.frombuffer(content, ">u4", int.from_bytes(content[3:4]), 4)
+    values = np.frombuffer(content, np.uint8, offset=4 + sizes.nbytes).reshape(sizes)
+    if content[:3] != b"\0\0\x08":
+        raise ValueError("an idx file of bytes begins with 0, 0, 8")
     values = torch.from_numpy(values.copy())
-    return values.long() if values.dim() == 1 else values, digest
+    return values.long() if values.dim() == 1 else values
 
 
 # ── texts ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -216,7 +211,7 @@ def load_characters(folder: Path | None = None, text: Path | None = None) -> Cha
     penn = provide(folder, "pennchar", PENN_DIGESTS, PENN_URL, get)
     vocabulary, digests, numbers = [], {}, []
     for name in PENN_DIGESTS:
-        content, digests[name] = read_text(penn / name, "--data")
+        content, digests[name] = read_file(penn / name, utf8_text)
         symbols = [END_OF_LINE if symbol == "\n" else symbol
                    for symbol in re.findall(r"\n|[^ \t\n]+", content.removesuffix("\n") + "\n")]
         vocabulary = vocabulary or list(dict.fromkeys(symbols))
@@ -234,7 +229,7 @@ def load_text(path: Path) -> Characters:
 
     Symbols are numbered in the order of Unicode. Raises UserError for a file that cannot be read or is no text.
     """
-    text, digest = read_text(path, "--text")
+    text, digest = read_file(Path(path), utf8_text, "--text")
     vocabulary = sorted(set(text))
     parts = numbers_of(text, vocabulary).tensor_split([len(text) * 90 // 100, len(text) * 95 // 100])
     train, valid, test = map(len, parts)
@@ -269,13 +264,9 @@ def has_words(vocabulary: Iterable[str]) -> bool:
     return any(len(symbol) > 1 and not MARKER.fullmatch(symbol) for symbol in vocabulary)
 
 
-def read_text(path: Path, flag: str) -> tuple[str, str]:
-    """A UTF-8 file → its text and the sha256 of its bytes. A byte-order mark is dropped; CR LF and CR are line ends."""
-    content, digest = read_file(path, flag)
-    try:
-        text = content.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-        if "\0" in text:
-            raise ValueError
-    except ValueError:
-        raise UserError(f"{path} is not a text in UTF-8; save it as one, or name another with {flag}", 1) from None
-    return text, digest
+def utf8_text(content: bytes) -> str:
+    """A text in UTF-8. A byte-order mark is dropped; CR LF and CR are line ends. Raises ValueError."""
+    text = content.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    if "\0" in text:
+        raise ValueError("a zero byte is no part of a text in UTF-8")
+    return text

@@ -33,8 +33,11 @@ def provide(folder: Path, home: str, digests: dict[str, str], url: str, get: Cal
     if not missing:
         return target
     sentence = f"{', '.join(missing)} not found in {target}"
-    if others := [*_listed(folder, OUR_NAMES), *_listed(target.parent, {*OUR_NAMES, target.name}), *_listed(target)]:
-        why = f", and nothing is downloaded into a folder that holds {', '.join(dict.fromkeys(others[:3]))}"
+    places = {folder: OUR_NAMES, target.parent: {*OUR_NAMES, target.name}, target: ()}
+    others = [name for place, known in places.items() if os.path.isdir(place) for name in sorted(os.listdir(place))
+              if name not in known and not name.startswith(".")]
+    if others:
+        why = f", and nothing is downloaded into a folder that holds {', '.join(others[:3])}"
     else:
         print(f"{sentence}; downloading", flush=True)
         try:
@@ -44,12 +47,6 @@ def provide(folder: Path, home: str, digests: dict[str, str], url: str, get: Cal
             why = f". The download failed ({(str(error).splitlines() or [type(error).__name__])[0][:80]})"
     raise UserError(f"{sentence}{why}. Get the files from {url} and put them there, or name the folder that holds "
                     f"{home} with --data", 1)
-
-
-def _listed(folder: Path, known=()) -> list[str]:
-    """What a folder holds beside the names in `known` and hidden files."""
-    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    return [name for name in names if name not in known and not name.startswith(".")]
 
 
 def _fetch(target: Path, digests: dict[str, str], get: Callable[[Path], Path]) -> None:

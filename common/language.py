@@ -31,8 +31,6 @@ class CharacterModel(nn.Module):
 
     def __init__(self, network, symbols: int, emsize: int, tied: bool = False):
         super().__init__()
-        if tied and emsize != network.hidden_size:
-            raise ValueError(f"a tied decoder needs emsize {emsize} equal to the hidden size {network.hidden_size}")
         self.network = network
         self.embedding = nn.Parameter(torch.empty(symbols, emsize).uniform_(-0.1, 0.1))          # (V, E)
         self.decoder = self.embedding if tied else \

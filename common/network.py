@@ -53,7 +53,6 @@ class LSTM(nn.Module):
 
     def __init__(self, input_size: int, hidden_size: int, rinit: str = "xavier"):
         super().__init__()
-        check_start("LSTM", rinit)
         self.input_size, self.hidden_size = input_size, hidden_size
         self.lstm = nn.LSTM(input_size, hidden_size)
         bound = 1 / math.sqrt(hidden_size + input_size)

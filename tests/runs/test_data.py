@@ -194,12 +194,11 @@ def test_packed_mnist(tmp_path, packed, suffix):
 
 IMAGES, LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
 BAD_FILES = {  # (name, what happens to its bytes): what the sentence says
-    "empty": (LABELS, lambda whole: b"", "not a whole idx file"),
-    "a web page": (LABELS, lambda whole: b"<html>not found</html>", "not a whole idx file"),
-    "half": (IMAGES, lambda whole: whole[:len(whole) // 2], "not a whole idx file"),
-    "one byte short": (LABELS, lambda whole: whole[:-1], "not a whole idx file"),
-    "one byte more": (LABELS, lambda whole: whole + b"\0", "not a whole idx file"),
-    "signed bytes": (LABELS, lambda whole: b"\0\0\x09" + whole[3:], "its first bytes are not 0, 0, 8"),
+    "empty": (LABELS, lambda whole: b"", "cannot be read"),
+    "a web page": (LABELS, lambda whole: b"<html>not found</html>", "cannot be read"),
+    "half": (IMAGES, lambda whole: whole[:len(whole) // 2], "cannot be read"),
+    "one byte more": (LABELS, lambda whole: whole + b"\0", "cannot be read"),
+    "signed bytes": (LABELS, lambda whole: b"\0\0\x09" + whole[3:], "an idx file of bytes begins with 0, 0, 8"),
     "other sizes": (IMAGES, lambda whole: whole[:8] + bytes([0, 0, 0, 14, 0, 0, 0, 56]) + whole[16:], "28 × 28 images"),
     "fewer labels": (LABELS, lambda whole: b"\0\0\x08\x01\0\0\0\x03abc", "a label for each"),
     "a packed file cut": (LABELS, lambda whole: gzip.compress(whole)[:-20], "cannot be read"),
@@ -417,7 +416,7 @@ def test_what_is_counted(tmp_path, line, unit):
 @pytest.mark.parametrize(("part", "content", "sentence"), [
     ("valid", "a z\n", r"valid\.txt holds the symbol 'z', which train\.txt never shows; the three files must"),
     ("test", "abc" * 999, r"test\.txt holds the symbol 'abcabc"), ("valid", None, r"valid\.txt cannot be read.*a file"),
-    ("train", b"a \xff b", r"train\.txt is not a text in UTF-8"), ("valid", b"a\0b", r"valid\.txt is not a text in")])
+    ("train", b"a \xff b", r"train\.txt cannot be read.*utf-8"), ("valid", b"a\0b", r"valid\.txt cannot .*zero byte")])
 def test_files_that_are_wrong(tmp_path, part, content, sentence):
     folder = write_parts(tmp_path, **{"train": "a b\n", "valid": "a\n", "test": "b\n", part: content})
     with pytest.raises(UserError, match=sentence) as error:
@@ -476,12 +475,9 @@ def test_line_ends_and_marks_of_a_text(tmp_path):
     assert load_text(write_text(tmp_path, rare)).vocabulary == sorted(rare)
 
 
-@pytest.mark.parametrize(("content", "said"), [
-    (b"a\xff", "is not a text in UTF-8"),
-    ("abc".encode("utf-16"), "is not a text in UTF-8"), ("abc".encode("utf-16-le"), "is not a text in UTF-8"),
-    (b"\x1f\x8b\x08\0", "cannot be read")])
-def test_texts_that_are_none(tmp_path, content, said):
-    with pytest.raises(UserError, match=rf"own\.txt {said}.*--text"):
+@pytest.mark.parametrize("content", [b"a\xff", "abc".encode("utf-16"), "abc".encode("utf-16-le"), b"\x1f\x8b\x08\0"])
+def test_texts_that_are_none(tmp_path, content):
+    with pytest.raises(UserError, match=r"own\.txt cannot be read.*--text"):
         load_text(write_text(tmp_path, content))
 
 
