@@ -171,11 +171,11 @@ def read_images(raw, part):
 def pixel_sequences(folder, permute, count, steps):
     """(pixels (count, steps), labels) of the first images of train, validation and test, the first pixels of each."""
     raw = folder / "MNIST" / "raw"
-    random = np.random.RandomState(1234)
-    order, split = random.permutation(784), random.permutation(60_000)
-    order = order[:steps] if permute else range(steps)
     (pixels, labels), (test_pixels, test_labels) = read_images(raw, "train"), read_images(raw, "t10k")
-    train, valid = split[:count], split[50_000:50_000 + count]
+    random, end = np.random.RandomState(1234), len(labels) * 5 // 6             # of MNIST 50,000
+    order, split = random.permutation(784), random.permutation(len(labels))
+    order = order[:steps] if permute else range(steps)
+    train, valid = split[:count], split[end:end + count]
     parts = [(pixels[train], labels[train]), (pixels[valid], labels[valid]), (test_pixels[:count], test_labels[:count])]
     return [(images[:, order], torch.tensor(digits.astype(int))) for images, digits in parts]
 

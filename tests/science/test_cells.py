@@ -16,13 +16,11 @@ from common.cells import (
     RECURRENT_STARTS,
     RNN,
     ExpRNN,
-    Rotation,
-    glorot_normal,
     input_start,
 )
 from common.copytask import CopyingTask, CopyModel
 from common.language import CharacterModel
-from common.network import LSTM, ReadOut, StairRNN, build_network, class_by_class, mean_cross_entropy
+from common.network import LSTM, StairRNN, build_network, class_by_class, mean_cross_entropy
 from common.optim import optimizer_for, step
 from common.smnist import PixelModel
 from common.stair import FixedStair, LearnedStair, Nonlinearity
@@ -129,20 +127,6 @@ def test_nnrnn_needs_pairs(size):
         NNRNN(3, size)
 
 
-def test_rnn_kernel_is_its_weight():
-    cell = RNN(3, 5)
-    assert cell.kernel() is cell.recurrent_weight
-
-
-@pytest.mark.parametrize("net_type", ["RNN", "RNN-Orth", "expRNN", "nnRNN"])
-def test_biases(net_type):
-    cell = make(net_type).cell
-    if net_type.startswith("RNN"):
-        assert cell.input_bias.shape == (6,)
-    else:
-        assert cell.input_bias is None
-
-
 # ── the recurrent start ──────────────────────────────────────────────────────────────────────────────────
 
 
@@ -184,46 +168,7 @@ def test_rnn_starts_orthogonal(net_type, rinit):
     assert (w @ w.t() - torch.eye(32)).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("rinit", ["henaff", "cayley"])
-@pytest.mark.parametrize("net_type", ["RNN", "RNN-Orth", "expRNN"])
-def test_block_starts_are_small_rotations(net_type, rinit):
-    """W = exp of 2×2 blocks: rotations [[cos s, sin s], [−sin s, cos s]] on the diagonal, zero elsewhere."""
-    w = make(net_type, hidden_size=8, rinit=rinit).kernel().detach()
-    for k in range(0, 8, 2):
-        angle = math.atan2(w[k, k + 1], w[k, k])
-        expected = [[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]
-        torch.testing.assert_close(w[k:k + 2, k:k + 2], torch.tensor(expected), rtol=0, atol=1e-6)
-        assert -math.pi <= angle <= 1e-6
-        w[k:k + 2, k:k + 2] = 0
-    assert w.abs().max() < 1e-7
-
-
-@pytest.mark.parametrize("net_type", ["expRNN", "nnRNN"])
-def test_random_start_is_a_rotation(net_type):
-    cell = make(net_type, hidden_size=24, rinit="random").cell
-    p = cell.rotation().detach().double()
-    assert (p @ p.t() - torch.eye(24)).abs().max() < 1e-5
-    assert torch.linalg.det(p).item() == pytest.approx(1, abs=1e-4)
-    assert p.abs().max() < 0.95                             # spread out, not a permutation or the identity
-
-
-def test_xavier_is_glorot_normal():
-    torch.manual_seed(0)
-    w = RNN(3, 300, "xavier").kernel().detach()
-    assert w.std().item() == pytest.approx(math.sqrt(2 / 600), rel=0.02)
-    assert w.abs().max() > math.sqrt(6 / 600)               # normal, not uniform
-
-
 # ── the input start ──────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize(("name", "variance"), [("xavier", 2 / (40 + 500)), ("kaiming", 2 / 40)])
-def test_input_start(name, variance):
-    torch.manual_seed(0)
-    u = input_start(name, 40, 500)
-    assert u.shape == (40, 500)
-    assert u.var().item() == pytest.approx(variance, rel=0.05)
-    assert u.abs().max() > 3 * math.sqrt(variance)          # normal, not uniform
 
 
 @pytest.mark.parametrize("net_type", NET_TYPES)
@@ -237,25 +182,11 @@ def test_input_start_of_every_cell(net_type):
     assert torch.equal(u("linear"), u("xavier")) == (net_type == "LSTM")          # which has no start of U
 
 
-def test_linear_start_is_that_of_torch():
-    torch.manual_seed(0)
-    ours, torchs = input_start("linear", 9, 4000), torch.nn.Linear(9, 4000).weight
-    for u in (ours, torchs):
-        assert 0.99 / 3 < u.abs().max().item() <= 1 / 3
-        assert u.var().item() == pytest.approx(1 / 27, rel=0.03)
-
-
 @pytest.mark.parametrize("name", ["", "uniform", "Xavier"])
 def test_unknown_input_start(name):
     assert name not in INPUT_STARTS
     with pytest.raises(ValueError, match="there is no input start"):
         input_start(name, 2, 3)
-
-
-def test_glorot_normal():
-    torch.manual_seed(0)
-    assert glorot_normal(3, 7).shape == (3, 7)
-    assert glorot_normal(300, 100).var().item() == pytest.approx(2 / 400, rel=0.03)
 
 
 def test_mean_cross_entropy_equals_torch():
@@ -269,33 +200,6 @@ def test_mean_cross_entropy_equals_torch():
         torch.testing.assert_close(loss, expected, rtol=1e-14, atol=0)
         torch.testing.assert_close(torch.autograd.grad(loss, (weight, bias), retain_graph=True),
                                    torch.autograd.grad(expected, (weight, bias), retain_graph=True))
-
-
-def test_read_out_start():
-    torch.manual_seed(0)
-    linear, bound = ReadOut(400, 900), 400**-0.5
-    assert linear.weight.shape == (900, 400)
-    for start in (linear.weight, linear.bias):                    # torch.nn.Linear's own: U(±1/√H)
-        assert bound * 0.98 < start.abs().max().item() <= bound
-        assert start.var().item() == pytest.approx(bound**2 / 3, rel=0.15)
-
-
-def test_read_out_start_of_the_copying_task():
-    torch.manual_seed(0)
-    readout = CopyModel(LSTM(9, 400), 9).readout
-    assert readout.weight.var().item() == pytest.approx(2 / 409, rel=0.1)     # Glorot normal
-    assert readout.weight.abs().max() > 400**-0.5                             # which is not uniform
-    assert readout.bias.any()
-    assert readout.bias.abs().max().item() <= 400**-0.5
-
-
-def test_read_out_start_of_the_pixels():
-    torch.manual_seed(0)
-    readout = PixelModel(LSTM(1, 400)).readout
-    for start in (readout.weight, readout.bias):
-        assert start.any()
-        assert start.abs().max().item() <= 400**-0.5
-    assert readout.weight.var().item() == pytest.approx(1 / 1200, rel=0.1)
 
 
 # ── orthogonality ────────────────────────────────────────────────────────────────────────────────────────
@@ -378,17 +282,6 @@ def test_a_symbol_is_its_embedding(float64, net_type):
     torch.testing.assert_close(cell.project(symbols, embedding), cell.project(embedding[symbols]))
 
 
-@pytest.mark.parametrize("net_type", ["RNN", "expRNN"])
-def test_projection_by_hand(net_type):
-    cell = make(net_type, input_size=2, hidden_size=2).cell
-    with torch.no_grad():
-        cell.input_weight.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
-        if cell.input_bias is not None:
-            cell.input_bias.copy_(torch.tensor([10.0, 20.0]))
-    bias = [0.0, 0.0] if cell.input_bias is None else [10.0, 20.0]
-    assert cell.project(torch.tensor([[[1.0, -1.0]]])).tolist() == [[[-2 + bias[0], -2 + bias[1]]]]
-
-
 @pytest.mark.parametrize("net_type", NET_TYPES)
 @pytest.mark.parametrize("last_only", [False, True])
 def test_network_on_symbols_equals_vectors(float64, net_type, last_only):
@@ -469,32 +362,12 @@ def test_lstm_learns_one_bias_vector(method):
     assert not model.network.lstm.bias_hh_l0.any()
 
 
-def test_lstm_by_hand(float64):
-    """One step of the equations, gates in torch's order."""
-    network = make("LSTM")
-    x, state = torch.randn(1, 2, 4), torch.randn(2, 2, 6)
-    p = network.lstm
-    gates = x[0] @ p.weight_ih_l0.t() + state[0] @ p.weight_hh_l0.t() + p.bias_ih_l0 + p.bias_hh_l0
-    i, f, g, o = gates.chunk(4, 1)
-    c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
-    h, new = network(x, state)
-    torch.testing.assert_close(new[1], c)
-    torch.testing.assert_close(new[0], o.sigmoid() * c.tanh())
-    torch.testing.assert_close(h[0], new[0])
-
-
 def test_parts_compose():
     """Any cell, any stair, any nonlinearity, joined by hand."""
     network = StairRNN(RNN(3, 4), LearnedStair(5), Nonlinearity("tanh", 4))
     h, _ = network(torch.randn(5, 2, 3))
     h.sum().backward()
     assert network.stair.numbers.grad.abs().min() > 0
-
-
-def test_rotation_is_differentiable():
-    rotation = Rotation(4, "skew")
-    rotation()[0, 1].backward()
-    assert rotation.logarithm.grad.abs().max() > 0
 
 
 def test_a_seed_draws_the_cell_before_the_nonlinearity():

@@ -1,17 +1,13 @@
 """The optimizer: against a slow version with scipy, against torch's own, its groups and bounds."""
 
-import math
 
-import numpy as np
 import pytest
-import scipy.linalg
 import torch
 from torch import nn
 
 from common.copytask import CopyModel
 from common.network import build_network
 from common.optim import OrthogonalRMSprop, optimizer_for, step
-from common.recurrence.reference_engine import reference_recurrence
 from common.stair import ExponentialStair, FixedStair, LearnedStair
 
 I, H, B, T, C = 3, 6, 4, 5, 2
@@ -21,87 +17,6 @@ def make(net_type, stair=None, rinit="skew", seed=0):
     torch.manual_seed(seed)
     rinit = "random" if net_type == "LSTM" else rinit
     return CopyModel(build_network(net_type, I, H, stair or FixedStair("n", T), "modrelu", rinit, "xavier"), C)
-
-
-# ── the literal slow version ─────────────────────────────────────────────────────────────────────────────
-
-
-class Slow:
-    """S, W = expm(S) and RMSprop on A = the upper triangle of S, in numpy and scipy; one number at a time."""
-
-    def __init__(self, logarithm, size, lr, alpha, eps=1e-8):
-        self.lr, self.alpha, self.eps = lr, alpha, eps
-        self.upper = np.zeros((size, size))
-        self.upper[np.triu_indices(size, 1)] = logarithm
-        self.square = np.zeros((size, size))
-
-    def rotation(self):
-        return torch.from_numpy(scipy.linalg.expm(self.upper - self.upper.T)).requires_grad_()
-
-    def step(self, gradient_of_rotation):
-        skew = self.upper - self.upper.T
-        by_skew = scipy.linalg.expm_frechet(skew.T, gradient_of_rotation, compute_expm=False)
-        for i in range(len(skew)):
-            for j in range(i + 1, len(skew)):
-                g = by_skew[i, j] - by_skew[j, i]                        # S = A − Aᵀ
-                self.square[i, j] = self.alpha * self.square[i, j] + (1 - self.alpha) * g * g
-                self.upper[i, j] -= self.lr * g / (math.sqrt(self.square[i, j]) + self.eps)
-
-
-@pytest.mark.parametrize("net_type", ["expRNN", "nnRNN"])
-def test_equals_the_literal_version_for_100_steps(float64, net_type):
-    lr, lr_orth, alpha, alam, decay = 2e-3, 1e-2, 0.97, 0.1, 0.05
-    model = make(net_type)
-    cell, network = model.network.cell, model.network
-    slow = Slow(cell.rotation.logarithm.tolist(), H, lr_orth, alpha)
-    free = {name: p.detach().clone().numpy() for name, p in model.named_parameters() if "logarithm" not in name}
-    square = {name: np.zeros_like(p) for name, p in free.items()}
-    optimizer = optimizer_for(model, lr, lr_orth, "RMSprop", alpha, Tdecay=decay)
-    rho = torch.tensor([1 - 1 / (t + 2) for t in range(T)])
-    generator = torch.Generator().manual_seed(4)
-    start = slow.rotation().detach()
-
-    def slow_loss(x, wanted):
-        leaf = {name: torch.from_numpy(p).requires_grad_() for name, p in free.items()}
-        rotation = slow.rotation()
-        w, penalty = rotation, 0
-        if net_type == "nnRNN":
-            gamma, theta = leaf["network.cell.gamma"], leaf["network.cell.theta"]
-            blocks = [g * torch.stack((torch.stack((th.cos(), -th.sin())), torch.stack((th.sin(), th.cos()))))
-                      for g, th in zip(gamma, theta, strict=True)]
-            upper = torch.zeros(H, H)
-            upper = upper.index_put(tuple(torch.triu_indices(H, H, 1)), leaf["network.cell.upper"])
-            w = rotation @ (torch.block_diag(*blocks) + upper) @ rotation.t()
-            penalty = ((gamma - 1) ** 2).sum()
-        h = reference_recurrence(x @ leaf["network.cell.input_weight"], w, torch.zeros(B, H), rho, "scale", "modrelu",
-                                 leaf["network.nonlinearity.bias"], False)
-        loss = (h @ leaf["readout.weight"].t() + leaf["readout.bias"] - wanted).square().mean()
-        return loss, loss + alam * penalty, rotation, leaf
-
-    losses = []
-    for number in range(100):
-        x = torch.randn(T, B, I, generator=generator)
-        wanted = x.cumsum(0)[..., :C] / 2
-        h, _ = network(x)
-        loss = (model.readout(h) - wanted).square().mean()
-        expected, total, rotation, leaf = slow_loss(x, wanted)
-        assert loss.item() == pytest.approx(expected.item(), rel=1e-9), number
-        losses.append(loss.item())
-        step(model, optimizer, loss, alam=alam)
-
-        total.backward()
-        slow.step(rotation.grad.numpy())
-        for name, p in leaf.items():
-            g = p.grad.numpy() + (decay * free[name] if name.endswith("upper") else 0)
-            square[name] = alpha * square[name] + (1 - alpha) * g * g
-            free[name] = free[name] - lr * g / (np.sqrt(square[name]) + 1e-8)
-
-    np.testing.assert_allclose(cell.rotation().detach(), slow.rotation().detach(), atol=1e-9)
-    for name, p in model.named_parameters():
-        if name in free:
-            np.testing.assert_allclose(p.detach(), free[name], atol=1e-9, err_msg=name)
-    assert (cell.rotation().detach() - start).abs().max() > 0.1
-    assert np.mean(losses[-20:]) < np.mean(losses[:20])
 
 
 # ── torch's own, for ordinary parameters ─────────────────────────────────────────────────────────────────

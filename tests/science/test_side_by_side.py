@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from conftest import module_of
+from conftest import module_of, write_mnist
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -119,6 +119,11 @@ def text(seed: int, symbols: int, backwards: bool = False) -> str:
 
 
 @pytest.fixture(scope="module")
+def image_folder(tmp_path_factory):
+    return write_mnist(tmp_path_factory.mktemp("images"), 6 * IMAGES, IMAGES)
+
+
+@pytest.fixture(scope="module")
 def text_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
     (folder / "pennchar").mkdir()
@@ -132,7 +137,7 @@ class Enough(Exception):
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path, mnist_folder, text_folder):
+def run(monkeypatch, tmp_path, image_folder, text_folder):
     """run(script, *typed) → start: parameters before the first update; objectives: what each update went down; folder.
 
     With `only_start` the run ends before its first update.
@@ -158,7 +163,7 @@ def run(monkeypatch, tmp_path, mnist_folder, text_folder):
             return tuple(dataclasses.replace(part, pixels=part.pixels[:IMAGES, :PIXELS], labels=part.labels[:IMAGES])
                          for part in whole(*given))
 
-        data = {"sMNIST": ["--data", mnist_folder], "language": ["--data", text_folder], "copytask": []}
+        data = {"sMNIST": ["--data", image_folder], "language": ["--data", text_folder], "copytask": []}
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         with monkeypatch.context() as patch, contextlib.suppress(Enough):
             patch.setattr(torch.Tensor, "backward", backward)
@@ -176,12 +181,12 @@ def run(monkeypatch, tmp_path, mnist_folder, text_folder):
     return go
 
 
-def literally(task: str, program: literal.Program, mnist_folder, text_folder) -> dict:
+def literally(task: str, program: literal.Program, image_folder, text_folder) -> dict:
     """Train the literal program on its own reading of the same data → its scores."""
     if task == "copytask":
         return literal.copying(program)
     if task == "sMNIST":
-        return literal.pixels(program, *literal.pixel_sequences(mnist_folder, program.o["permute"], IMAGES, PIXELS))
+        return literal.pixels(program, *literal.pixel_sequences(image_folder, program.o["permute"], IMAGES, PIXELS))
     return literal.characters(program, *literal.read_characters(text_folder))
 
 
@@ -191,12 +196,12 @@ def short(command: str) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=short)
-def test_a_script_and_the_literal_program_train_alike(float64, run, mnist_folder, text_folder, case):
+def test_a_script_and_the_literal_program_train_alike(float64, run, image_folder, text_folder, case):
     script, typed, options = options_of(case)
     task = script.split("_")[0]
     seen = run(script, *typed)
     program = literal.Program(options, by_letter(seen.start))
-    scores = literally(task, program, mnist_folder, text_folder)
+    scores = literally(task, program, image_folder, text_folder)
 
     assert len(program.losses) >= 50
     assert max(program.losses) < 10                                 # beyond that rounding errors grow without a bound
