@@ -61,7 +61,7 @@ def draw_rows(rows: list[Row], path: Path, with_published: bool) -> None:
     for number, row in enumerate(rows):
         found = [curves.points(log[x], log[y]) for log in map(read_log, row.runs.values()) if log]
         curves.draw_band(axes, found, y, **line(number, f"{row.model}, {row.stair} (n = {len(found)})"),
-                  markevery=(number % 5, 5) if x == "update" else 1)
+                         markevery=(number % 5, 5) if x == "update" else 1)
         if with_published:
             draw_published(axes, row, number)
     curves.finish_axes(axes, x, y, curves.memoryless_lines(folders), len(folders) > len(rows))

@@ -106,17 +106,10 @@ def by_flag(words: list[str]) -> dict[str, list[str]]:
     return found
 
 
-def typed_in(words: list[str]) -> dict[str, str]:
-    """What flags on a command line say: {dest: text}. --x is "True", --no-x "False"."""
-    found = {}
-    for dest, (flag, *values) in by_flag(words).items():
-        values = [*flag.split("=", 1)[1:], *values]
-        found[dest] = " ".join(values) if values else "False" if flag.startswith("--no-") else "True"
-    return found
-
-
-def is_same(value, text: str) -> bool:
-    """Whether `text` on a command line means the value of an option."""
+def is_same(value, words: list[str]) -> bool:
+    """Whether the words of a flag on a command line mean the value of an option. --x is True, --no-x False."""
+    flag, *texts = [*words[0].split("=", 1), *words[1:]]
+    text = " ".join(texts) or str(not flag.startswith("--no-"))
     try:
         return float(value) == float(text)
     except (TypeError, ValueError):
@@ -225,14 +218,14 @@ def own_rows(target: str, seeds, *folders: Path, extra: list[str] = (), apart: s
     `target` is a task or the path of a script. Only runs with the values `extra` count. The flag `apart` is left out
     of the names and of the commands. Runs of two contents of a file are two rows.
     """
-    rows, wanted = {}, {dest: text for dest, text in typed_in(list(extra)).items() if flags.is_science(dest)}
+    rows, wanted = {}, {dest: words for dest, words in by_flag(extra).items() if flags.is_science(dest)}
     for run, config in records_below(*folders):
         options, seed = config["options"], config["options"]["random_seed"]["value"]
         what = differences_of(config), own_stair(config)
         has_row = (any(what) and task_of(config) == target and is_current(config)) if target in TASKS else \
             config["script"] == Path(target).stem
-        if not has_row or seed not in seeds or not all(name in options and is_same(options[name]["value"], text)
-                                                       for name, text in wanted.items()):
+        if not has_row or seed not in seeds or not all(name in options and is_same(options[name]["value"], words)
+                                                       for name, words in wanted.items()):
             continue
         contents = [config.get("code", {}).get(file) for file in foreign_code(config)]
         key = json.dumps([config["script"], what, contents, flags.science(options) | {"random_seed": None}],

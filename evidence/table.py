@@ -74,8 +74,7 @@ def line_of(row: Row, measures: dict) -> dict[str, str]:
     score = mean_and_deviation([r[main] for r in results if main in r], scale, form)
     return {
         "model": row.model, "stair": row.stair,
-        published.VALUE_TITLE.get(row.task, "published"):
-            published.of_row(row, "value") if row.task in TASKS and not row.path else "",
+        published.VALUE_TITLE.get(row.task, "published"): published.of_row(row, "value"),
         f"ours: {title} (mean ± std, n)": ", ".join(filter(None, [score, counted(row)])),
         "median": middle(results),
         **{name: mean_and_deviation([r[key] for r in results if key in r], scale, form)
@@ -93,9 +92,10 @@ def literal(cell: str) -> str:
 
 
 def markdown(lines: list[dict]) -> str:
-    """Lines with the same columns as a Markdown table, without the columns that are empty in all of them."""
-    columns = [name for name in lines[0] if any(line[name] for line in lines)] if lines else ["not run"]
-    cells = [columns, ["---"] * len(columns), *([literal(line[name]) for name in columns] for line in lines)]
+    """Lines as a Markdown table, without the columns that are empty in all of them."""
+    names = dict.fromkeys(name for line in lines for name in line)
+    columns = [name for name in names if any(line.get(name) for line in lines)] or ["not run"]
+    cells = [columns, ["---"] * len(columns), *([literal(line.get(name, "")) for name in columns] for line in lines)]
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
@@ -129,7 +129,7 @@ def vary_table(name: str, columns: dict[str, list[Row]], short: bool = False) ->
     memoryless = {f"{name} {value}": f"{r['memoryless_loss']:.4f}" for value, rows in columns.items()
                   for row in rows for r in row.results if "memoryless_loss" in r}
     if memoryless:  # it depends on T, and shows how good a loss is
-        lines.append(dict.fromkeys(lines[0], "") | {"model": "a memoryless model"} | memoryless)
+        lines.append({"model": "a memoryless model"} | memoryless)
     (main, (title, _, _)), median = next(iter(measures.items())), ""
     if main == "loss" and memoryless:
         median = "; median: over the seeds, of the median loss of the last report; recall"
@@ -211,7 +211,7 @@ def paper_table(tables: dict[str, list[Row]], small: bool) -> str:
     named = [(line, rows[task, line.name]) for task in tables for line in published.lines(task)
              if line.source in published.AUTHORS and (task, line.name) in rows]
     plain = {(row.task, row.cell): row for row in rows.values() if row.stair == "none"}
-    gains = gains_of([*plain.values(), *{id(row): row for _, row in named}.values()])
+    gains = gains_of([*plain.values(), *(row for _, row in named)])
     return markdown([{"task": title_of(line.task, small), "row": line.model, "stair": line.stair,
                       "named by": line.source, "typed": line.flags,
                       "plain network": in_percent(plain.get((line.task, row.cell))), "with the stair": in_percent(row),
@@ -250,14 +250,12 @@ def curves_table(rows: list[Row]) -> str:
             ours = [log[update] for log in logs  # whose report is of 50 updates
                     if update in log and max((k for k in log if k < update), default=0) == update - 50]
             line = {"row": row.model, "updates": f"{update - 49} to {update}", "published": f"{there:.4f}",
-                    "ours: mean ± standard error": "not run", "median": "", "our median ÷ published": "",
-                    "published within our 95 % interval": ""}
+                    "ours: mean ± standard error": "not run"}
             if len(ours) > 1:
-                error = statistics.stdev(ours) / math.sqrt(len(ours))
+                error, median = statistics.stdev(ours) / math.sqrt(len(ours)), statistics.median(ours)
                 is_inside = is_within(math.log(there), list(map(math.log, ours)))
                 line |= {"ours: mean ± standard error": f"{statistics.mean(ours):.4f} ± {error:.4f}, n = {len(ours)}",
-                         "median": f"{statistics.median(ours):.4f}",
-                         "our median ÷ published": f"{statistics.median(ours) / there:.2f}",
+                         "median": f"{median:.4f}", "our median ÷ published": f"{median / there:.2f}",
                          "published within our 95 % interval": "yes" if is_inside else "no"}
             lines.append(line)
     return markdown(lines)

@@ -1,7 +1,6 @@
 """The pictures: each kind is drawn, from records or weights as a run leaves them."""
 
 import json
-import math
 import os
 import stat
 import threading
@@ -16,7 +15,7 @@ from common.errors import UserError
 from common.network import build_network, mean_cross_entropy
 from common.runs import curves
 from common.runs.curves import draw_run
-from common.stair import FixedStair, LearnedStair, stair_activation
+from common.stair import LearnedStair, stair_activation
 from evidence import drawings, pictures, rows
 from evidence.__main__ import main as evidence_main
 
@@ -167,15 +166,6 @@ def test_the_gradient_of_every_step(onehot, float64):
     mean_cross_entropy(model.readout(torch.stack(states))[-2:], target[-2:]).backward()
     expected = [3 * state.grad.norm(dim=1).mean().item() for state in states[:-1]]
     assert found.tolist() == pytest.approx(expected, rel=1e-9)
-
-
-def test_on_a_rotation_the_gradient_is_the_product_of_the_schedule(float64):
-    """Without a nonlinearity, and from the last step alone: what the picture's thin lines say."""
-    torch.manual_seed(0)
-    stair = FixedStair("n", 32)
-    model = CopyModel(build_network("expRNN", 10, 16, stair, "none", "cayley", "xavier"), 9)
-    norms = drawings.gradient_norms(model, CopyingTask(T=12, c_length=10, seed=1))[:22]
-    assert (norms / norms[-1]).tolist() == pytest.approx([math.prod(stair(22).tolist()[t + 1:]) for t in range(22)])
 
 
 def test_gradients_are_drawn(tmp_path, monkeypatch, drawn):

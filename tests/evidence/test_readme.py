@@ -119,17 +119,6 @@ def test_the_readme_names_every_script():
     assert "@@" not in text                                 # no gap left to be filled in
 
 
-def test_the_page_is_a_page():
-    assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
-
-
-def test_what_the_page_says_of_the_stairs():
-    """A bold difference of the tables holds; the page says that none of them is a gain."""
-    tables = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
-    gains = re.findall(r"\*\*\+[\d.]+ \([^)]*\)\*\*", tables)
-    assert ("No stair is better than the plain network by a difference that holds" in README.read_text()) == (not gains)
-
-
 def test_this_test_finds_commands():
     text = "\n```\nA=1 v/bin/python a.py --x \\\n  --y  # why\npython3 -m venv v && v/bin/pip x\n```\n`python b.py`"
     assert [shlex.split(c) for c in python_commands(text)] == [

@@ -1,4 +1,4 @@
-"""Many runs: the same command twice, impatient signals, GNU parallel, and a real SLURM of two nodes on this machine."""
+"""Many runs: the same command twice, impatient signals, and a real SLURM of two nodes on this machine."""
 
 import contextlib
 import csv
