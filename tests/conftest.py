@@ -1,7 +1,8 @@
 """What the tests share: fake data of the right shapes, and the scripts as modules and as processes."""
 
+import contextlib
 import importlib
-import json
+import itertools
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 # A test run that was started in the background ignores Ctrl-C, and so would every script that it starts.
 for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -25,7 +27,8 @@ sys.path.insert(0, str(ROOT))
 from common import copytask, language, smnist  # noqa: E402
 from common.data import PixelSequences  # noqa: E402
 from common.recurrence import unavailable_reason  # noqa: E402
-from common.runs import provenance  # noqa: E402
+from common.runs import provenance, records  # noqa: E402
+from common.runs.run import Stopped  # noqa: E402
 
 unavailable_reason("native", "cpu")  # compiled before any test: the first run of a machine says two lines more
 
@@ -63,7 +66,9 @@ def one_thread():
 def list_of_code(tmp_path_factory) -> Path:
     """A list by which the code of this checkout is the project's own, edited or not."""
     path = tmp_path_factory.mktemp("published") / "code.json"
-    path.write_text(json.dumps({name: [content] for name, content in provenance.own_code().items()}))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(provenance, "PUBLISHED_CODE", path)
+        provenance.publish_code()
     return path
 
 
@@ -179,17 +184,51 @@ def environment() -> dict:
     return {**kept, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
+@contextlib.contextmanager
+def stopped_after(updates: int, number: int = signal.SIGINT):
+    """Within this context a signal comes after so many steps of an optimizer, and stops the run."""
+    count = itertools.count(1)
+
+    def stepped(*_):
+        if next(count) == updates:
+            signal.raise_signal(number)
+
+    hook = register_optimizer_step_post_hook(stepped)
+    try:
+        with pytest.raises(Stopped, match="stopped and saved; go on with") as stop:
+            yield
+        assert stop.value.status == 128 + number
+    finally:
+        hook.remove()
+
+
 @pytest.fixture
 def main(tmp_path, monkeypatch):
-    """Run a script's main in this process, runs below tmp_path → its result and its folder."""
+    """Run a script's main in this process, runs below tmp_path → its result and the folder of a new run.
+
+    `stop_after`: it is stopped after so many updates, and has no result.
+    """
     monkeypatch.chdir(tmp_path)
 
-    def call(script, *arguments):
-        before = set((tmp_path / "saves" / script).glob("*"))
-        result = module_of(script).main([*map(str, arguments)])
-        new = set((tmp_path / "saves" / script).glob("*")) - before
+    def call(script, *arguments, stop_after=None, number=signal.SIGINT):
+        place, result = tmp_path / "saves" / script, None
+        before = set(place.glob("*"))
+        with stopped_after(stop_after, number) if stop_after else contextlib.nullcontext():
+            result = module_of(script).main([*map(str, arguments)])
+        new = set(place.glob("*")) - before
         return result, new.pop() if new else None
     return call
+
+
+@pytest.fixture
+def few_images(monkeypatch):
+    """24 training, 7 validation and 9 test images of 15 random pixels, in the place of MNIST."""
+    generator = torch.Generator().manual_seed(0)
+    images = [PixelSequences(torch.randint(0, 256, (count, 15), generator=generator, dtype=torch.uint8),
+                             torch.randint(0, 10, (count,), generator=generator)) for count in (24, 7, 9)]
+    for stair in ("nvar", "alpha", "expalpha"):
+        monkeypatch.setattr(module_of(f"sMNIST_{stair}"), "load_mnist", lambda *given: images)
+    return images
 
 
 @pytest.fixture
@@ -223,6 +262,25 @@ def start_script(tmp_path):
 
 def module_of(script: str):
     return importlib.import_module(script)
+
+
+def plain(value):
+    """A nest of dicts, lists and tensors without tensors, and without what the clock decides."""
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()
+                if name not in ("seconds", "log_size", "run", "command", "commit")}
+    if isinstance(value, (list, tuple)):
+        return list(map(plain, value))
+    return (value.dtype, value.tolist()) if torch.is_tensor(value) else value
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    """Bit for bit: weights, optimizer, progress, generators, log and result."""
+    for name in ("last.pt", "best.pt"):
+        one, other = (plain(torch.load(folder / name, weights_only=True)) for folder in (found, expected))
+        assert one == other
+    for read in (records.log_rows, records.read_result):
+        assert plain(read(found)) == plain(read(expected))
 
 
 @pytest.fixture

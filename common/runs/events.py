@@ -15,19 +15,22 @@ class Events:
         except ImportError:
             raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard, or leave it out") \
                 from None
-        self.make, self.writer, self.epoch = SummaryWriter, None, None
+        self.writer_of = SummaryWriter
 
-    def open(self, folder: Path, options: str, epoch: int | None) -> None:
-        """Begin with the rows that log.csv has by now. Earlier events go: a run that goes on has cut its log.
+    def open(self, folder: Path, options: str, epoch: int | None):
+        """Begin with the rows that log.csv has by now. → the writer, to be closed as a context.
+
+        Earlier events go: a run that goes on has cut its log.
 
         epoch   updates of an epoch, None where there are none
         """
         for earlier in folder.glob("events.out.tfevents.*"):
             earlier.unlink()
-        self.writer, self.epoch = self.make(folder), epoch
+        self.writer, self.epoch = self.writer_of(folder), epoch
         self.writer.add_text("options", options.replace("\n", "  \n"))
         for row in log_rows(folder):
             self.add(row)
+        return self.writer
 
     def add(self, row: dict) -> None:
         """A row of the log, at the number of its update."""

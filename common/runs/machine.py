@@ -46,14 +46,12 @@ def cores_of_quota(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("
     granted = [math.inf]
     with contextlib.suppress(OSError, ValueError):                                       # another system than Linux
         for _, kinds, place in (line.split(":", 2) for line in groups.read_text().splitlines()):
-            top = root / "cpu" if "cpu" in kinds.split(",") else root
-            for folder in (top / place.strip("/"), *(top / place.strip("/")).parents):
-                with contextlib.suppress(OSError, ValueError):                           # no such file, or "max"
-                    quota, period = map(int, (folder / "cpu.max").read_text().split())
-                    granted.append(max(1, quota // period))
-                with contextlib.suppress(OSError, ValueError):
-                    quota, period = (int((folder / f"cpu.cfs_{part}_us").read_text()) for part in ("quota", "period"))
-                    granted += [max(1, quota // period)] if quota > 0 else []
+            group = (root / "cpu" if "cpu" in kinds.split(",") else root) / place.strip("/")
+            for folder in (group, *group.parents):                                       # version 2, else version 1
+                files = (folder / name for name in ("cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us"))
+                quota, *period = " ".join(file.read_text() for file in files if file.is_file()).split() or ["max"]
+                if quota not in ("max", "-1"):
+                    granted.append(max(1, int(quota) // int(*period)))
     return min(granted)
 
 

@@ -17,18 +17,16 @@ class Progress:
 
     def load_state_dict(self, state: dict) -> None:
         """Raises ValueError for the state of another loop."""
-        own, kept = self.state_dict(), vars(self)
-        if own.keys() != state.keys():
-            raise ValueError(f"it counts {', '.join(state)}, and this loop {', '.join(own)}")
+        if vars(self).keys() != state.keys():
+            raise ValueError(f"it counts {', '.join(state)}, and this loop {', '.join(vars(self))}")
         for name, new in state.items():
-            if isinstance(kept[name], Recent):
-                new = kept[name].fill_up(new)
-            if not torch.is_tensor(own[name]):
-                kept[name] = new
-            elif own[name].shape != new.shape:
-                raise ValueError(f"the size of {name} is {tuple(new.shape)}, not {tuple(own[name].shape)}")
+            kept = getattr(self, name)
+            if isinstance(kept, Recent):
+                kept.values[:len(new)] = new   # of a run of fewer updates: it kept fewer values and overwrote none
+            elif torch.is_tensor(kept):
+                kept.copy_(new)                # in place: a meter shares it
             else:
-                own[name].copy_(new)   # in place: a meter shares it
+                setattr(self, name, new)
 
 
 class Meter:
@@ -63,7 +61,3 @@ class Recent:
     def rows(self, update: int, last: int) -> torch.Tensor:
         """The values of the `last` updates up to `update` → (last, names)."""
         return self.values[torch.arange(update - last, update) % len(self.values)]
-
-    def fill_up(self, values: torch.Tensor) -> torch.Tensor:
-        """`values` of a run of fewer updates, which kept fewer values and overwrote none → (keep, names)."""
-        return torch.cat((values, self.values[len(values):]))

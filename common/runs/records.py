@@ -154,9 +154,5 @@ def is_not_finite(name: str, value: float | None) -> bool:
 
 
 def is_diverged(folder: Path) -> bool:
-    """Whether the last row of the log has a loss that is not finite. The run would end so again: resuming cannot help.
-
-    Weights that are not finite do not show in the log. A run that ended so counts as unfinished, and stops at the same
-    place when it is resumed.
-    """
+    """Whether the last row of the log has a loss that is not finite: the run would end so again when it is resumed."""
     return any(is_not_finite(name, value) for row in log_rows(folder)[-1:] for name, value in row.items())

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 
@@ -20,7 +21,7 @@ from common.recurrence import unavailable_reason, unfit_reason
 from common.runs.curves import draw_run
 from common.runs.events import Events
 from common.runs.flags import AUTO, NETWORK, Args, Group, describe, parse, unread
-from common.runs.folder import Folder, check_finite, check_stair, load_best
+from common.runs.folder import Folder, check_stair, is_finite, load_best
 from common.runs.machine import device_name, keep_freed_memory, memory_taken, prepare_machine
 from common.runs.progress import Progress
 from common.runs.provenance import changes, config_of, foreign_code, git_commit, versions
@@ -59,8 +60,7 @@ class Run:
         self.folder = Folder(self.options, label)
         self.signal, self.why = None, ""  # the signal that asked to stop; its cause, where a line should name it
         self.bar = self.events = None
-        self.reported = self.trained = False  # since `checkpoint` was called last; in this session
-        self.best_loaded = False
+        self.reported = self.trained = self.best_loaded = False  # since the last `checkpoint`; in this session, twice
         self.started = time.monotonic()   # earlier by the time of the sessions before this one
         self.saved_at = -math.inf         # the first report makes the first checkpoint
 
@@ -73,21 +73,16 @@ class Run:
             if (reason := unavailable_reason(options.engine, self.device)) is not None:
                 raise UserError(reason)
             if options.tensorboard:
-                self.events = Events()
+                self.events = Events()  # a package that is missing is missed before there is a folder
             torch.manual_seed(options.random_seed)
             self.say(f"{options.script}: {options.row}", describe(options))
             at_exit.enter_context(when_asked_to_stop(self._ask_to_stop, *STOPPING))
-            at_exit.callback(self.close)
+            at_exit.callback(self.folder.close)
             self.at_exit = at_exit.pop_all()
         return self
 
     def __exit__(self, *exception):
         self.at_exit.close()
-
-    def close(self) -> None:
-        self.folder.close()
-        if self.events and self.events.writer:
-            self.events.writer.close()
 
     def _ask_to_stop(self, number, frame):
         if self.folder.lock is None:  # still loading data or making the model: there is nothing to save
@@ -133,9 +128,6 @@ class Run:
         for name, weight in parts["model"].named_parameters():
             if weight.dtype not in (torch.float32, torch.float64):
                 raise UserError(f"{name} is {weight.dtype}, which no engine computes; use float32 or float64")
-        for name, part in parts.items():
-            if not hasattr(part, "state_dict"):
-                raise UserError(f"{name}={part!r:.40} has no state_dict, so a checkpoint cannot hold it; leave it out")
         self.parts, self.data, self.steps = {"progress": progress, **parts}, data, steps
         self._leave_out_unread(NETWORK)
         if options.origin["net_type"] == "not used":    # the script names the cell itself
@@ -159,7 +151,7 @@ class Run:
             return
         if self.options.resume == AUTO and is_diverged(folder.path):
             raise UserError(f"{folder.path} ended in a loss that is not finite, and would again", DIVERGED)
-        if (seconds := folder.restore(self.parts, now)) is not None:
+        if (seconds := folder.restore(self.parts)) is not None:
             self.started, self.saved_at = self.started - seconds, time.monotonic()
         folder.begin_again(now)
 
@@ -191,7 +183,8 @@ class Run:
             setattr(progress, counter, number)
             if not self.trained:
                 self._after_the_first_update()
-            self.advance()
+            with self._output():  # the terminal may be gone
+                self.bar.update()
             if self.reported:
                 self.checkpoint(autosave=number < until or counter != "update")
             self.stop_if_asked()
@@ -217,7 +210,7 @@ class Run:
         self.bar = self.at_exit.enter_context(
             tqdm(total=total, initial=done, unit=unit, disable=not sys.stderr.isatty(), leave=False))
         if self.events:
-            self.events.open(self.folder.path, describe(self.options), an_epoch)
+            self.at_exit.enter_context(self.events.open(self.folder.path, describe(self.options), an_epoch))
 
     def say(self, *lines: str) -> None:
         """Lines of output that do not tear the progress bar."""
@@ -228,11 +221,6 @@ class Run:
                     print(line, flush=True)
                 else:
                     self.bar.write(line)
-
-    def advance(self) -> None:
-        if self.bar is not None:
-            with self._output():  # the terminal may be gone
-                self.bar.update()
 
     @contextlib.contextmanager
     def _output(self):
@@ -255,8 +243,8 @@ class Run:
         A loss that is not finite stops the run. The log keeps that row, so that the tables can tell a run that diverged
         from one that was interrupted; no checkpoint counts on it.
         """
-        cell, columns = self.parts["model"].network.cell, self.folder.columns
-        if cell and cell.rotation and (columns is None or "orthogonality_error" in columns):
+        cell = self.parts["model"].network.cell
+        if cell and cell.rotation:
             row["orthogonality_error"] = cell.rotation.error()
         row["seconds"] = round(self.seconds(), 2)
         self.folder.append(row)
@@ -283,17 +271,15 @@ class Run:
         self.folder.save(self.parts, self.seconds())
         self.saved_at = time.monotonic()
 
-    def _check_weights(self) -> None:
-        """Weights that are not finite never replace saved ones."""
-        try:
-            check_finite(self.parts["model"])
-        except ValueError as error:
-            raise self._diverged(str(error)) from None
-
     def save_best(self) -> None:
         """The model's weights as they are now become best.pt."""
         self._check_weights()
         self.folder.save_best(self.parts["model"])
+
+    def _check_weights(self) -> None:
+        """Weights that are not finite never replace saved ones."""
+        if not is_finite(self.parts["model"]):
+            raise self._diverged("a weight is not finite")
 
     def load_best(self) -> None:
         """Put the weights of best.pt into the model, at the end of a run."""
@@ -311,28 +297,28 @@ class Run:
         stair = model.network.stair
         is_learned = stair is not None and count_of(stair) > 0
         self.folder.finish(result, stair.forward(self.steps) if is_learned else None)
-        curves = f", curves in {path / 'curves.png'}" if self.options.curves and self._draw() else ""
-        self.say(f"result in {path / 'result.json'}{curves}")
+        self.say(f"result in {path / 'result.json'}")
+        self._draw(path / "curves.png")
         return result
 
-    def _draw(self) -> bool:
-        """curves.png. One that cannot be drawn is a line: the result is there, and --resume draws it again."""
+    def _draw(self, path: Path) -> None:
+        """Draw the curves where they are missing. If that fails, the result is there; --resume draws them again."""
+        if not self.options.curves or path.exists():
+            return
         try:
-            draw_run(self.folder.path)
-            return True
+            draw_run(path.parent)
+            self.say(f"curves in {path}")
         except Stopped:
             raise
         except Exception as error:  # whatever fonts and formats raise
             self.say(f"curves.png could not be drawn: {reason_of(error)}")
-            return False
 
     def finished(self) -> dict | None:
         """The result of a run that is already finished, else None."""
         if not self.folder.resumed or (found := self.folder.result()) is None:
             return None
         self.say(f"this run is finished; its result is in {self.folder.path / 'result.json'}")
-        if self.options.curves and not (self.folder.path / "curves.png").exists():
-            self._draw()
+        self._draw(self.folder.path / "curves.png")
         return found
 
     def evaluate(self, model, show, data=None, **scores) -> dict:
@@ -384,7 +370,7 @@ class DryRun(Run):
         seconds, taken = (time.monotonic() - started) / (number - first + 1), memory_taken(self.device)
         memory = f"; this took {taken / 1e9:.2g} GB of memory" if taken else ""
         self.say(f"an update takes {seconds:.3g} s, the {self.bar.total} updates of the run about "
-                 f"{duration(seconds * self.bar.total)}{memory}")
+                 f"{timedelta(seconds=round(seconds * self.bar.total))} h:min:s{memory}")
         raise Timed
 
     def report(self, line: str, **row) -> None:
@@ -400,21 +386,13 @@ class DryRun(Run):
 
 def has_unsaved_schedule(parts) -> bool:
     """Whether a scheduler of torch steps the rates of an optimizer among `parts`, and is no part itself."""
-    return any("initial_lr" in group for part in parts if isinstance(part, torch.optim.Optimizer)
-               for group in part.param_groups) \
-        and not any(isinstance(part, torch.optim.lr_scheduler.LRScheduler) for part in parts)
+    is_scheduled = any("initial_lr" in group for part in parts for group in getattr(part, "param_groups", ()))
+    return is_scheduled and not any(isinstance(part, torch.optim.lr_scheduler.LRScheduler) for part in parts)
 
 
 def count_of(model) -> int:
     """Numbers that a model learns."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def duration(seconds: float) -> str:
-    """As in 40 s, 25 min, 9.5 h."""
-    for unit, size, form in (("s", 1, ".0f"), ("min", 60, ".0f"), ("h", 3600, ".1f")):
-        if seconds < 100 * size or unit == "h":
-            return f"{seconds / size:{form}} {unit}"
 
 
 def best_model(build, args: Args, folder: Path):

@@ -1,5 +1,6 @@
 """What a run is a run of: code by content, checkpoints of its own, a folder; what a kill or a link does to it."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -81,36 +82,25 @@ def test_every_record_here_is_of_the_projects_own_code(monkeypatch):
             assert foreign_code(config) == [], path
 
 
-def test_a_run_says_which_files_are_edited_and_asks_no_git(copied):
-    def run(**more):
-        typed = ["copytask_nvar.py", *COPY, "--updates", "1", "--no-curves"]
-        done = subprocess.run([sys.executable, *typed], cwd=copied, env={**environment(), "PATH": "", **more},
-                              capture_output=True, text=True, check=True)
-        return [line for line in done.stdout.splitlines() if line.startswith("edited")]
-
-    cells = copied / "common" / "cells.py"
-    cells.write_text(text := cells.read_text(encoding="utf-8") + "# a comment\n", encoding="utf-8")
-    assert run() == ["edited: common/cells.py; tables show this run apart from the published rows"]
-    assert run(GIT_DIR=str(ROOT / ".git"))
-    cells.write_bytes(text.removesuffix("# a comment\n").replace("\n", "\r\n").encode())
-    assert run() == []
-
-
-def test_a_run_that_goes_on_with_edited_code_is_edited(copied):
-    def run(*typed):
-        subprocess.run([sys.executable, "copytask_nvar.py", *typed, "--no-curves"], cwd=copied, env=environment(),
-                       capture_output=True, check=True)
+def test_a_run_says_which_files_are_edited_and_is_edited_for_ever(copied):
+    """No git is asked; line ends make no edit."""
+    def run(*typed, **more):
+        done = subprocess.run([sys.executable, "copytask_nvar.py", *typed, "--no-curves"], cwd=copied, text=True,
+                              env={**environment(), "PATH": "", **more}, capture_output=True, check=True)
         folder, = (copied / "saves-of-this-test" / "copytask_nvar").iterdir()
-        return foreign_code(records.read_config(folder)), folder
+        said = [line for line in done.stdout.splitlines() if line.startswith("edited")]
+        return said, foreign_code(records.read_config(folder)), folder
 
-    foreign, folder = run(*COPY, "--save", "saves-of-this-test")
-    assert foreign == []
     cells = copied / "common" / "cells.py"
     text = cells.read_text(encoding="utf-8")
+    cells.write_bytes(text.replace("\n", "\r\n").encode())
+    said, foreign, folder = run(*COPY, "--save", "saves-of-this-test")
+    assert (said, foreign) == ([], [])
     cells.write_text(text + "# a comment\n", encoding="utf-8")
-    assert run("--resume", str(folder), "--updates", "6")[0] == ["common/cells.py"]
+    edited = ["edited: common/cells.py; tables show this run apart from the published rows"]
+    assert run("--resume", folder, "--updates", "6", GIT_DIR=str(ROOT / ".git"))[:2] == (edited, ["common/cells.py"])
     cells.write_text(text, encoding="utf-8")
-    assert run("--resume", str(folder), "--updates", "8")[0] == ["common/cells.py"]      # for ever
+    assert run("--resume", folder, "--updates", "8")[:2] == ([], ["common/cells.py"])
 
 
 # ── a run's own files ────────────────────────────────────────────────────────────────────────────────────
@@ -163,27 +153,26 @@ def test_a_link_to_another_disk(main, tmp_path, linked):
 
 
 @pytest.mark.parametrize("typed", [(), ("--resume", "auto")])
-def test_a_folder_that_a_kill_left_behind_is_taken(main, typed):
-    """Killed between `.lock` and config.json. A folder with a person's files in it is not."""
-    folder = Path("saves/copytask_nvar/expRNN-expn-s400")
-    folder.mkdir(parents=True)
-    (folder / ".lock").touch()
-    (folder / ".config.json.99.tmp").write_text("{")
-    main("copytask_nvar", *COPY, *typed)
-    assert records.read_result(folder)["updates"] == 4
-    (folder / "config.json").unlink()
-    main("copytask_nvar", *COPY, *typed)
-    assert (folder.with_name("expRNN-expn-s400-2") / "result.json").exists()
-
-
-def test_without_locks_a_folder_that_another_start_has_claimed_is_left_alone(main, monkeypatch):
-    monkeypatch.setattr(folder_module, "fcntl", None)                        # Windows; a network's file system
+def test_a_folder_without_config_is_no_run(main, typed):
+    """A start was killed between the two, or it is a person's. The same command starts beside it."""
     other = Path("saves/copytask_nvar/expRNN-expn-s400")
     other.mkdir(parents=True)
-    (other / ".claim").touch()
-    _, folder = main("copytask_nvar", *COPY)
+    (other / ".config.json.99.tmp").write_text("{")
+    _, folder = main("copytask_nvar", *COPY, *typed)
     assert folder.name == "expRNN-expn-s400-2"
-    assert [path.name for path in other.iterdir()] == [".claim"]
+    assert [path.name for path in other.iterdir()] == [".config.json.99.tmp"]
+
+
+def test_where_nothing_can_be_locked_a_run_goes_on(main, monkeypatch):
+    """On Windows there is no fcntl; some disks of a network refuse."""
+    def refuse(*given):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    _, folder = main("copytask_nvar", *COPY)
+    monkeypatch.setattr(folder_module.fcntl, "flock", refuse)
+    assert main("copytask_nvar", *COPY, "--resume", "auto", "--updates", "6")[0]["updates"] == 6
+    monkeypatch.setattr(folder_module, "fcntl", None)
+    assert main("copytask_nvar", "--resume", folder, "--updates", "6")[0]["updates"] == 6
 
 
 def test_an_argv_with_half_a_surrogate_pair(main):
