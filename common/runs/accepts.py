@@ -23,9 +23,9 @@ def one_of(*names, aliases=None):
 
 def number(kind, low=-math.inf, high=math.inf, open_low=False, open_high=False):
     """An int or float within bounds; not-a-number and infinity are out of every bound."""
-    parts = [f"{'above' if open_low else 'at least'} {low}"] if low > -math.inf else []
-    parts += [f"{'below' if open_high else 'at most'} {high}"] if high < math.inf else []
-    want = ", ".join(filter(None, ("a whole number" if kind is int else "a number", " and ".join(parts))))
+    want = "a whole number" if kind is int else "a number"
+    if (low, high) != (-math.inf, math.inf):
+        want += f" in {'(' if open_low else '['}{low}, {high}{')' if open_high else ']'}"
 
     def convert(text):
         try:

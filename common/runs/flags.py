@@ -61,13 +61,14 @@ class Flag:
 
     spelling: str                   # as the help shows it; - and _ mean the same when typed
     group: Group
-    accepts: Callable | tuple       # text → value; a tuple where the flag takes several values
+    accepts: Callable               # text → value
     help: str
     default: object = IN_DEFAULTS   # else every script has the flag
     in_row: bool = False            # it stands in the rows of PAPER; `default` where a row leaves it out
     or_none: bool = False           # None is a value of it in DEFAULTS
     on_resume: str = ""             # where it is not as its group
     needs: tuple | None = None      # (whether it has a meaning beside the other options, why not)
+    count: int = 0                  # of values, where the flag takes several
     alias: str = ""
 
     @property
@@ -107,7 +108,7 @@ FLAGS = {flag.dest: flag for flag in (
     Flag("--lr_orth", OPTIMIZER, RATE, "learning rate of the rotation's logarithm (expRNN, nnRNN)", None, in_row=True,
          needs=only_for("expRNN", "nnRNN", why="no rotation")),
     Flag("--alpha", OPTIMIZER, SMOOTHING, "smoothing of RMSprop", None, in_row=True, needs=WITHOUT_ADAM),
-    Flag("--betas", OPTIMIZER, (SMOOTHING, SMOOTHING), "decay rates of Adam", needs=WITH_ADAM),
+    Flag("--betas", OPTIMIZER, SMOOTHING, "decay rates of Adam", needs=WITH_ADAM, count=2),
     Flag("--alam", OPTIMIZER, WEIGHT, "weight of Σ (γ − 1)² in the loss (nnRNN; δ in the papers)", 0.0, in_row=True,
          needs=only_for("nnRNN", why="no γ")),
     Flag("--Tdecay", OPTIMIZER, WEIGHT, "weight decay of T (nnRNN)", 0.0, in_row=True,
@@ -188,35 +189,33 @@ def known_flags(script: str, defaults: dict) -> dict[str, Flag]:
         if taken or not re.fullmatch(r"[A-Za-z]\w*", key):
             why = "the name is taken" if taken else "use letters, digits and _"
             raise UserError(f"{where} cannot become a flag; {why}")
-        known[key] = Flag(f"--{key}", NEW, kind_of_new(value, where), "a flag of this script alone")
+        known[key] = Flag(f"--{key}", NEW, kind_of_new(value, where), "a flag of this script alone",
+                          count=len(value) if isinstance(value, tuple) else 0)
     return known
 
 
 def kind_of_new(value, where: str):
     """What the flag of a new key accepts: more values of the same type."""
-    for kind, accepts in ((bool, switch), (int, number(int)), (float, number(float)), (str, some_text)):
-        if isinstance(value, kind):
+    parts = value if isinstance(value, tuple) else (value,)
+    for kinds, accepts in ((int, number(int)), ((int, float), number(float)), (str, some_text)):
+        if parts and all(isinstance(part, kinds) and not isinstance(part, bool) for part in parts):
             return accepts
-    if isinstance(value, tuple) and value and not any(isinstance(part, (bool, tuple)) for part in value):
-        return tuple(kind_of_new(part, where) for part in value)
-    raise UserError(f"{where} is a {type(value).__name__}; use a number, a text, True or False, or a tuple of these")
+    if isinstance(value, bool):
+        return switch
+    raise UserError(f"{where} is a {type(value).__name__}; use a number, a text, True or False, or a tuple of numbers "
+                    "or of texts")
 
 
 def checked(value, flag: Flag, where: str):
     """A value that stands in a script or in config.json, checked as strictly as a typed one. Raises UserError."""
-    def each(value, accepts):
-        found = accepts(str(value))
-        if isinstance(value, (str, Path)) != isinstance(found, (str, Path)):
-            raise ArgumentTypeError("write it without quotes")
-        return found
-
     if value is None and (flag.or_none or (flag.default is None and not flag.in_row)):
         return None
-    several = isinstance(flag.accepts, tuple)
     try:
-        if several and (not isinstance(value, (tuple, list)) or len(value) != len(flag.accepts)):
-            raise ArgumentTypeError(f"it is not a tuple of {len(flag.accepts)} values")
-        return tuple(map(each, value, flag.accepts)) if several else each(value, flag.accepts)
+        if not flag.count:
+            return flag.accepts(str(value))
+        if not isinstance(value, (tuple, list)) or len(value) != flag.count:
+            raise ArgumentTypeError(f"it is not a tuple of {flag.count} values")
+        return tuple(flag.accepts(str(part)) for part in value)
     except ArgumentTypeError as error:
         raise UserError(f"{where}: {flag.dest}={value!r}: {error}") from None
 
@@ -259,28 +258,17 @@ def picked_row(script: str, paper: dict, choice: dict) -> tuple[str | None, dict
 
 @cache
 def published(task: str, kind: str) -> tuple[dict, dict]:
-    """DEFAULTS and PAPER of a published script, whatever the script says by now; empty without the folder results/."""
-    def tuples(values):
+    """DEFAULTS and PAPER of a published script, whatever the script says by now; empty for another task."""
+    def with_tuples(values):
         return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
-    try:
-        known = json.loads(PUBLISHED.read_text(encoding="utf-8"))[task]
-    except (FileNotFoundError, KeyError):
+    known = json.loads(PUBLISHED.read_text(encoding="utf-8"), object_hook=with_tuples) if PUBLISHED.exists() else {}
+    if task not in known:
         return {}, {}
-    paper = {name: tuples(row) for name, row in known["PAPER"].items()}
+    paper = known[task]["PAPER"]
     if kind != "nvar":
         paper = {name.split(" / ")[-1]: row for name, row in paper.items() if "nvar" not in row}
-    return tuples({**known["DEFAULTS"], **known[kind]}), paper
-
-
-def is_edited(task: str, row: str | None, dest: str, value, defaults: dict) -> bool:
-    """Whether a value of DEFAULTS or PAPER differs from the published value."""
-    values, paper = published(task, kind_of(defaults))
-    if not values or dest in (*SHARED, "net_type", "nvar"):
-        return False
-    of_row = next((values for name, values in paper.items() if row in name.split(" / ")), {})
-    known = {**FROM_ROW, **values, **of_row}
-    return dest not in known or value != known[dest]
+    return {**known[task]["DEFAULTS"], **known[task][kind]}, paper
 
 
 # ── what is typed ────────────────────────────────────────────────────────────────────────────────────────
@@ -330,10 +318,9 @@ def make_parser(script: str, doc: str, known: dict[str, Flag], shown: dict) -> P
             help_ += f" (default: {value}{', from the PAPER row' if flag.in_row else ''})".replace("%", "%%")
         if flag.accepts is switch:
             how = dict(action=argparse.BooleanOptionalAction)
-        elif isinstance(flag.accepts, tuple):
-            how = dict(nargs=len(flag.accepts), metavar="X")
         else:
-            how = dict(type=flag.accepts, metavar=getattr(flag.accepts, "metavar", dest.upper() if dest[1:] else dest))
+            how = dict(type=flag.accepts, nargs=flag.count or None,
+                       metavar="X" if flag.count else getattr(flag.accepts, "metavar", None))
         groups[flag.group].add_argument(*filter(None, (flag.spelling, flag.alias)), dest=dest, help=help_, **how)
     return parser
 
@@ -341,12 +328,8 @@ def make_parser(script: str, doc: str, known: dict[str, Flag], shown: dict) -> P
 def typed_values(script: str, doc: str, known: dict[str, Flag], defaults: dict, paper: dict, argv: list[str]) -> dict:
     """What was typed, converted; --help prints the values of the row that is typed beside it, and stops."""
     without_help = [token for token in argv if token not in ("-h", "--help")]
-    typed = vars(make_parser(script, doc, known, {}).parse_args(without_help))
-    for dest in [dest for dest in typed if isinstance(known[dest].accepts, tuple)]:
-        try:
-            typed[dest] = tuple(convert(part) for convert, part in zip(known[dest].accepts, typed[dest], strict=True))
-        except ArgumentTypeError as error:
-            raise UserError(f"{spelled(dest)}: {error}") from None
+    typed = {dest: tuple(value) if known[dest].count else value
+             for dest, value in vars(make_parser(script, doc, known, {}).parse_args(without_help)).items()}
     if len(without_help) < len(argv):
         row = picked_row(script, paper, {**defaults, **typed})[1]
         make_parser(script, doc, known, {**FROM_ROW, **defaults, **row}).print_help()
@@ -368,10 +351,6 @@ def typed_values(script: str, doc: str, known: dict[str, Flag], defaults: dict, 
 # ── the options of a run ─────────────────────────────────────────────────────────────────────────────────
 
 
-class NotInDefaults(UserError, AttributeError):
-    """`args.x` of a name that the script does not list."""
-
-
 class Options(argparse.Namespace):
     """The resolved values as attributes.
 
@@ -384,7 +363,7 @@ class Options(argparse.Namespace):
         if name.startswith("__"):
             raise AttributeError(name)
         script = vars(self).get("script", "the script")
-        raise NotInDefaults(f"{script}.py uses args.{name}, but its DEFAULTS have no {name}; add {name}=VALUE to them")
+        raise UserError(f"{script}.py uses args.{name}, but its DEFAULTS have no {name}; add {name}=VALUE to them")
 
 
 class Args(Options):
@@ -400,7 +379,6 @@ def parse(argv, script: str, doc: str, defaults: dict, paper: dict, task: Module
     """Resolve every flag of the file `script`. argv: what was typed, None for that of this process.
 
     task   the module with the NAME and REVISION of what a run computes; not needed to open a run
-
 
     Raises UserError with one sentence for what has no meaning.
     """
@@ -423,19 +401,22 @@ def parse(argv, script: str, doc: str, defaults: dict, paper: dict, task: Module
 
 def _as_typed(options: Options, typed: dict, known: dict, defaults: dict, paper: dict) -> None:
     """The values of a new run, and where they come from."""
-    options.row, row = picked_row(options.script, paper, {**defaults, **typed})
-    for dest in row.keys() & defaults.keys() - typed.keys():
-        if is_edited(options.task.NAME, None, dest, defaults[dest], defaults):
+    choice = {**defaults, **typed}
+    options.row, row = picked_row(options.script, paper, choice)
+    usual, usual_paper = published(options.task.NAME, kind_of(defaults))
+    for dest in row.keys() & usual.keys() - typed.keys():
+        if defaults.get(dest, usual[dest]) != usual[dest]:
             raise UserError(f'{options.script}.py, DEFAULTS: {dest}={defaults[dest]!r} has no effect, because the row '
                             f'"{options.row}" of PAPER names {dest}={row[dest]!r}; edit it there, or type '
                             f"{spelled(dest)}")
+    usual = usual and {**SHARED, **FROM_ROW, **usual, **picked_row(options.script, usual_paper, choice)[1]}
+    sources = {"typed": typed, f"PAPER {options.row}": row, "default": defaults, "not used": FROM_ROW}
     for dest in known:
-        sources = {"typed": typed, f"PAPER {options.row}": row, "default": defaults}
-        source = next((source for source, values in sources.items() if dest in values), "not used")
-        value = sources.get(source, FROM_ROW)[dest]
-        edited = source != "typed" and is_edited(options.task.NAME, options.row, dest, value, defaults)
-        setattr(options, dest, value)
-        options.origin[dest] = "edited" if edited else source
+        source, values = next((source, values) for source, values in sources.items() if dest in values)
+        if usual and source != "typed" and dest not in ("net_type", "nvar") and values[dest] != usual.get(dest):
+            source = "edited"
+        setattr(options, dest, values[dest])
+        options.origin[dest] = source
     check(options, typed, known)
 
 
@@ -477,8 +458,7 @@ def check(options: Options, typed: dict, known: dict[str, Flag]) -> None:
     """Raises UserError where an option was typed that has no meaning beside the others."""
     net, has = options.net_type, options.origin
     if net == "LSTM" and (options.nvar if "nvar" in has else "") != "none":
-        stem = options.script.rpartition("_")[0] or options.script
-        script = options.script if "nvar" in has else f"{stem}_nvar"  # the one of the fixed stairs, none among them
+        script = options.script if "nvar" in has else re.sub("_[a-z]+$", "_nvar", options.script)
         raise UserError(f"--net-type LSTM has no stair; use {script}.py --net-type LSTM --nvar none")
     if options.rinit is None:
         raise UserError(f"no row of PAPER in {options.script}.py is for --net-type {net}; add a row, or type --rinit, "
