@@ -35,14 +35,12 @@ def content_name(path: Path) -> str:
 
 def code_of(script: Path) -> dict[str, str]:
     """{file: content} of a script and of the files of common/ that decide numbers. Files are named from the root."""
-    common = [path for path in (ROOT / "common").rglob("*") if path.suffix in (".py", ".cpp") and path.is_file()
-              and not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
-              and "runs" not in path.relative_to(ROOT).parts[1:-1]]
-    paths = sorted({path.relative_to(ROOT).as_posix(): path for path in common}.items())
+    found = {path.relative_to(ROOT).as_posix(): path for path in sorted((ROOT / "common").rglob("*"))
+             if path.suffix in (".py", ".cpp") and path.parent.name != "runs" and path.is_file()}
     if script.is_file():
-        inside = script.resolve().is_relative_to(ROOT)
-        paths.insert(0, (script.resolve().relative_to(ROOT).as_posix() if inside else script.name, script))
-    return {name: content_name(path) for name, path in paths}
+        place = script.resolve()
+        found = {place.relative_to(ROOT).as_posix() if place.is_relative_to(ROOT) else script.name: place} | found
+    return {name: content_name(path) for name, path in found.items()}
 
 
 def published_code() -> dict[str, list[str]]:
@@ -68,24 +66,16 @@ def foreign_code(config: dict) -> list[str]:
                       and (name in published or not published or not name.startswith("common/"))]
 
 
-def own_code() -> dict[str, str]:
-    """The code of the nine scripts as it stands here."""
-    return {name: content for script in sorted(ROOT.glob("*_*.py")) for name, content in code_of(script).items()}
-
-
-def unlisted_code() -> list[str]:
-    """The files of `own_code` that results/published/code.json does not know as they are."""
-    published = published_code()
-    return [name for name, content in own_code().items() if content not in published.get(name, ())]
-
-
 def publish_code() -> list[str]:
-    """Add the code as it stands here to results/published/code.json → the files whose content is new there."""
-    published, code, new = published_code(), own_code(), unlisted_code()
-    for name in new:
-        published.setdefault(name, []).append(code[name])
+    """Add the nine scripts and their code, as they stand here, to the list → the files whose content is new there."""
+    published, new = published_code(), []
+    for script in ROOT.glob("*_*.py"):
+        for name, content in code_of(script).items():
+            if content not in published.setdefault(name, []):
+                published[name].append(content)
+                new.append(name)
     write_json(PUBLISHED_CODE, dict(sorted(published.items())))
-    return new
+    return sorted(new)
 
 
 def git_commit() -> str | None:

@@ -1,8 +1,6 @@
 """Many runs: the same command twice, impatient signals, and a real SLURM of two nodes on this machine."""
 
 import contextlib
-import csv
-import json
 import os
 import shlex
 import shutil
@@ -14,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, command, environment, tiny
+from conftest import ROOT, assert_same_run, command, environment, tiny
 
 from common.errors import UserError
 from common.recurrence import engine_for
@@ -52,16 +50,6 @@ def folders(saves) -> list[Path]:
     return sorted(Path(saves, "copytask_nvar").glob("*"))
 
 
-def what_was_computed(folder) -> tuple:
-    """The log and the result without times, and the weights."""
-    with open(folder / "log.csv", encoding="utf-8") as file:
-        log = [{name: cell for name, cell in row.items() if name != "seconds"} for row in csv.DictReader(file)]
-    result = {name: value for name, value in records.read_result(folder).items()
-              if name not in ("seconds", "command", "device")}
-    weights = torch.load(folder / "last.pt", weights_only=True)["parts"]["model"]
-    return log, result, {name: tensor.tolist() for name, tensor in weights.items()}
-
-
 # ── --resume auto ────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -69,7 +57,6 @@ def test_the_same_command_twice_at_once_makes_one_folder(tmp_path):
     pair = [started(*AUTO, "--updates", "400", cwd=tmp_path) for _ in range(2)]
     ends = sorted(map(finished, pair))
     folder, = folders(tmp_path / "saves")
-    assert not list((tmp_path / "saves").glob(".*"))
     assert ends[0][0] == 0
     assert ends[1][0] == 0 or "another process is working on" in ends[1][1]
     assert len(records.log_rows(folder)) == 20
@@ -108,9 +95,9 @@ def test_auto_leaves_a_run_that_diverged(main, tmp_path):
 def test_another_version_is_said_in_a_line(main, tmp_path, capsys):
     main("copytask_nvar", *LONG, *AUTO, "--updates", "20")
     folder, = folders(tmp_path / "saves")
-    config = json.loads((folder / "config.json").read_text())
+    config = records.read_config(folder)
     config["versions"]["torch"], config["code"]["old.py"] = "1.0", "0" * 40
-    (folder / "config.json").write_text(json.dumps(config))
+    records.write_json(folder / "config.json", config)
     capsys.readouterr()
     main("copytask_nvar", *LONG, *AUTO, "--updates", "20")
     said = "".join(capsys.readouterr())
@@ -316,7 +303,7 @@ def test_an_array_of_runs_is_requeued_and_ends_as_if_nothing_had_happened(slurm,
     assert [finished(process)[0] for process in whole] == [0, 0]
     for task, uninterrupted in zip((1, 2), folders(tmp_path / "whole"), strict=True):
         assert "going on with" in (tmp_path / f"{job}_{task}.txt").read_text()
-        assert what_was_computed(folder_of(task)) == what_was_computed(uninterrupted)
+        assert_same_run(folder_of(task), uninterrupted)
     assert "stopped and saved" in (tmp_path / f"{job}_1.txt").read_text()
     assert records.read_result(folder_of(3))["updates"] == 40
     assert state(4) == "CANCELLED"
