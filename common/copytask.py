@@ -79,10 +79,7 @@ class CopyModel(nn.Module):
 
 def train(model: CopyModel, optimizer, task: CopyingTask, run: Run, *, updates: int, batch: int,
           log_interval: int, alam: float = 0.0, clip: float = 0.0, **more) -> dict:
-    """Train for `updates` fresh batches and → the result: mean loss and recall over the last 50.
-
-    more    what else a checkpoint is to hold, with a state_dict: a learning-rate schedule of your own
-    """
+    """Train for `updates` fresh batches → mean loss and recall of the last 50. `more` (a schedule) is saved as well."""
     if run.options.evaluate is not None:
         return run.evaluate(model, "loss {:.4f}, recall {:.4f}".format,
                             validation=lambda: evaluate(model, task, batch, run))

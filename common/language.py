@@ -84,10 +84,7 @@ def evaluate(model: CharacterModel, streams: torch.Tensor, bptt: int, run: Run |
 
 def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epochs: int, batch: int, bptt: int,
           log_interval: int, alam: float = 0.0, clip: float = 0.0, **more) -> dict:
-    """Train for `epochs` and → the result: the test score of the epoch with the best validation loss.
-
-    more    what else a checkpoint is to hold, with a state_dict: a learning-rate schedule of your own
-    """
+    """Train → the test score of the epoch with the best validation loss. `more` (a schedule) is saved as well."""
     train_set, valid_set, test_set = streams_of(corpus, batch, run.device)                       # (N, B) each
     if run.options.evaluate is not None:
         return evaluate_best(run, model, corpus, valid_set, test_set, bptt)

@@ -85,16 +85,10 @@ class OrthogonalRMSprop(torch.optim.Optimizer):
 
 def optimizer_for(model, lr: float, lr_orth: float, method: str = "RMSprop", alpha: float = 0.99,
                   betas=(0.9, 0.999), Tdecay: float = 0.0) -> OrthogonalRMSprop:
-    """The optimizer of a task's model. Its parameters form groups, told apart by what the network says of them:
-
-    free         everything else, `method` with `lr`
-    rotation     the logarithms A, `method` with `lr_orth`
-    triangular   nnRNN's T, `method` with `lr` and the weight decay `Tdecay`
-    bounded      numbers of a stair that has a minimum
-    """
+    """The optimizer of a task's model: each group of its parameters with the rate and the rule that belong to it."""
     cell, stair = model.network.cell, model.network.stair
-    rotation = [cell.rotation.logarithm] if cell and cell.rotation else []
-    triangular = [cell.upper] if cell and cell.upper is not None else []
+    rotation = [cell.rotation.logarithm] if cell and cell.rotation else []              # A
+    triangular = [cell.upper] if cell and cell.upper is not None else []                # T of nnRNN
     bounded = list(stair.parameters()) if stair and stair.minimum is not None else []
     named = {id(p) for p in (*rotation, *triangular, *bounded)}
     free = [p for p in model.parameters() if p.requires_grad and id(p) not in named]

@@ -51,10 +51,7 @@ def evaluate(model: PixelModel, images: PixelSequences, batch: int, run: Run | N
 def train(model: PixelModel, optimizer, train_set: PixelSequences, valid_set: PixelSequences,
           test_set: PixelSequences, run: Run, *, epochs: int, batch: int, log_interval: int, save_freq: int = 1,
           alam: float = 0.0, clip: float = 0.0, **more) -> dict:
-    """Train for `epochs` and → the result: the test score of the epoch with the best validation accuracy.
-
-    more    what else a checkpoint is to hold, with a state_dict: a learning-rate schedule of your own
-    """
+    """Train → the test score of the epoch with the best validation accuracy. `more` (a schedule) is saved as well."""
     train_set, valid_set, test_set = (images.to(run.device) for images in (train_set, valid_set, test_set))
     if run.options.evaluate is not None:
         return evaluate_best(run, model, valid_set, test_set, batch)

@@ -1,8 +1,8 @@
-"""Training side by side: the scripts' own `main` and the literal program of `literal.py`, in float64.
+"""Training side by side: the scripts' own `main` and the program of `formulas.py`, in float64.
 
 Both start from the same parameters, which are read from the script's model before its first update, and get the same
-data, which the literal program reads or draws for itself. Every loss, the scores at the end and the trained parameters
-must agree. A test of its own holds the distributions that the parameters start from.
+data, which that program reads or draws for itself. Every loss, the scores at the end and the trained parameters must
+agree. A test of its own holds the distributions that the parameters start from.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import json
 import math
 from types import SimpleNamespace
 
-import literal
+import formulas
 import numpy as np
 import pytest
 import scipy.stats
@@ -66,7 +66,7 @@ LETTERS = {                                                         # the last p
 
 
 def options_of(command: str) -> tuple[str, list, dict]:
-    """A case → its script, all that is typed, and the value of every option that the literal program knows."""
+    """A case → its script, all that is typed, and the value of every option that the program of the formulas knows."""
     script, *typed = command.split()
     task, stair = script.split("_")
     typed = COMMON[task].split() + typed
@@ -90,7 +90,7 @@ def number_or_text(text: str):
 
 
 def by_letter(parameters: dict) -> dict:
-    """Parameters by the script's names → by the letters of the literal program, triangles as matrices."""
+    """Parameters by the script's names → by the letters of the program of the formulas, triangles as matrices."""
     found = {}
     for name, value in parameters.items():
         if name.endswith("bias_hh_l0"):                             # the second bias of torch's LSTM, which is not used
@@ -181,13 +181,13 @@ def run(monkeypatch, tmp_path, image_folder, text_folder):
     return go
 
 
-def literally(task: str, program: literal.Program, image_folder, text_folder) -> dict:
-    """Train the literal program on its own reading of the same data → its scores."""
+def by_the_formulas(task: str, program: formulas.Program, image_folder, text_folder) -> dict:
+    """Train the program of the formulas on its own reading of the same data → its scores."""
     if task == "copytask":
-        return literal.copying(program)
+        return formulas.copying(program)
     if task == "sMNIST":
-        return literal.pixels(program, *literal.pixel_sequences(image_folder, program.o["permute"], IMAGES, PIXELS))
-    return literal.characters(program, *literal.read_characters(text_folder))
+        return formulas.pixels(program, *formulas.pixel_sequences(image_folder, program.o["permute"], IMAGES, PIXELS))
+    return formulas.characters(program, *formulas.read_characters(text_folder))
 
 
 def short(command: str) -> str:
@@ -196,12 +196,12 @@ def short(command: str) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=short)
-def test_a_script_and_the_literal_program_train_alike(float64, run, image_folder, text_folder, case):
+def test_a_script_trains_as_the_formulas_say(float64, run, image_folder, text_folder, case):
     script, typed, options = options_of(case)
     task = script.split("_")[0]
     seen = run(script, *typed)
-    program = literal.Program(options, by_letter(seen.start))
-    scores = literally(task, program, image_folder, text_folder)
+    program = formulas.Program(options, by_letter(seen.start))
+    scores = by_the_formulas(task, program, image_folder, text_folder)
 
     assert len(program.losses) >= 50
     assert max(program.losses) < 10                                 # beyond that rounding errors grow without a bound

@@ -1,4 +1,4 @@
-"""Training written down as the papers' formulas say it: slow, literal, and without a line of `common`.
+"""Training written down as the papers' formulas say it: slow, and without a line of `common`.
 
 One Python loop over time; W by scipy.linalg.expm, its gradient pulled back by scipy.linalg.expm_frechet; torch's own
 RMSprop or Adam, one for each rate. The three tasks read or draw their data here. A parameter has the formulas' letter:
