@@ -223,12 +223,10 @@ def best_table(tables: dict[str, list[Row]], small: bool) -> str:
     """A line a task and cell: the plain network beside the stair with the highest mean on this cell."""
     lines = []
     for task, rows in tables.items():
-        means = {row.name: statistics.mean([r[GAIN[task]] for r in found]) for row in rows
-                 if not row.source and (found := row.results)}
-        for plain in (row for row in rows if row.stair == "none" and row.name in means):
-            stairs = [r for r in rows if r.cell == plain.cell and r.stair != "none" and r.name in means]
-            if stairs:
-                best = max(stairs, key=lambda row: means[row.name])
+        ended = [row for row in rows if not row.source and row.results]
+        for plain in (row for row in ended if row.stair == "none"):
+            if stairs := [row for row in ended if row.cell == plain.cell and row.stair != "none"]:
+                best = max(stairs, key=lambda row: statistics.mean([r[GAIN[row.task]] for r in row.results]))
                 lines.append({"task": title_of(task, small), "cell": plain.cell, "plain network": in_percent(plain),
                               "best stair": f"{best.stair}: {in_percent(best)}"})
     return markdown(lines)
