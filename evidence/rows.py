@@ -21,7 +21,7 @@ from pathlib import Path
 from common import copytask, language, smnist
 from common.errors import UserError, nearest
 from common.runs import flags
-from common.runs.flags import kind_of
+from common.runs.curves import facts_of
 from common.runs.provenance import as_json, foreign_code, own_stair
 from common.runs.records import log_rows, read_config, read_result, reading
 from common.stair import SCHEDULES
@@ -221,15 +221,12 @@ def own_rows(target: str, seeds, *folders: Path, extra: list[str] = (), apart: s
     rows, wanted = {}, {dest: words for dest, words in by_flag(extra).items() if flags.is_science(dest)}
     for run, config in records_below(*folders):
         options, seed = config["options"], config["options"]["random_seed"]["value"]
-        what = differences_of(config), own_stair(config)
-        has_row = (any(what) and task_of(config) == target and is_current(config)) if target in TASKS else \
-            config["script"] == Path(target).stem
+        has_row = config["script"] == Path(target).stem if target not in TASKS else \
+            task_of(config) == target and is_current(config) and (differences_of(config) or own_stair(config))
         if not has_row or seed not in seeds or not all(name in options and is_same(options[name]["value"], words)
                                                        for name, words in wanted.items()):
             continue
-        contents = [config.get("code", {}).get(file) for file in foreign_code(config)]
-        key = json.dumps([config["script"], what, contents, flags.science(options) | {"random_seed": None}],
-                         sort_keys=True)
+        key = json.dumps([facts_of(config), flags.science(options) | {"random_seed": None}], sort_keys=True)
         if key not in rows:
             rows[key] = own_row(config, apart)
             rows[key].why_no_command *= target in TASKS
@@ -253,7 +250,7 @@ def own_row(config: dict, apart: str) -> Row:
                                             if name != "nvar" and (name != "net_type" or task_of(config) not in TASKS))]
     parts += [f"{name}={entry['value']}" for name, entry in config["options"].items() if entry["origin"] == "edited"]
     typed_path = Path(config["argv"][0] if config["argv"] else "")
-    return Row(config["script"], ", ".join(filter(None, parts)), stair_of(config),
+    return Row(config["script"], ", ".join(filter(None, parts)), facts_of(config)["stair"],
                list(itertools.chain(*typed.values())), task=task_of(config),
                path=str(typed_path) if typed_path.name == file else file,
                why_no_command="" if differences[:1] == [file] and OTHER_DATA not in " ".join(differences) else
@@ -298,7 +295,7 @@ def rows_asked_for(target: str, args) -> dict[str, list[Row]]:
             raise UserError(f"no row that was asked for has a flag --{flag}; the flags of a script: "
                             f"python {target}_nvar.py --help")
         columns[value] = rows = select(rows, args.only)
-        find_runs([row for row in rows if not row.path], args.seeds, *args.save, data=getattr(args, "data", None))
+        find_runs([row for row in rows if not row.path], args.seeds, *args.save, data=args.data)
     return columns
 
 
@@ -316,6 +313,7 @@ def add_row_options(parser) -> None:
                         help="default: 400 to 404")
     parser.add_argument("--save", type=Path, nargs="+", default=[RUNS], metavar="FOLDER",
                         help=f"where runs are; new ones go to the first (default: {RUNS})")
+    parser.add_argument("--data", help="data folder of the runs")
 
 
 # ── what a record says ───────────────────────────────────────────────────────────────────────────────────
@@ -337,13 +335,6 @@ def task_of(config: dict) -> str:
     """The task's name; an older record names the task in its script only."""
     name = config.get("task") or config["script"].split("_")[0]
     return OLD_NAMES.get(name, name)
-
-
-def stair_of(config: dict) -> str:
-    """The name of a run's stair: a class of one's own, a schedule, or the kind that is learned."""
-    options = config["options"]
-    schedule = options.get("nvar", {}).get("value")
-    return own_stair(config) or schedule or kind_of(options)
 
 
 def differences_of(config: dict) -> list[str]:

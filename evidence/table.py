@@ -282,7 +282,6 @@ def make_parser() -> argparse.ArgumentParser:
                         help="of every task, a line a cell: the plain network beside the best stair")
     add_row_options(parser)
     parser.add_argument("--jobs", type=flags.number(int, 1), default=1, help="runs at a time (default: %(default)s)")
-    parser.add_argument("--data", help="data folder of the runs")
     parser.add_argument("--cuda", action="store_true", help="run on the GPU")
     parser.add_argument("-o", "--output", type=Path, help="write the table to this file too")
     return parser

@@ -54,7 +54,7 @@ def many_updates(updates: int) -> Tally:
     steps = [(times[i + 1] - times[i]) * 2000 / early for i in (0, 2)]  # ms
     tally.texts.add(f"after {early:,} and all updates: {steps[0]:.2f} and {steps[1]:.2f} ms an update, {used[1]:.0f} "
                     f"and {used[3]:.0f} MB of memory, {sizes[1]:,} and {sizes[3]:,} bytes of files without the log")
-    grows = steps[1] > 1.5 * steps[0] or used[3] > used[1] + 16 or sizes[3] > 1.02 * sizes[1] + 200
+    grows = steps[1] > 2 * steps[0] or used[3] > used[1] + 16 or sizes[3] > 1.02 * sizes[1] + 200
     tally.judge("growth", " ".join(tally.texts) if grows else "")
     return tally
 
