@@ -15,8 +15,6 @@ import torch
 
 from common.errors import UserError
 
-RECORDS = ("log.csv", "stair.csv", "result.json", "config.json")  # config.json last: a folder without it is not a run
-
 
 @contextlib.contextmanager
 def reading(path: Path, advice: str = "restore it from a copy or start a new run"):
@@ -116,12 +114,12 @@ def read_result(folder: Path) -> dict | None:
 # ── log.csv and stair.csv ────────────────────────────────────────────────────────────────────────────────
 
 
-def log_rows(folder: Path, size: int | None = None) -> list[dict]:
+def log_rows(folder: Path, size: int | None = None, name: str = "log.csv") -> list[dict]:
     """The rows of log.csv as numbers, None in an empty cell. A run before its first report has none.
 
     A line that is still being written is left out. `size`: of the first so many bytes only.
     """
-    path = Path(folder) / "log.csv"
+    path = Path(folder) / name
     if not os.path.lexists(path):
         return []
     with reading(path, "restore it from a copy or leave this run out"):
@@ -133,10 +131,11 @@ def log_rows(folder: Path, size: int | None = None) -> list[dict]:
 
 def read_stair(folder: Path) -> list[list[float]]:
     """stair.csv: for every step t the learned numbers, one, or one for every unit."""
-    path = Path(folder) / "stair.csv"
-    with reading(path, "restore it from a copy or leave this run out"):
-        names, *lines = csv.reader(io.StringIO(path.read_bytes().decode(), newline=""))
-        return [[float(cell) for _, cell in zip(names, line, strict=True)][1:] for line in lines]
+    return [list(row.values())[1:] for row in log_rows(folder, name="stair.csv")]
+
+
+RECORDS = {"log.csv": log_rows, "stair.csv": read_stair, "result.json": read_result,
+           "config.json": read_config}  # the last: a folder without it is not a run
 
 
 def read_record(folder: Path, name: str) -> str | None:
@@ -144,7 +143,7 @@ def read_record(folder: Path, name: str) -> str | None:
     path = Path(folder) / name
     if not os.path.lexists(path):
         return None
-    {"config.json": read_config, "result.json": read_result, "log.csv": log_rows, "stair.csv": read_stair}[name](folder)
+    RECORDS[name](folder)
     return path.read_text(encoding="utf-8")
 
 

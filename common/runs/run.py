@@ -60,7 +60,8 @@ class Run:
         self.folder = Folder(self.options, label)
         self.signal, self.why = None, ""  # the signal that asked to stop; its cause, where a line should name it
         self.bar = self.events = None
-        self.reported = self.trained = self.best_loaded = False  # since the last `checkpoint`; in this session, twice
+        self.reported = False             # since the last checkpoint
+        self.trained = self.best_loaded = False
         self.started = time.monotonic()   # earlier by the time of the sessions before this one
         self.saved_at = -math.inf         # the first report makes the first checkpoint
 
