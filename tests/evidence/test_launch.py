@@ -32,16 +32,6 @@ def is_free(folder):
     return True
 
 
-def test_an_unfinished_run_is_resumed(tmp_path):
-    row = row_of("copytask", "expRNN", "none")
-    folder = write_run(tmp_path, row, 400, "update,loss,loss_median,recall,seconds\n4,1,1,0,2\n")
-    rows.find_runs([row], (400,), tmp_path)
-    command, = launch.commands_of([row], (400,), tmp_path, [], left=True)
-    assert command == [*row.command(400), "--save", str(tmp_path), "--resume", "auto", "--no-curves"]
-    assert row.runs == {400: folder}
-    assert "not finished" in table.table([row])
-
-
 @pytest.mark.skipif(os.name == "nt", reason="no such signals")
 def test_a_signal_saves_every_run(tmp_path, penn_folder):
     """Typed as a person would; the exit status is that of the signal."""

@@ -97,14 +97,6 @@ def test_the_values_of_the_sources(task, name, values):
     assert {key: options[key] for key in values} == values
 
 
-def test_the_lstm_of_the_small_tables_has_the_parameters_of_nnrnn():
-    """At the same H, and at the H with as many parameters."""
-    for task, same, fewer in (("sMNIST", 128, 65), ("language", 256, 103)):
-        lstms = [row.options(400) for row in rows.rows_at(task, True, []) if row.cell.startswith("LSTM")]
-        assert [options["nhid"] for options in lstms] == [same, fewer]
-
-
-
 def test_a_run_is_found_by_its_options(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     extra = tiny("copytask_nvar")[:-2]

@@ -81,16 +81,6 @@ def test_differences_from_the_plain_network(tmp_path, capsys):
     assert text.endswith("Bold: holds after Holm's adjustment for 2 comparisons.\n")
 
 
-def test_the_stair_of_the_paper(tmp_path, capsys):
-    for row, recalls in ((row_of("copytask", "expRNN", "none"), (0.5, 0.6)),
-                         (row_of("copytask", "sRNN (exponential)", "expn"), (0.8, 0.9))):
-        for seed, recall in enumerate(recalls, 400):
-            write_run(tmp_path, row, seed, result=dict(loss=0.5, recall=recall))
-    evidence_main(["--paper", "--small", "--save", str(tmp_path)])
-    line, = [line for line in capsys.readouterr().out.splitlines() if "copying" in line and "(exponential)" in line]
-    assert "| expn | revision |  | 55.00 ± 7.07; n = 2 | 85.00 ± 7.07; n = 2 | +30.00 (" in line
-
-
 # ── beside the published curves ──────────────────────────────────────────────────────────────────────────
 
 
@@ -168,29 +158,6 @@ def test_vary_asks_the_scripts_that_have_the_flag(tmp_path, capsys):
         evidence_main(["copytask", "--vary", "warp", "9"])
 
 
-# ── a column a cell ──────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_grid_has_a_line_a_stair_and_a_column_a_cell(tmp_path, capsys):
-    for stair, loss in (("none", 0.25), ("n2", 0.5), ("alpha", 0.75)):
-        model = "expRNN" if stair == "none" else "sRNN (exponential)"
-        write_run(tmp_path, row_of("copytask", model, stair), 400, result=dict(loss=loss, recall=0.5))
-    write_run(tmp_path, row_of("copytask", "sRNN, henaff", "n2"), 400, result=dict(loss=0.125, recall=0.5))
-    evidence_main(["copytask", "--grid", "--save", str(tmp_path)])
-    text = capsys.readouterr().out
-    assert [line.split("|")[1].strip() for line in text.splitlines()] == \
-        ["stair", "---", "none", "n", "n2", "expn", "logn", "log2n", "sqrtlogn", "alpha", "expalpha", "none, published"]
-    assert cells(text, "n2") == {"stair": "n2", "RNN": "", "RNN-Orth": "not run", "LSTM": "", "nnRNN": "not run",
-                                     "expRNN, supplement": "", "LSTM, supplement": "", "nnRNN, supplement": "",
-                                 "RNN-Orth, henaff": "0.1250; recall 0.500; n = 1",
-                                 "expRNN": "0.5000; recall 0.500; n = 1"}
-    assert cells(text, "none")["expRNN"].startswith("0.2500")
-    assert cells(text, "alpha")["expRNN"].startswith("0.7500")
-    assert cells(text, "none, published")["RNN-Orth"] == "0.0016"
-    evidence_main(["copytask", "--grid", "--short", "--save", str(tmp_path)])
-    assert list(cells(capsys.readouterr().out, "n2")) == ["stair", "RNN-Orth, henaff", "expRNN"]
-
-
 def test_a_list_does_not_depend_on_what_was_run(tmp_path, capsys):
     """Nor on the machine that lists; --missing does."""
     asked = ["copytask", "--only", "expRNN none", "nnRNN none", "--seeds", "400", "401", "--save", str(tmp_path)]
@@ -229,20 +196,12 @@ def test_the_best_stair_of_every_cell(tmp_path, capsys):
                                   ("sRNN (exponential)", "n2", (0.8, 0.6)), ("sRNN (non-normal)", "n", (1.0,))):
         for seed, recall in enumerate(recalls, 400):
             write_run(tmp_path, row_of("copytask", model, stair), seed, result=dict(loss=0.5, recall=recall))
-    ended = dict(test_accuracy=0.9, validation_accuracy=0.8)
-    write_run(tmp_path, row_of("sMNIST", "expRNN", "none"), 400, log_of(3), ended)
-    write_run(tmp_path, row_of("sMNIST", "sRNN (exponential)", "n"), 400, log_of(2, 0.99))
-    write_run(tmp_path, row_of("sMNIST", "RNN-Orth", "none"), 400, log_of(2))
-    write_run(tmp_path, row_of("sMNIST", "sRNN", "n"), 400, log_of(2), ended)
-    write_run(tmp_path, row_of("sMNIST", "sRNN", "n"), 401, log_of(1))
-    write_run(tmp_path, row_of("sMNIST", "nnRNN", "none"), 400, log_of(3), ended)
-    write_run(tmp_path, row_of("sMNIST", "sRNN (non-normal)", "n"), 400, log_of(3), {**ended, "test_accuracy": 0.95})
+    write_run(tmp_path, row_of("sMNIST", "expRNN", "none"), 400, result=dict(test_accuracy=0.9))
+    write_run(tmp_path, row_of("sMNIST", "sRNN (exponential)", "n"), 400, log_of(2, 0.99))     # has not ended
     evidence_main(["--best", "--save", str(tmp_path)])
     _, _, *lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     found = {tuple(line[:2]): line[2:] for line in lines}
-    assert found.keys() == {("copying memory: recall, %", "expRNN"), ("permuted MNIST: test accuracy, %", "nnRNN")}
-    assert found["copying memory: recall, %", "expRNN"] == ["80.00 ± 14.14; n = 2", "n2: 70.00 ± 14.14; n = 2"]
-    assert found["permuted MNIST: test accuracy, %", "nnRNN"] == ["90.00; n = 1", "n: 95.00; n = 1"]
+    assert found == {("copying memory: recall, %", "expRNN"): ["80.00 ± 14.14; n = 2", "n2: 70.00 ± 14.14; n = 2"]}
 
 
 @pytest.mark.parametrize(("asked", "sentence"), [(["--with='"], "cannot be read"),

@@ -27,7 +27,7 @@ LONG = ("--nhid", "8", "--T", "10", "--c-length", "3", "--batch", "4", "--log-in
 AUTO = ("--resume", "auto")
 
 
-def wait_for(something, what: str, seconds: float = 60):
+def wait_for(something, what: str, seconds: float = 120):
     """→ what `something()` gives as soon as it is true."""
     limit = time.monotonic() + seconds
     while not (found := something()):
