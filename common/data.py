@@ -66,12 +66,18 @@ class Source:
         return ""
 
 
-def source_of(corpus: str, folder: Path, place: Path, digests: dict, published: dict, **model) -> Source:
-    """The `Source` of several files {name: sha256} in `place`; their digest is that of the lines of `sha256sum`."""
-    lines = "".join(f"{digest}  {name}\n" for name, digest in digests.items())
-    other = [name for name in digests if digests[name] != published[name]]
-    note = f"{', '.join(other)} in {place}: not the official {corpus}; the result says so" if other else ""
-    return Source(folder, hashlib.sha256(lines.encode()).hexdigest(), not other, note, model)
+def read_set(name: str, folder: Path | None, home: str, published: dict, url: str, get, parse) -> tuple[list, Source]:
+    """The parsed files of a data set, in `home` of a data folder, and their `Source`. `published`: {file: sha256}."""
+    folder = Path(folder or DATA_FOLDER).absolute()
+    place = provide(folder, home, published, url, get)
+    contents, digests = [], {}
+    for file in published:
+        content, digests[file] = read_file(place / file, parse)
+        contents.append(content)
+    lines = "".join(f"{digest}  {file}\n" for file, digest in digests.items())
+    other = [file for file in published if digests[file] != published[file]]
+    note = f"{', '.join(other)} in {place}: not the official {name}; the result says so" if other else ""
+    return contents, Source(folder, hashlib.sha256(lines.encode()).hexdigest(), not other, note)
 
 
 def read_file(path: Path, parse, flag: str = "--data") -> tuple:
@@ -131,19 +137,16 @@ def load_mnist(folder: Path | None = None, permute: bool = False) -> tuple[Pixel
     Another data set is split in the same way, five sixths to train; labels that start at 1 are counted from 0. Raises
     UserError when a file is missing and cannot be fetched, or does not fit.
     """
-    folder = Path(folder or DATA_FOLDER).absolute()
-    raw = provide(folder, "MNIST/raw", MNIST_DIGESTS, MNIST_URL, get_mnist)
-    arrays, digests = {}, {}
-    for name in MNIST_DIGESTS:
-        arrays[name], digests[name] = read_file(raw / name, idx_values)
-    images, labels, test_images, test_labels = arrays.values()
+    arrays, source = read_set("MNIST", folder, "MNIST/raw", MNIST_DIGESTS, MNIST_URL, get_mnist, idx_values)
+    images, labels, test_images, test_labels = arrays
     for part, pixels, numbers in (("train", images, labels), ("t10k", test_images, test_labels)):
         if pixels.shape[1:] != (28, 28) or numbers.shape != pixels.shape[:1] or len(numbers) < 2:
-            raise UserError(f"{raw} / {part}-*: arrays of {tuple(pixels.shape)} and {tuple(numbers.shape)} are not "
-                            "28 × 28 images and a label for each; name another folder with --data", 1)
+            raise UserError(f"{source.path}/MNIST/raw/{part}-*: arrays of {tuple(pixels.shape)} and "
+                            f"{tuple(numbers.shape)} are not 28 × 28 images and a label for each; name another folder "
+                            "with --data", 1)
     first = min(labels.min(), test_labels.min())
     classes = int(max(labels.max(), test_labels.max()) - first) + 1
-    source = source_of("MNIST", folder, raw, digests, MNIST_DIGESTS, classes=classes)
+    source = replace(source, model={"classes": classes})
     generator = np.random.RandomState(1234)  # --random-seed does not touch it, so every run sees the same task
     order, split = (torch.from_numpy(generator.permutation(count)) for count in (784, len(labels)))
     order = order if permute else torch.arange(784)
@@ -204,24 +207,21 @@ def load_characters(folder: Path | None = None, text: Path | None = None) -> Cha
     """
     if text is not None:
         return load_text(text)
-    folder = Path(folder or DATA_FOLDER).absolute()
-    if os.path.isfile(folder):
+    if folder is not None and os.path.isfile(folder):
         raise UserError(f"{folder} is not a folder; a text of your own is read with --text", 1)
     get = partial(get_members, url=PENN_URL, prefix="simple-examples/data/ptb.char.", names=PENN_DIGESTS)
-    penn = provide(folder, "pennchar", PENN_DIGESTS, PENN_URL, get)
-    vocabulary, digests, numbers = [], {}, []
-    for name in PENN_DIGESTS:
-        content, digests[name] = read_file(penn / name, utf8_text)
+    texts, source = read_set("Penn Treebank", folder, "pennchar", PENN_DIGESTS, PENN_URL, get, utf8_text)
+    vocabulary, numbers = [], []
+    for name, content in zip(PENN_DIGESTS, texts, strict=True):
         symbols = [END_OF_LINE if symbol == "\n" else symbol
                    for symbol in re.findall(r"\n|[^ \t\n]+", content.removesuffix("\n") + "\n")]
         vocabulary = vocabulary or list(dict.fromkeys(symbols))
         try:
             numbers.append(numbers_of(symbols, vocabulary))
         except KeyError as error:
-            raise UserError(f"{penn / name} holds the symbol {error.args[0][:40]!r}, which train.txt never shows; "
-                            "the three files must come from one corpus", 1) from None
-    source = source_of("Penn Treebank", folder, penn, digests, PENN_DIGESTS, vocabulary=vocabulary)
-    return Characters(*numbers, vocabulary, source)
+            raise UserError(f"{source.path}/pennchar/{name} holds the symbol {error.args[0][:40]!r}, which train.txt "
+                            "never shows; the three files must come from one corpus", 1) from None
+    return Characters(*numbers, vocabulary, replace(source, model={"vocabulary": vocabulary}))
 
 
 def load_text(path: Path) -> Characters:
