@@ -336,15 +336,10 @@ def typed_values(script: str, doc: str, known: dict[str, Flag], defaults: dict, 
         sys.exit(0)
     if "sample" in typed and "bptt" not in known:
         raise UserError("--sample writes characters, and this task has none; leave it out")
-    if "evaluate" in typed:
-        if "sample" in typed and typed.keys() - {"evaluate", "sample", "prompt", "random_seed"}:
-            raise UserError("beside --sample only --prompt and --seed have a meaning; it needs no data and no GPU")
-        if "sample" not in typed and any(known[dest].when_resumed != "free" for dest in typed.keys() - {"evaluate"}):
-            raise UserError("--evaluate takes everything from the folder; beside it only --data, --text, --cuda, "
-                            "--tf32, --threads, --engine and --sample have a meaning")
-        typed["resume"] = typed["evaluate"].absolute()
-    elif typed.keys() & {"sample", "prompt"}:
+    if typed.keys() & {"sample", "prompt"} and "evaluate" not in typed:
         raise UserError("--sample N writes from the best weights of a run; name its folder with --evaluate FOLDER")
+    if "evaluate" in typed:
+        typed["resume"] = typed["evaluate"].absolute()
     return typed
 
 
@@ -447,7 +442,7 @@ def _as_started(options: Options, typed: dict, known: dict) -> None:
         before, may = getattr(options, dest), known[dest].when_resumed
         if may == "grows" and value > before:
             options.origin[dest] = "typed on resume"
-        elif may in ("stays", "grows") and value != before and "sample" not in typed:
+        elif may in ("stays", "grows") and value != before and not (dest == "random_seed" and "sample" in typed):
             raise UserError(f"{spelled(dest)} was {before} when {folder} was started and cannot become {value} on the "
                             f"way; start a new run")
         setattr(options, dest, value)

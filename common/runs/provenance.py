@@ -6,7 +6,6 @@ with line ends as \\n. results/published/code.json lists all contents that have 
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 import platform
@@ -23,6 +22,7 @@ from common.runs.records import reading, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED_CODE = ROOT / "results" / "published" / "code.json"
+VERSIONS = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
 
 
 # ── code by content ──────────────────────────────────────────────────────────────────────────────────────
@@ -89,11 +89,6 @@ def git_commit() -> str | None:
 # ── what config.json says of a run ───────────────────────────────────────────────────────────────────────
 
 
-@functools.cache
-def versions() -> dict:
-    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-
-
 def config_of(options: Options, network, device: torch.device, data) -> dict:
     """What config.json says of a run; `data` is the `common.data.Source` of what it reads, or None."""
     values = {dest: {"value": as_json(getattr(options, dest)), "origin": source}
@@ -101,7 +96,7 @@ def config_of(options: Options, network, device: torch.device, data) -> dict:
     return {"run": uuid.uuid4().hex, "script": options.script, "task": options.task.NAME,
             "revision": options.task.REVISION, "row": options.row, "argv": options.argv, "options": values,
             "stair": type(network.stair).__name__,
-            "code": code_of(options.file), "versions": versions(), "device": device_name(device),
+            "code": code_of(options.file), "versions": VERSIONS, "device": device_name(device),
             "threads": torch.get_num_threads(), "commit": git_commit(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **({} if data is None else {"data": data.record()})}
 

@@ -24,7 +24,7 @@ from common.runs.flags import AUTO, NETWORK, Args, Group, describe, parse, unrea
 from common.runs.folder import Folder, check_stair, is_finite, load_best
 from common.runs.machine import device_name, keep_freed_memory, memory_taken, prepare_machine
 from common.runs.progress import Progress
-from common.runs.provenance import changes, config_of, foreign_code, git_commit, versions
+from common.runs.provenance import VERSIONS, changes, config_of, foreign_code, git_commit
 from common.runs.records import is_diverged, is_not_finite, read_config, read_result, reading, reason_of
 
 AUTOSAVE_SECONDS = 60
@@ -293,7 +293,7 @@ class Run:
         result = {**result, "row": self.options.row, "parameters": count_of(model),
                   "seconds": round(self.seconds(), 1), "device": device_name(self.device),
                   "engine": getattr(model.network, "engine_that_ran", None),    # None of an LSTM, which has its own
-                  "threads": torch.get_num_threads(), "versions": versions(), "commit": git_commit(),
+                  "threads": torch.get_num_threads(), "versions": VERSIONS, "commit": git_commit(),
                   "command": config["argv"], **({} if self.data is None else {"data": self.data.identity()})}
         stair = model.network.stair
         is_learned = stair is not None and count_of(stair) > 0

@@ -263,6 +263,8 @@ def test_evaluate(main, few_images, penn_folder, capsys, script):
     result, _ = main(script, "--resume", folder)
     before = contents(folder)
     scores, _ = main(script, "--evaluate", folder)
+    with pytest.raises(UserError, match=r"--nhid was 8 when .* was started and cannot become 3"):
+        main(script, "--evaluate", folder, "--nhid", "3")
     assert contents(folder) == before
     if task_of(script) == "copytask":
         assert scores.keys() == {"validation"}
@@ -313,7 +315,6 @@ def test_a_sample_of_the_penn_treebank_has_lines_and_blanks(main, penn_folder, c
 
 
 @pytest.mark.parametrize(("script", "typed", "sentence"), [
-    ("copytask_nvar", ("--evaluate", "x", "--nhid", "3"), "takes everything from the folder"),
     ("copytask_nvar", ("--evaluate", "x", "--sample", "3"), "this task has none"),
     ("language_nvar", ("--sample", "3"), "--evaluate FOLDER"),
     ("sMNIST_nvar", ("--evaluate", "nowhere"), "is not a run's folder")])
