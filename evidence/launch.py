@@ -84,7 +84,9 @@ def run_all(commands: list[list[str]], jobs: int) -> int:
                     for run in running:
                         run.news.append(f"  {run.words}")
                 for run in [*running]:
-                    show(run) if run.process.poll() is None else tell(run)
+                    show(run)
+                    if run.process.poll() is not None:
+                        tell(run)
             if asked:
                 print("stopping: every run saves first", flush=True)
         finally:  # whatever ended this, such as a closed output

@@ -32,7 +32,7 @@ def test_what_a_row_costs(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     main(["--rows", "expRNN none", "--tasks", "copying", "--threads", "1"])
     *_, row = capsys.readouterr().out.splitlines()
-    numbers = r"10,697 \| 0\.\d+ GB \| [\d.e-]+ s \| 1500 \| [\d.]+ \w+"
+    numbers = r"10,697 \| 0\.\d+ GB \| [\d.e-]+ s \| 1500 \| [\d.:]+ [\w:]+"
     assert re.fullmatch(rf"\| copytask \| expRNN \| {numbers} \|", row), row
 
 
