@@ -51,9 +51,7 @@ def provide(folder: Path, home: str, digests: dict[str, str], url: str, get: Cal
 
 def _fetch(target: Path, digests: dict[str, str], get: Callable[[Path], Path]) -> None:
     """Raises TimeoutError after `LONGEST` seconds, and whatever networks, archives and disks raise."""
-    place = target
-    while not os.path.lexists(place):
-        place = place.parent
+    place = next(path for path in (target, *target.parents) if os.path.lexists(path))
     with tempfile.TemporaryDirectory(dir=place, prefix=".download-", ignore_cleanup_errors=True) as temporary:
         # in a daemon thread, which Python does not wait for: a server may send a byte a second
         found = ThreadPool(1).apply_async(get, (Path(temporary),)).get(LONGEST)

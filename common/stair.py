@@ -31,8 +31,8 @@ SCHEDULE_ALIASES = {"1n": "n", "n^2": "n2", "1n2": "n2"}
 
 RULES = {  # g_t(z) of the number of a step and z
     "scale": lambda step, z: step,
-    "exponential": lambda step, z: _Approach.apply(step * z.abs()),
-    "literal": lambda step, z: _Approach.apply(step * z),  # the authors' code: unbounded where z < 0
+    "exponential": lambda step, z: _OneMinusExp.apply(step * z.abs()),
+    "literal": lambda step, z: _OneMinusExp.apply(step * z),  # the authors' code: unbounded where z < 0
 }
 NONLINEARITIES = {  # φ(z) of z and modReLU's b
     "none": lambda z, b: z,
@@ -56,7 +56,7 @@ def stair_factor(rule, step: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
     return (rule if callable(rule) else RULES[rule])(step, z)
 
 
-class _Approach(torch.autograd.Function):
+class _OneMinusExp(torch.autograd.Function):
     """1 − e^{−u} with its derivative e^{−u}, of which autograd would lose the digits: it forms expm1(−u) + 1."""
 
     @staticmethod

@@ -23,7 +23,7 @@ from common.runs.progress import Progress, Recent
 from common.runs.run import Run
 from common.stair import FixedStair
 
-NAME, REVISION, TASK = "adding", 1, sys.modules[__name__]
+NAME, REVISION = "adding", 1
 DEFAULTS = dict(net_type="expRNN", nvar="expn", nhid=64, nonlin="relu", iinit="xavier", engine="auto",  # network
                 T=50, batch=50, updates=1000, log_interval=50, random_seed=400,                         # task
                 optimizer="Adam", betas=(0.9, 0.999), clip=0.0)                                         # optimizer
@@ -55,7 +55,7 @@ def build(args) -> Adder:
 
 
 def main(argv=None):
-    args = flags.parse(argv, __file__, __doc__, DEFAULTS, PAPER, TASK)
+    args = flags.parse(argv, __file__, __doc__, DEFAULTS, PAPER, sys.modules[__name__])
     with Run(args) as run:
         model = build(args).to(run.device)
         optimizer = optimizer_for(model, method=args.optimizer, lr=args.lr, lr_orth=args.lr_orth, alpha=args.alpha,

@@ -56,12 +56,6 @@ def test_fixed_stair(name):
     assert stair.state_dict() == {}
 
 
-@pytest.mark.parametrize("steps", [1, 784])
-@pytest.mark.parametrize("name", BY_HAND)
-def test_schedule_shape(name, steps):
-    assert schedule(name, steps).shape == (steps,)
-
-
 @pytest.mark.parametrize("name", ["", "N", "log", "expn "])
 def test_unknown_schedule(name):
     with pytest.raises(ValueError, match="there is no schedule"):
