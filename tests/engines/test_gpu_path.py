@@ -175,6 +175,7 @@ def test_workspaces_of_one_size(monkeypatch, before, after):
     RuntimeError("[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried")])
 def test_no_memory_is_one_sentence(error, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["copytask_nvar.py"])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)               # not started as python -m pytest
     with pytest.raises(SystemExit) as stop:
         run_main(lambda: raised(error))
     assert stop.value.code == 1
