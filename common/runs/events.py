@@ -2,35 +2,26 @@
 
 from pathlib import Path
 
-from common.errors import UserError
 from common.runs.records import log_rows
 
 
 class Events:
-    """What TensorBoard reads of a run."""
+    """What TensorBoard reads of the run in `folder`, from the rows that log.csv has by now.
 
-    def __init__(self):
-        try:
-            from torch.utils.tensorboard import SummaryWriter  # here: most runs need no such package
-        except ImportError:
-            raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard, or leave it out") \
-                from None
-        self.writer_of = SummaryWriter
+    Earlier events go: a run that goes on has cut its log.
 
-    def open(self, folder: Path, options: str, epoch: int | None):
-        """Begin with the rows that log.csv has by now. → the writer, to be closed as a context.
+    epoch   updates of an epoch, None where there are none
+    """
 
-        Earlier events go: a run that goes on has cut its log.
+    def __init__(self, folder: Path, options: str, epoch: int | None):
+        from torch.utils.tensorboard import SummaryWriter  # here: most runs need no such package
 
-        epoch   updates of an epoch, None where there are none
-        """
         for earlier in folder.glob("events.out.tfevents.*"):
             earlier.unlink()
-        self.writer, self.epoch = self.writer_of(folder), epoch
+        self.writer, self.epoch = SummaryWriter(folder), epoch
         self.writer.add_text("options", options.replace("\n", "  \n"))
         for row in log_rows(folder):
             self.add(row)
-        return self.writer
 
     def add(self, row: dict) -> None:
         """A row of the log, at the number of its update."""

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -73,8 +74,8 @@ class Run:
             self.device = prepare_machine(options.cuda, options.threads, options.tf32)
             if (reason := unavailable_reason(options.engine, self.device)) is not None:
                 raise UserError(reason)
-            if options.tensorboard:
-                self.events = Events()  # a package that is missing is missed before there is a folder
+            if options.tensorboard and find_spec("tensorboard") is None:
+                raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard, or leave it out")
             torch.manual_seed(options.random_seed)
             self.say(f"{options.script}: {options.row}", describe(options))
             at_exit.enter_context(when_asked_to_stop(self._ask_to_stop, *STOPPING))
@@ -210,8 +211,9 @@ class Run:
         """On a terminal only; there are plain lines otherwise."""
         self.bar = self.at_exit.enter_context(
             tqdm(total=total, initial=done, unit=unit, disable=not sys.stderr.isatty(), leave=False))
-        if self.events:
-            self.at_exit.enter_context(self.events.open(self.folder.path, describe(self.options), an_epoch))
+        if self.options.tensorboard:
+            self.events = Events(self.folder.path, describe(self.options), an_epoch)
+            self.at_exit.callback(self.events.writer.close)
 
     def say(self, *lines: str) -> None:
         """Lines of output that do not tear the progress bar."""
@@ -351,7 +353,7 @@ class DryRun(Run):
     """--dry-run: every value, the size, and what the first updates take. Nothing is written."""
 
     def begin(self, progress: Progress, *, steps: int = 1, data=None, **parts) -> Progress:
-        self.events, config = None, self._check(progress, steps, data, parts)
+        config, self.options.tensorboard = self._check(progress, steps, data, parts), False
         path = self.folder.path or self.folder.place_for(config)[0]
         self.say(f"{count_of(parts['model']):,} parameters; a run would be written to {path}")
         return progress
