@@ -106,8 +106,9 @@ def optimizer_for(model, lr: float, lr_orth: float, method: str = "RMSprop", alp
 def step(model, optimizer, loss: torch.Tensor, *, alam: float = 0.0, clip: float = 0.0) -> None:
     """One update of a task's model from `loss` + `alam` · penalty; `clip` > 0 bounds the norm of the gradient."""
     optimizer.zero_grad()
-    cell = model.network.cell
-    (loss + alam * cell.penalty() if alam and cell else loss).backward()
+    if alam and model.network.cell:
+        loss = loss + alam * model.network.cell.penalty()
+    loss.backward()
     if clip:
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
