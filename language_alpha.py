@@ -14,7 +14,7 @@ from common.errors import run_main
 from common.network import build_network
 from common.optim import optimizer_for
 from common.runs import flags
-from common.runs.run import Run
+from common.runs.run import Run, loader
 from common.stair import LearnedStair
 
 # What the rows of PAPER do not hold. A typed value wins over a row, a row over these; a new key becomes a flag.
@@ -59,6 +59,9 @@ def build(args, vocabulary):
     network = build_network(args.net_type, args.emsize, args.nhid, stair, args.nonlin, args.rinit, args.iinit,
                             args.engine)
     return language.CharacterModel(network, len(vocabulary), args.emsize, args.tied)
+
+
+load = loader(build, __file__, DEFAULTS, PAPER)  # load(FOLDER) → the best weights of a run in its model, the options
 
 
 def main(argv=None):

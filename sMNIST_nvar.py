@@ -14,7 +14,7 @@ from common.errors import run_main
 from common.network import build_network
 from common.optim import optimizer_for
 from common.runs import flags
-from common.runs.run import Run
+from common.runs.run import Run, loader
 from common.stair import FixedStair
 
 # What the rows of PAPER do not hold. A typed value wins over a row, a row over these; a new key becomes a flag.
@@ -56,6 +56,9 @@ def build(args, classes=10):
     stair = FixedStair(args.nvar, 784)                                          # ρ_t
     network = build_network(args.net_type, 1, args.nhid, stair, args.nonlin, args.rinit, args.iinit, args.engine)
     return smnist.PixelModel(network, classes)
+
+
+load = loader(build, __file__, DEFAULTS, PAPER)  # load(FOLDER) → the best weights of a run in its model, the options
 
 
 def main(argv=None):

@@ -31,8 +31,8 @@ A task of your own is one script; examples/adding.py is one, whole, to copy. It 
                      the same options come to compute something else, so that tables do not mix the two
     DEFAULTS, PAPER  every option with its value, and a row with lr, rinit, ... for each --net-type; a name of
                      flags.FLAGS means what it means there, another one is a new flag of this script
-    build(args)      → the model, an nn.Module with the attribute `network`, from network.build_network; load_run
-                     in runs/run.py opens a run with it
+    build(args)      → the model, an nn.Module with the attribute `network`, from network.build_network
+    load             = loader(build, __file__, DEFAULTS, PAPER): opens a run, as evidence does for some pictures
     run.begin(...)   makes the run's folder or restores it: of a Progress its numbers and tensors, of every other object
                      its state_dict; `steps` is the longest sequence, which the stair must reach
     run.finished()   the result where the run has ended before, else None

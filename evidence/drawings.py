@@ -16,7 +16,6 @@ from common.network import mean_cross_entropy
 from common.recurrence import stair_recurrence
 from common.runs.curves import COLOURS, MARKERS, check_lines, figure, labels_of, line, save
 from common.runs.records import read_config, read_stair
-from common.runs.run import load_run
 from common.stair import SCHEDULES, schedule
 from evidence.rows import task_of
 
@@ -68,7 +67,7 @@ def draw_spectrum(folders: list[Path], path: Path) -> None:
     picture, axes = figure(8.6, 4.4)
     axes.axhline(1.0, color="0.3", linewidth=0.8)
     for number, (folder, label) in enumerate(zip(folders, labels_of(list(map(read_config, folders))), strict=True)):
-        network = load_run(script_of_run(folder), folder)[0].network
+        network = script_of_run(folder).load(folder)[0].network
         cell = network.cell
         if cell is None:
             raise UserError(f"{folder} has no recurrent matrix W (an LSTM has four); name a run of another cell")
@@ -125,7 +124,7 @@ def draw_gradients(folders: list[Path], path: Path) -> None:
         if task_of(config) != "copytask" or config["options"]["net_type"]["value"] == "LSTM":
             raise UserError(f"{folder} is no run of the copying task with a stair; name runs of copytask_*.py")
         script = script_of_run(folder)
-        trained, options = load_run(script, folder)
+        trained, options = script.load(folder)
         torch.manual_seed(options.random_seed)
         task, recall = CopyingTask(options.T, options.labels, options.c_length, seed=1), options.T + options.c_length
         for axes, model in ((left, script.build(options).double()), (right, trained.double())):

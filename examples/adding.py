@@ -20,7 +20,7 @@ from common.network import build_network
 from common.optim import optimizer_for, step
 from common.runs import flags
 from common.runs.progress import Progress, Recent
-from common.runs.run import Run
+from common.runs.run import Run, loader
 from common.stair import FixedStair
 
 NAME, REVISION = "adding", 1
@@ -52,6 +52,9 @@ class Adder(nn.Module):
 def build(args) -> Adder:
     stair = FixedStair(args.nvar, args.T)                                        # ρ_t
     return Adder(build_network(args.net_type, 2, args.nhid, stair, args.nonlin, args.rinit, args.iinit, args.engine))
+
+
+load = loader(build, __file__, DEFAULTS, PAPER)  # load(FOLDER) → the best weights of a run in its model, the options
 
 
 def main(argv=None):

@@ -12,7 +12,6 @@ import time
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from tqdm import tqdm
@@ -408,7 +407,10 @@ def best_model(build, args: Args, folder: Path):
     return model.eval()
 
 
-def load_run(script: ModuleType, folder: Path) -> tuple:
-    """A run of `script`, an imported module → (its `best_model`, its options)."""
-    args = parse(["--resume", folder], script.__file__, "", script.DEFAULTS, script.PAPER)
-    return best_model(script.build, args, folder), args
+def loader(build, script: str, defaults: dict, paper: dict):
+    """The `load` of a script: load(FOLDER) → (the `best_model` of a run, its options)."""
+    def load(folder: Path) -> tuple:
+        args = parse(["--resume", folder], script, "", defaults, paper)
+        return best_model(build, args, folder), args
+
+    return load

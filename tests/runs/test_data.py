@@ -35,7 +35,6 @@ from common.data import (
 from common.errors import UserError
 from common.language import parallel_streams, segment, segments
 from common.runs import flags
-from common.runs.run import load_run
 from evidence.pages import without_machine
 
 # ── copying memory ───────────────────────────────────────────────────────────────────────────────────────
@@ -167,7 +166,7 @@ def test_a_run_on_letters(main, tmp_path):
     assert result["data"] == {"digest": load_mnist(folder)[0].source.digest, "official": False}
     config = json.loads((run / "config.json").read_text())
     assert config["data"] == {**result["data"], "path": str(folder), "classes": 26}
-    model, _ = load_run(module_of("sMNIST_nvar"), run)
+    model, _ = module_of("sMNIST_nvar").load(run)
     assert model.readout.weight.shape == (26, 8)
     assert main("sMNIST_nvar", "--resume", run, "--epochs", "2")[0]["epochs"] == 2
 

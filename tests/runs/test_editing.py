@@ -13,7 +13,6 @@ from conftest import LOOPS, ROOT, SCRIPTS, environment, module_of, task_of, tiny
 
 from common.errors import UserError
 from common.runs import flags, records
-from common.runs.run import load_run
 from evidence import pictures, rows, table
 from evidence.__main__ import main as tables
 
@@ -227,7 +226,7 @@ def test_a_stair_of_ones_own_has_a_row_of_its_own(edited, capsys):
 
     script = edited()                                                          # the edit goes: weights fit, numbers not
     for call in (lambda: script.main(["--evaluate", folder]), lambda: script.main(["--resume", folder]),
-                 lambda: load_run(script, folder)):
+                 lambda: script.load(folder)):
         with pytest.raises(UserError, match="is a run with the stair Own, and the script now builds FixedStair"):
             call()
 
@@ -303,7 +302,7 @@ def typed(tmp_path, penn_folder):
 @pytest.mark.parametrize("script", ["copytask_alpha", "sMNIST_nvar", "language_expalpha"])
 def test_load(script, main, typed):
     _, folder = main(script, *typed(script), "--net-type", "nnRNN")
-    model, args = load_run(module_of(script), folder)
+    model, args = module_of(script).load(folder)
     saved = torch.load(folder / "best.pt", weights_only=True)
     assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
     assert (args.nhid, args.net_type, model.training) == (8, "nnRNN", False)

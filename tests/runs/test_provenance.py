@@ -18,7 +18,7 @@ from common.optim import OrthogonalRMSprop
 from common.runs import folder as folder_module
 from common.runs import provenance, records
 from common.runs.provenance import content_name, foreign_code, publish_code
-from common.runs.run import has_unsaved_schedule, load_run
+from common.runs.run import has_unsaved_schedule
 
 COPY = tiny("copytask_nvar")
 
@@ -110,7 +110,7 @@ def test_checkpoints_of_another_run_are_refused(main):
     (_, mine), (_, other) = (main("copytask_nvar", *COPY, "--seed", seed) for seed in (400, 401))
     shutil.copy(other / "best.pt", mine / "best.pt")
     script = module_of("copytask_nvar")
-    for refused in (lambda: main("copytask_nvar", "--evaluate", mine), lambda: load_run(script, mine)):
+    for refused in (lambda: main("copytask_nvar", "--evaluate", mine), lambda: script.load(mine)):
         with pytest.raises(UserError, match=r"s400/best\.pt cannot be used \(it belongs to another run\)"):
             refused()
     shutil.copy(other / "last.pt", mine / "last.pt")

@@ -237,7 +237,7 @@ def test_orthogonality_stands_in_the_log(main, net, promises):
     rows = records.log_rows(folder)
     assert all(("orthogonality_error" in row) == promises for row in rows)
     if promises:
-        model, _ = run.load_run(module_of("copytask_nvar"), folder)
+        model, _ = module_of("copytask_nvar").load(folder)
         p = model.network.cell.rotation().double()
         assert model.network.cell.rotation.error() == pytest.approx(
             (p @ p.t() - torch.eye(len(p))).abs().max().item(), abs=3e-7)
