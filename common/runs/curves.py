@@ -120,11 +120,11 @@ def memoryless_lines(folders: list[Path]) -> dict[str, float]:
 
 def facts_of(config: dict) -> dict:
     """What a run computes but for its seed: script, row, stair, options, code that is not the project's own, data."""
-    options = config["options"]
+    options, own = config["options"], own_stair(config)
     values = {name: value for name, value in science(options).items()
-              if name not in ("random_seed", "nvar", "net_type")}
+              if name != "random_seed" and (own or name != "nvar")}
     return {"script": f"{config['script']}.py", "row": config["row"] or options["net_type"]["value"],
-            "stair": own_stair(config) or options.get("nvar", {}).get("value") or kind_of(options), **values,
+            "stair": own or options.get("nvar", {}).get("value") or kind_of(options), **values,
             "code": " ".join(f"{name} {config.get('code', {}).get(name, '')[:7]}" for name in foreign_code(config)),
             "data": (config.get("data") or {}).get("digest", "")[:7]}
 
@@ -137,7 +137,9 @@ def labels_of(configs: list[dict]) -> list[str]:
     chosen = [{name: "as its row" if name in of_rows and config["options"][name]["origin"] != "typed" else str(value)
                for name, value in fact.items()} for fact, config in zip(facts, configs, strict=True)]
     names = [name for name in dict.fromkeys(name for fact in facts for name in fact)
-             if len({own[name] for own in chosen if name in own}) > 1] or speaking[1:]
+             if len({own[name] for own in chosen if name in own}) > 1] or [*speaking[1:]]
+    if len({fact["row"] for fact in facts}) == len({(fact["row"], fact.get("net_type")) for fact in facts}):
+        names = [name for name in names if name != "net_type"]  # the row tells it
     return [", ".join(str(fact[name]) if name in speaking else f"{name} {fact[name]}"
                       for name in names if fact.get(name) not in (None, "")) for fact in facts]
 

@@ -346,6 +346,10 @@ def typed_values(script: str, doc: str, known: dict[str, Flag], defaults: dict, 
 # ── the options of a run ─────────────────────────────────────────────────────────────────────────────────
 
 
+class NotInDefaults(UserError, AttributeError):
+    """`args.x` of a name that the script does not list; for getattr and hasattr a missing attribute."""
+
+
 class Options(argparse.Namespace):
     """The resolved values as attributes.
 
@@ -358,7 +362,7 @@ class Options(argparse.Namespace):
         if name.startswith("__"):
             raise AttributeError(name)
         script = vars(self).get("script", "the script")
-        raise UserError(f"{script}.py uses args.{name}, but its DEFAULTS have no {name}; add {name}=VALUE to them")
+        raise NotInDefaults(f"{script}.py uses args.{name}, but its DEFAULTS have no {name}; add {name}=VALUE to them")
 
 
 class Args(Options):

@@ -65,6 +65,8 @@ def test_an_empty_frame_is_a_sentence(tmp_path):
     ({"lr": 0.0001, "origin": "typed"}, {"lr": 0.01, "origin": "typed"}, ["lr 0.0001", "lr 0.01"]),
     ({"row": "expRNN"}, {"row": "expRNN", "lr": 0.3, "origin": "typed"}, ["lr 0.1", "lr 0.3"]),
     ({"row": "expRNN", "net_type": "expRNN"}, {"row": "sRNN", "lr": 0.2, "rinit": "random"}, ["expRNN", "sRNN"]),
+    ({"row": "a", "origin": "typed"}, {"row": "a", "net_type": "expRNN", "origin": "typed"},
+     ["net_type RNN", "net_type expRNN"]),
     ({"script": "mine"}, {"script": "mine_too"}, ["mine.py", "mine_too.py"]),
     ({"nvar": "n2"}, {"nvar": "expn"}, ["n2", "expn"]),
     ({}, {"random_seed": 401}, ["RNN, n, n = 2"])])
