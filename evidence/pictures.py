@@ -13,20 +13,28 @@
 
 -o names the picture (curves.png), by its ending a .png, .pdf or .svg. Lines differ in dash and marker as well as in
 colour, so that they can be told apart in greyscale; a picture with more lines than that allows is refused. Folders are
-those of runs (common/runs/folder.py).
+those of runs (common/runs/folder.py): W and the gradients need best.pt, α is read from stair.csv.
 """
 
 import argparse
+import importlib
 import statistics
 import time
 from pathlib import Path
 
+import torch
+
+from common.cells import NNRNN
+from common.copytask import CopyingTask
 from common.errors import UserError, run_main
+from common.network import mean_cross_entropy
+from common.recurrence import stair_recurrence
 from common.runs import curves
-from common.runs.curves import COLOURS, MARKERS, check_lines, drawing, figure, line, read_log, save
+from common.runs.curves import COLOURS, MARKERS, check_lines, drawing, figure, labels_of, line, read_log, save
 from common.runs.flags import FLAGS
-from common.runs.records import read_config, read_result
-from evidence import drawings, published
+from common.runs.records import read_config, read_result, read_stair
+from common.stair import SCHEDULES, schedule
+from evidence import published
 from evidence.rows import (
     GAIN,
     SMALL_CELLS,
@@ -42,6 +50,19 @@ from evidence.rows import (
 from evidence.table import TASK_TITLES, gains_of, measures_of
 
 WATCH_SECONDS = 5
+FAINT = 1e-5  # of a gradient that is 1 at the recall
+APART = 45    # steps between two markers of a line over t
+BESIDE = dict(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # where a legend hides no line
+
+
+def panels_of(width: float, height: float, rows: int = 1, columns: int = 1):
+    """A figure and the axes of its panels."""
+    picture, whole = figure(width, height)
+    whole.remove()
+    panels = picture.subplots(rows, columns, sharey="row", squeeze=False).ravel()
+    for axes in panels:
+        axes.grid(alpha=0.3)
+    return picture, panels
 
 
 def draw_runs(folders: list[Path], path: Path) -> None:
@@ -109,7 +130,7 @@ def draw_vary(columns: dict[str, list[Row]], name: str, path: Path) -> None:
     help_ = f": {FLAGS[dest].help}" if (dest := name.replace("-", "_")) in FLAGS else ""
     axes.set(xlabel=name + help_, ylabel=measure.replace("_", " "))
     axes.set_xticks(range(len(ended)), list(ended))
-    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axes.legend(**{**BESIDE, "fontsize": 7})
     save(picture, path)
 
 
@@ -118,9 +139,7 @@ def draw_gains(seeds, folders: list[Path], path: Path) -> None:
 
     Of the tables at a size for two cores. A filled point holds after Holm's adjustment over its panel.
     """
-    picture, first = figure(10.0, 3.9)
-    first.remove()
-    panels = picture.subplots(1, len(TASKS), sharey=True)
+    picture, panels = panels_of(10.0, 3.9, columns=len(TASKS))
     stairs = SMALL_STAIRS[1:]
     for axes, task in zip(panels, TASKS, strict=True):
         rows = [row for row in rows_at(task, True, [])
@@ -137,12 +156,135 @@ def draw_gains(seeds, folders: list[Path], path: Path) -> None:
                                   **{**look, "label": None, "markerfacecolor": None if gain.holds else "white"})
         axes.axvline(0, color="0.3", linewidth=1.0)
         axes.set(title=TASK_TITLES[task], xlabel=f"gain in {GAIN[task].replace('_', ' ')}, points")
-        axes.grid(alpha=0.3)
     panels[0].set_yticks(range(len(stairs)), stairs)
     panels[0].set(ylabel="stair", ylim=(len(stairs) - 0.5, -0.5))
     panels[-1].plot([], [], color="0.3", marker="o", linestyle="none", label="filled: holds\n(Holm, 5 %)")
-    panels[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    panels[-1].legend(**BESIDE)
     save(picture, path)
+
+
+# ── what a run has learned ─────────────────────────────────────────────────────────────────────────────
+
+
+def draw_stairs(path: Path, steps: int = 40) -> None:
+    """The schedules ρ_t of nvar over the first `steps` steps."""
+    picture, axes = figure()
+    for number, name in enumerate(SCHEDULES):
+        axes.plot(range(steps), schedule(name, steps).tolist(), **line(number, name), markevery=(number, 9))
+    axes.axhline(0, color="0.3", linewidth=0.8)
+    axes.set(xlabel="step t", ylabel="ρ_t")
+    axes.legend(fontsize=8)
+    save(picture, path)
+
+
+def looks_of(folders: list[Path]):
+    """(folder, its config.json, the look of its line) of runs that share a picture."""
+    check_lines(len(folders), "name fewer folders")
+    configs = list(map(read_config, folders))
+    for number, (folder, config, label) in enumerate(zip(folders, configs, labels_of(configs), strict=True)):
+        yield folder, config, line(number, label)
+
+
+def draw_alpha(folders: list[Path], path: Path) -> None:
+    """The learned α_t of runs, an axis a script; the mean over the units where each has a number of its own."""
+    by_script = {}
+    for folder in folders:
+        if not (folder / "stair.csv").exists():
+            raise UserError(f"{folder} has no learned stair, or has not ended; name another run")
+        by_script.setdefault(read_config(folder)["script"], []).append(folder)
+    picture, panels = panels_of(8.0, 3.0 * len(by_script), rows=len(by_script))
+    for axes, (script, runs) in zip(panels, by_script.items(), strict=True):
+        for number, (folder, _, look) in enumerate(looks_of(runs)):
+            axes.plot(list(map(statistics.mean, read_stair(folder))), **{**look, "linewidth": 1.2},
+                      markevery=(5 * number, APART))
+        axes.set(xlabel="step t", ylabel="α_t")
+        axes.set_title({"alpha": "g_t = α_t", "expalpha": "g_t = 1 − exp(−α_t |z|)"}.get(script.split("_")[-1]),
+                       fontsize=9)
+        axes.legend(**BESIDE)
+    save(picture, path)
+
+
+@torch.no_grad()
+def draw_spectrum(folders: list[Path], path: Path) -> None:
+    """The eigenvalues of W, of any cell: how far from the unit circle, and where. They come in conjugate pairs.
+
+    The legend tells nnRNN's departure from normality, ‖T‖_F / ‖Λ‖_F.
+    """
+    picture, axes = figure(8.6, 4.4)
+    axes.axhline(1.0, color="0.3", linewidth=0.8)
+    for folder, _, look in looks_of(folders):
+        network = script_of_run(folder).load(folder)[0].network
+        cell = network.cell
+        if cell is None:
+            raise UserError(f"{folder} has no recurrent matrix W (an LSTM has four); name a run of another cell")
+        if isinstance(cell, NNRNN):
+            look["label"] += f": ‖T‖ / ‖Λ‖ = {(cell.upper.norm() / (2 ** 0.5 * cell.gamma.norm())).item():.2g}"
+        eigenvalues = torch.linalg.eigvals(network.kernel().double())
+        angle, modulus = eigenvalues.angle().abs(), eigenvalues.abs()
+        axes.scatter(angle.tolist(), modulus.tolist(), s=18, marker=look["marker"], facecolors="none",
+                     edgecolors=look["color"], label=look["label"], linewidths=0.9)
+    low, high = axes.get_ylim()
+    axes.set(xlabel="|angle of λ|, radians", ylabel="|λ|", ylim=(min(low, 0.99), max(high, 1.01)))  # no rounding errors
+    axes.legend(**BESIDE)
+    save(picture, path)
+
+
+def gradient_norms(model, task: CopyingTask, batch: int = 100) -> torch.Tensor:
+    """‖∂L/∂h_t‖ of a copying model, the mean over `batch` sequences → (T + 2c − 1,). L is the loss of the recall.
+
+    The recurrence returns h; its gradient through the next step is that of z_{t+1} times Wᵀ.
+    """
+    symbols, target = task.batch(batch)
+    x = symbols if model.onehot else symbols.unsqueeze(-1).to(model.readout.weight.dtype)
+    network, c = model.network, task.c_length
+    with torch.no_grad():
+        projected, kernel = network.cell.project(x), network.kernel()
+    projected.requires_grad_()
+    h = stair_recurrence(projected, kernel, network.initial_state(batch), network.stair, network.nonlinearity)
+    h.retain_grad()
+    mean_cross_entropy(model.readout(h)[-c:], target[-c:]).backward()
+    through = h.grad[:-1] + projected.grad[1:] @ kernel.t()                              # (T + 2c − 1, B, H)
+    return batch * through.norm(dim=2).mean(1)
+
+
+def script_of_run(folder: Path):
+    """The script of a run as a module: it builds the model."""
+    name = read_config(folder)["script"]
+    if not (Path(__file__).parents[1] / f"{name}.py").exists():
+        raise UserError(f"there is no {name}.py here, which made the run; draw in the folder of the scripts")
+    return importlib.import_module(name)
+
+
+def draw_gradients(folders: list[Path], path: Path) -> None:
+    """How far back the gradient of the recall reaches, at the start and after training; thin: the product of g_t alone.
+
+    Each line is divided by its value at the last step before the recall. What falls below FAINT leaves the picture.
+    """
+    picture, (left, right) = panels_of(10.0, 4.4, columns=2)
+    thin = dict(color="0", linewidth=0.6)
+    for number, (folder, config, look) in enumerate(looks_of(folders)):
+        if task_of(config) != "copytask" or config["options"]["net_type"]["value"] == "LSTM":
+            raise UserError(f"{folder} is no run of the copying task with a stair; name runs of copytask_*.py")
+        script = script_of_run(folder)
+        trained, options = script.load(folder)
+        torch.manual_seed(options.random_seed)
+        task, recall = CopyingTask(options.T, options.labels, options.c_length, seed=1), options.T + options.c_length
+        for axes, model in ((left, script.build(options).double()), (right, trained.double())):
+            norms, stair = gradient_norms(model, task)[:recall], model.network.stair
+            axes.semilogy((norms / norms[-1]).tolist(), **look, markevery=(5 * number, APART))
+            if stair.rule == "scale" and stair(1).ndim == 1:
+                later = torch.cat((stair(recall).detach()[1:], torch.ones(1))).flip(0)
+                axes.semilogy(later.cumprod(0).flip(0).abs().tolist(), **thin)  # of the steps after t
+    for axes, title in ((left, "at the start"), (right, "after training")):
+        axes.set(xlabel="step t", title=title, ylim=(FAINT, 30))
+    left.set_ylabel("‖∂L/∂h_t‖, L the loss of the recall")
+    if any(drawn.get_linewidth() == thin["linewidth"] for drawn in right.lines):
+        right.plot([], [], **thin, label="the product of g_t alone")
+    right.legend(**BESIDE)
+    save(picture, path)
+
+
+# ── what is asked for ──────────────────────────────────────────────────────────────────────────────────
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -156,9 +298,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--watch", action="store_true", help="draw again every few seconds, until the runs have ended")
     parser.add_argument("--gains", action="store_true", help="draw what each stair gains on each task")
     parser.add_argument("--stairs", action="store_true", help="draw the schedules of nvar")
-    parser.add_argument("--alpha", action="store_true", help="draw the learned α_t of runs, or of the rows of --task")
-    parser.add_argument("--spectrum", action="store_true", help="draw the eigenvalues of W of the runs")
-    parser.add_argument("--gradients", action="store_true", help="draw ‖∂L/∂h_t‖ over t of runs of the copying task")
+    kind = dict(dest="draw_folders", action="store_const", default=draw_runs)
+    parser.add_argument("--alpha", **kind, const=draw_alpha, help="draw the learned α_t of runs, or of --task's rows")
+    parser.add_argument("--spectrum", **kind, const=draw_spectrum, help="draw the eigenvalues of W of the runs")
+    parser.add_argument("--gradients", **kind, const=draw_gradients, help="draw ‖∂L/∂h_t‖ over t of copying runs")
     parser.add_argument("-o", "--output", type=Path, default=Path("curves.png"), help="default: %(default)s")
     return parser
 
@@ -167,7 +310,7 @@ def draw(args, parser) -> None:
     """Draw what was asked for."""
     path = args.output
     if args.stairs:
-        drawings.draw_stairs(path)
+        draw_stairs(path)
     elif args.gains:
         draw_gains(args.seeds, args.save, path)
     elif args.vary:
@@ -178,14 +321,12 @@ def draw(args, parser) -> None:
             raise UserError(f"no run of {args.task} in {' or '.join(map(str, args.save))} matches; run some with "
                             f"python -m evidence {args.task} --run")
         check_lines(len(rows), f"pick rows with --only, as in --only '{rows[0].name}' '{rows[-1].name}'")
-        if args.alpha:
-            drawings.draw_alpha([next(iter(row.runs.values())) for row in rows], path)
+        if args.draw_folders is draw_alpha:
+            draw_alpha([next(iter(row.runs.values())) for row in rows], path)
         else:
             draw_rows(rows, path, args.published)
     elif args.runs:
-        draw_folders = drawings.draw_alpha if args.alpha else drawings.draw_spectrum if args.spectrum else \
-            drawings.draw_gradients if args.gradients else draw_runs
-        draw_folders(args.runs, path)
+        args.draw_folders(args.runs, path)
     else:
         parser.error("name the folders of one or more runs, --task, --gains or --stairs")
 
@@ -196,7 +337,7 @@ def main(argv=None) -> None:
     args = parser.parse_args(argv)
     if args.vary and (len(args.vary) < 2 or not args.task):
         parser.error("--vary needs --task, a flag and its values, as in --task copytask --vary T 200 500")
-    if args.task and (args.runs or args.spectrum or args.gradients):
+    if args.task and (args.runs or args.draw_folders in (draw_spectrum, draw_gradients)):
         parser.error("--task draws rows; leave it out to draw the folders of runs")
     while True:
         draw(args, parser)

@@ -15,7 +15,7 @@ LAYERS = (  # a module may import from lower layers, and from what stands before
      "common.runs.run"),
     ("common.copytask", "common.smnist", "common.language"),
     tuple(sorted(path.stem for path in ROOT.glob("*_*.py"))),
-    ("evidence.published", "evidence.rows", "evidence.differences", "evidence.drawings", "evidence.table",
+    ("evidence.published", "evidence.rows", "evidence.differences", "evidence.table",
      "evidence.pictures", "evidence.launch", "evidence.pages", "evidence.__main__", "benchmarks.authors_way",
      "benchmarks.__main__"),
 )

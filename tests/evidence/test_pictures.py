@@ -16,7 +16,7 @@ from common.network import build_network, mean_cross_entropy
 from common.runs import curves
 from common.runs.curves import draw_run
 from common.stair import LearnedStair, stair_activation
-from evidence import drawings, pictures, rows
+from evidence import pictures, rows
 from evidence.__main__ import main as evidence_main
 
 CURVE = "update,loss,loss_median,recall,seconds\n50,0.5,0.4,0.1,1\n100,{0},{0},0.7,2\n"
@@ -72,7 +72,7 @@ def drawn(monkeypatch, tmp_path):
     """The axes of the last picture, in the place of its file."""
     kept = {}
     monkeypatch.chdir(tmp_path)
-    for module in (pictures, drawings, curves):
+    for module in (pictures, curves):
         monkeypatch.setattr(module, "save", lambda picture, path: kept.update(axes=picture.axes, _=path.touch()))
     return kept
 
@@ -135,8 +135,7 @@ def test_what_cannot_be_read_is_refused(tmp_path):
     write_run(runs, row_of("language", "expRNN", "none"), 400, log_of(1))
     for asked, sentence in ((["--task", "copytask"], "9 lines .* pick rows with --only, as in --only 'RNN none'"),
                             (nine, "9 lines .* fewer configurations"),
-                            (["--alpha", *nine], "9 lines"), (["--spectrum", *nine], "9 lines"),
-                            (["--gradients", *nine], "9 lines"),
+                            (["--spectrum", *nine], "9 lines"),
                             (["--task", "copytask", "--vary", "T", "200", "500"], "a line needs two values")):
         with pytest.raises(UserError, match=sentence):
             pictures.main([*asked, "--save", str(runs), "-o", str(tmp_path / "x.png")])
@@ -153,7 +152,7 @@ def test_the_gradient_of_every_step(onehot, float64):
     task = CopyingTask(T=6, labels=3, c_length=2, seed=1)
     network = build_network("expRNN", 5 if onehot else 1, 8, LearnedStair(10, 0.9), "modrelu", "cayley", "xavier")
     model = CopyModel(network, 4, onehot)
-    found = drawings.gradient_norms(model, task, batch=3)
+    found = pictures.gradient_norms(model, task, batch=3)
 
     symbols, target = CopyingTask(T=6, labels=3, c_length=2, seed=1).batch(3)
     x = network.cell.project(symbols if onehot else symbols.unsqueeze(-1).double())
