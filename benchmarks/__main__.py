@@ -42,7 +42,7 @@ from common.recurrence import ENGINES, unavailable_reason
 from common.runs.flags import number, one_of
 from common.runs.machine import device_name, keep_freed_memory, prepare_machine
 from common.runs.provenance import git_commit
-from common.runs.records import reading, write_output
+from common.runs.records import reading, write_atomically
 from common.stair import FixedStair
 from evidence.rows import rows_of
 
@@ -277,7 +277,7 @@ def main(argv=None) -> None:
         for task in args.tasks:
             compare(task, rounds, args.engine, device, say)
     if args.output:
-        write_output(args.output, "\n".join([before, *page, "", after]).encode())
+        write_atomically(args.output, "\n".join([before, *page, "", after]).encode(), "or name another file with -o")
 
 
 if __name__ == "__main__":

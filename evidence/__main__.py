@@ -24,7 +24,7 @@ import torch
 
 from common.errors import UserError, run_main
 from common.runs.provenance import publish_code
-from common.runs.records import write_output
+from common.runs.records import write_atomically
 from evidence import pages
 from evidence.launch import commands_of, run_all
 from evidence.rows import TASKS
@@ -67,7 +67,7 @@ def main(argv=None) -> None:
     text = text_of(args)
     print(text, end="")
     if args.output:
-        write_output(args.output, text.encode())
+        write_atomically(args.output, text.encode(), "or name another file with -o")
     if failed:
         raise UserError(f"{failed} of {len(commands)} runs failed; their sentences stand above", 1)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from common.errors import UserError, printable
 from common.runs.flags import kind_of, science
 from common.runs.provenance import foreign_code, own_stair
-from common.runs.records import log_rows, read_config, write_output
+from common.runs.records import log_rows, read_config, write_atomically
 
 # Okabe and Ito's colours, which the colour-blind tell apart; the weakest on white comes last.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
@@ -211,4 +211,4 @@ def save(picture, path: Path) -> None:
     """Write the picture. The ending of `path` is its format."""
     buffer = io.BytesIO()
     picture.savefig(buffer, format=Path(path).suffix.lstrip(".") or "png")
-    write_output(Path(path), buffer.getvalue())
+    write_atomically(Path(path), buffer.getvalue(), "or name another file")

@@ -131,14 +131,10 @@ class Folder:
         lines.append([_cell(row.get(column)) for column in self.columns])
         content = "".join(",".join(cells) + "\n" for cells in lines).encode()
         log = self.path / "log.csv"
-        try:
-            with open(log, "ab") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise UserError(f"{log} could not be written ({error.strerror}); free the disk or its permissions, then go "
-                            f"on with {self.resume_command()}", 1) from None
+        with records.writing(log), open(log, "ab") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         self.log_size += len(content)
 
     def _cut_log(self, size: int) -> None:

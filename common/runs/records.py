@@ -40,36 +40,35 @@ def reason_of(error: Exception) -> str:
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def write_atomically(path: Path, content: bytes, afterwards: str | None = None) -> None:
+@contextlib.contextmanager
+def writing(path: Path, advice: str = ""):
+    """An error of the disk within this context, where `path` is written, becomes one sentence; it ends in `advice`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} could not be written ({error.strerror}); what was saved before is untouched. Free the "
+                        f"disk or its permissions, {advice or f'then go on with --resume {path.parent}'}", 1) from None
+
+
+def write_atomically(path: Path, content: bytes, advice: str = "") -> None:
     """Write `content` to `path` so that the file is the old one or the new one, whole, at every moment.
 
-    A link stays one: the file that it names is written.
-    `afterwards` ends the sentence of an error: what to do then. Its default is for the folder of a run.
+    A link stays one: the file that it names is written. What is no file, a device or a pipe, is written into.
     """
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # the folder may be gone, or closed to us
+    with writing(path, advice):
+        if target.exists() and not target.is_file():
+            target.write_bytes(content)
+            return
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        finally:
             temporary.unlink(missing_ok=True)
-        raise UserError(f"{path} could not be written ({error.strerror}); what was saved before is untouched. "
-                        f"Free the disk or its permissions, {afterwards or f'then go on with --resume {path.parent}'}",
-                        1) from None
-
-
-def write_output(path: Path, content: bytes) -> None:
-    """Write what a person asked for with -o. A device or a pipe that is there is written into and never replaced."""
-    if not path.exists() or path.is_file():
-        return write_atomically(path, content, "then ask for it again")
-    try:
-        path.write_bytes(content)
-    except OSError as error:  # a folder
-        raise UserError(f"{path} cannot be written ({error.strerror}); name a file with -o", 1) from None
 
 
 def write_json(path: Path, content: dict) -> None:
