@@ -100,7 +100,7 @@ def draw_published(axes, row: Row, number: int) -> None:
         ours = [result for result in row.results if "best_epoch" in result]
         axes.plot([result["best_epoch"] for result in ours], [result["test_accuracy"] for result in ours], **dots,
                   label=f"{row.model}, {row.stair}, test accuracy")
-    label = f"{published.of_row(row, 'curve') or row.model}, {what}"
+    label = f"{row.curve or row.model}, {what}"
     if label not in axes.get_legend_handles_labels()[1]:     # two starts have one published curve
         axes.plot(*zip(*curve[number % every::every], strict=True), **dots, markerfacecolor="none",
                   markeredgewidth=0.7, label=label)

@@ -47,12 +47,6 @@ def lines(task: str) -> list[Line]:
         return [line for line in (Line(**found) for found in csv.DictReader(file)) if line.task == task]
 
 
-def of_row(row, field: str) -> str:
-    """The `value` or the `curve` that was published with the values of a row; empty where none was."""
-    named = (getattr(line, field) for line in lines(row.task) if line.name == row.name)
-    return next(filter(None, named), "") if row.as_published else ""
-
-
 @cache
 def curve_points(task: str) -> list[dict]:
     """The points of the published curves: {column: text} (results/published/README.md)."""
@@ -66,10 +60,10 @@ def curve_of(row) -> list[tuple[float, float]]:
     Of the characters the test accuracy at the end alone is known.
     """
     if row.task == "language":
-        value = of_row(row, "value").split()
+        value = row.value.split()
         return [(row.options(400)["epochs"], float(value[0]) / 100)] if value and value[0][0].isdigit() else []
-    column, x = of_row(row, "curve"), "update" if row.task == "copytask" else "epoch"
-    return [(float(point[x]), float(point[column])) for point in curve_points(row.task)] if column else []
+    x = "update" if row.task == "copytask" else "epoch"
+    return [(float(point[x]), float(point[row.curve])) for point in curve_points(row.task)] if row.curve else []
 
 
 def published_loss(column: str, first: int, last: int) -> float:

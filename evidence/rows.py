@@ -51,7 +51,8 @@ class Row:
     task: str = ""
     cell: str = ""              # the name of the row without a stair; with its start
     source: str = ""            # who typed other values than the tables have (evidence/published.py)
-    as_published: bool = True   # the size of the task and of the network, the length of the training
+    value: str = ""             # the score that was published with these values
+    curve: str = ""             # the column of the published curve
     path: str = ""              # the file of a script of one's own
     why_no_command: str = ""    # of a row that no command makes again
     runs: dict = field(default_factory=dict)  # seed → folder; complete before the results are asked for
@@ -121,39 +122,43 @@ def is_same(value, words: list[str]) -> bool:
 
 def rows_of(task: str, extra: list[str]) -> list[Row]:
     """Every row of a task's table; `extra` flags are added to each command."""
-    rows, paper, typed_too = [], flags.published(task, "nvar")[1], by_flag(extra).keys()
-    for kind, with_stair in (("nvar", False), ("nvar", True), ("alpha", True), ("expalpha", True)):
-        stairs = [s for s in SCHEDULES if s != "none"] if kind == "nvar" else [kind]
-        for names, row in paper.items():
-            if with_stair and "nvar" in row:
+    rows, typed_too, schedules = [], by_flag(extra).keys(), [name for name in SCHEDULES if name != "none"]
+    for kind, stairs in (("nvar", ["none"]), ("nvar", schedules), ("alpha", ["alpha"]), ("expalpha", ["expalpha"])):
+        for names, published_row in flags.published(task, "nvar")[1].items():
+            cell, _, with_stair = names.replace(" 300", "").partition(" / ")
+            model = cell if stairs == ["none"] else with_stair
+            if not model:
                 continue
-            cell, _, stair_name = names.split(" ")[0], *names.partition(" / ")[1:]
-            nets = row["net_type"] if isinstance(row["net_type"], tuple) else (row["net_type"],)
-            lengths = [row["bptt"]] if "bptt" in row else [150, 300] if task == "language" else [None]
-            for stair, bptt in itertools.product(stairs if with_stair else ["none"], lengths):
-                length = " 300" if bptt == 300 else ""
-                typed = ["--net-type", nets[-1 if with_stair else 0]]
+            nets = published_row["net_type"]
+            net_type = nets if isinstance(nets, str) else nets[model == with_stair]
+            lengths = [published_row["bptt"]] if "bptt" in published_row else [150, 300] if task == "language" else [0]
+            has_henaff = published_row["rinit"] == "random" and "rinit" not in typed_too
+            for stair, bptt, start in itertools.product(stairs, lengths, ["", "henaff"] if has_henaff else [""]):
+                typed = ["--net-type", net_type]
                 typed += ["--nvar", stair] if kind == "nvar" else []
                 typed += ["--bptt", str(bptt)] if bptt else []
                 typed += ["--permute"] if task == "sMNIST" and "permute" not in typed_too else []
-                model = (stair_name.removesuffix(" 300") if with_stair else cell) + length
-                starts = {"": []}
-                if row["rinit"] == "random" and "rinit" not in typed_too:
-                    starts[", henaff"] = ["--rinit", "henaff"]
-                for start, more in starts.items():
-                    rows.append(Row(f"{task}_{kind}", model + start, stair, [*typed, *more, *extra],
-                                    cell=cell + length + start, as_published=not typed_too & SIZES))
-                    rows += [with_values_of(line, rows[-1]) for line in published.lines(task)
-                             if line.flags and (line.model, line.stair) == (model + start, stair)]
+                typed += ["--rinit", start] if start else []
+                name = " 300" * (bptt == 300) + f", {start}" * bool(start)
+                row = Row(f"{task}_{kind}", model + name, stair, [*typed, *extra], cell=cell + name)
+                rows += [row, *rows_beside(row, is_published=not typed_too & SIZES)]
     return rows
 
 
-def with_values_of(line: published.Line, row: Row) -> Row:
-    """The row that types the values of a line of rows.csv beside those of `row`."""
-    source = f", {line.source}"
-    cell = row.cell + source * (row.stair == "none")  # with a stair it is compared with the network of the tables
-    return replace(row, model=row.model + source, cell=cell, source=line.source, runs={},
-                   flags=[*row.flags, *line.flags.split()])
+def rows_beside(row: Row, is_published: bool) -> list[Row]:
+    """The rows that type the values of other sources beside those of `row`. Each gets what its source published."""
+    rows = []
+    for line in published.lines(row.task):
+        if (line.model, line.stair) != (row.model, row.stair):
+            continue
+        found, source = row, f", {line.source}"
+        if line.flags:
+            cell = row.cell + source * (row.stair == "none")  # a stair is compared with the network of the tables
+            rows.append(found := replace(row, model=row.model + source, cell=cell, source=line.source, value="",
+                                         curve="", flags=[*row.flags, *line.flags.split()], runs={}))
+        if is_published:
+            found.value, found.curve = line.value or found.value, line.curve or found.curve
+    return rows
 
 
 def rows_at(task: str, small: bool, extra: list[str]) -> list[Row]:

@@ -74,7 +74,7 @@ def line_of(row: Row, measures: dict) -> dict[str, str]:
     score = mean_and_deviation([r[main] for r in results if main in r], scale, form)
     return {
         "model": row.model, "stair": row.stair,
-        published.VALUE_TITLE.get(row.task, "published"): published.of_row(row, "value"),
+        published.VALUE_TITLE.get(row.task, "published"): row.value,
         f"ours: {title} (mean ± std, n)": ", ".join(filter(None, [score, counted(row)])),
         "median": middle(results),
         **{name: mean_and_deviation([r[key] for r in results if key in r], scale, form)
@@ -175,7 +175,7 @@ def grid_table(rows: list[Row], short: bool = False) -> str:
         run = [row for row in rows if row.runs]
         rows = [row for row in rows if row.cell in {r.cell for r in run} and row.stair in {r.stair for r in run}]
     measures = measures_of(rows)
-    there = {("none, published", row.cell): published.of_row(row, "value") for row in rows if row.stair == "none"}
+    there = {("none, published", row.cell): row.value for row in rows if row.stair == "none"}
     return grid({(row.stair, row.cell): score(row, measures) for row in rows} | (there if any(there.values()) else {}))
 
 
@@ -239,7 +239,7 @@ def curves_table(rows: list[Row]) -> str:
     """
     lines = []
     for row in rows:
-        if not (column := published.of_row(row, "curve")):
+        if not (column := row.curve):
             continue
         logs = [{log["update"]: log["loss_median"] for log in log_rows(folder)} for folder in row.runs.values()
                 if read_result(folder) is not None]

@@ -85,7 +85,7 @@ def ratios(name):
     logs = [{log["update"]: log["loss_median"] for log in log_rows(folder)} for folder in row.runs.values()]
     assert len(logs) == 5
     return [statistics.median(log[update] for log in logs)
-            / published.published_loss(published.of_row(row, "curve"), update - 49, update) for update in CURVE_UPDATES]
+            / published.published_loss(row.curve, update - 49, update) for update in CURVE_UPDATES]
 
 
 @claim("The supplement's rows of nnRNN and LSTM stay within a factor of two of the published curves, and so does "
@@ -189,7 +189,7 @@ def published_row():
     (seed, folder), = row.runs.items()
     result, log = read_result(folder), [row for row in log_rows(folder) if row["validation_accuracy"] is not None]
     assert seed == 400
-    assert published.of_row(row, "value") == "67.51 ± 0.11 (1.51)"
+    assert row.value == "67.51 ± 0.11 (1.51)"
     assert round(100 * result["test_accuracy"], 2) == 67.05
     assert round(result["test_bits_per_character"] - 1.51, 2) == 0.03
     assert result["best_epoch"] == result["epochs"] == len(log) == 100

@@ -77,11 +77,11 @@ def test_every_line_of_the_sources_names_a_row():
     for task in rows.TASKS:
         every = {row.name: row for small in (False, True) for row in rows.rows_at(task, small, [])}
         assert {line.name for line in published.lines(task)} <= every.keys()
-    values = {row.name: published.of_row(row, "value") for row in rows.rows_at("copytask", False, [])}
+    values = {row.name: row.value for row in rows.rows_at("copytask", False, [])}
     assert {name: value for name, value in values.items() if value} == {
         "RNN none": "0.0945", "RNN-Orth none": "0.0016", "expRNN, supplement none": "0.0003",
         "nnRNN, supplement none": "0.0018", "LSTM, supplement none": "0.0945"}
-    assert not published.of_row(row_of("copytask", "RNN", "none", ["--T", "500"]), "value")      # of another task size
+    assert not row_of("copytask", "RNN", "none", ["--T", "500"]).value      # of another task size
 
 
 @pytest.mark.parametrize(("task", "name", "values"), [
