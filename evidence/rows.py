@@ -21,8 +21,8 @@ from pathlib import Path
 from common import copytask, language, smnist
 from common.errors import UserError, nearest
 from common.runs import flags
-from common.runs.curves import facts_of
-from common.runs.provenance import as_json, foreign_code, own_stair
+from common.runs.curves import facts_of, labels_of
+from common.runs.provenance import as_json, code_of, foreign_code, own_stair
 from common.runs.records import log_rows, read_config, read_result, reading
 from common.stair import SCHEDULES
 from evidence import published
@@ -217,49 +217,54 @@ def find_runs(rows: list[Row], seeds, *folders: Path, data: str | None = None) -
 # ── rows of one's own ────────────────────────────────────────────────────────────────────────────────────
 
 
-def own_rows(target: str, seeds, *folders: Path, extra: list[str] = (), apart: str = "") -> list[Row]:
-    """A row for what was typed to each script, stair or edit of one's own below `folders`, under that name.
+def own_rows(target: str, seeds, folders, words: list[str], flag: str, values: list[str]) -> list[tuple[Row, dict]]:
+    """The rows of scripts, stairs, edits and data of one's own below `folders` → (row, {value of --flag: its runs}).
 
-    `target` is a task or the path of a script. Only runs with the values `extra` count. The flag `apart` is left out
-    of the names and of the commands. Runs of two contents of a file are two rows.
+    `target` is a task or the path of a script. Only runs with the values `words` count. Runs are of one row where all
+    that they compute is the same, but for the seed and the flag. Rows of one name tell what they differ in, too.
     """
-    rows, wanted = {}, {dest: words for dest, words in by_flag(extra).items() if flags.is_science(dest)}
+    groups, by_name, dest = {}, {}, flag.replace("-", "_")
+    wanted = {name: typed for name, typed in by_flag(words).items() if flags.is_science(name)}
     for run, config in records_below(*folders):
         options, seed = config["options"], config["options"]["random_seed"]["value"]
         has_row = config["script"] == Path(target).stem if target not in TASKS else \
             task_of(config) == target and is_current(config) and (differences_of(config) or own_stair(config))
-        if not has_row or seed not in seeds or not all(name in options and is_same(options[name]["value"], words)
-                                                       for name, words in wanted.items()):
+        if not has_row or seed not in seeds or not all(name in options and is_same(options[name]["value"], typed)
+                                                       for name, typed in wanted.items()):
             continue
-        key = json.dumps([facts_of(config), flags.science(options) | {"random_seed": None}], sort_keys=True)
-        if key not in rows:
-            rows[key] = own_row(config, apart)
-            rows[key].why_no_command *= target in TASKS
-            alike = sum((row.model.split(", code ")[0], row.stair) == (rows[key].model, rows[key].stair)
-                        for row in rows.values())
-            rows[key].model += f", code {alike}" * (alike > 1)
-        rows[key].runs[seed] = run
-    return list(rows.values())
+        for value in values:
+            if not flag or (dest in options and is_same(options[dest]["value"], [f"--{flag}", value])):
+                config["options"] = {name: entry for name, entry in options.items() if name != dest}
+                runs = groups.setdefault(json.dumps(facts_of(config), sort_keys=True), (config, {}))[1]
+                runs.setdefault(value, {})[seed] = run
+    for config, runs in groups.values():
+        row = own_row(config, target)
+        by_name.setdefault(row.name, []).append((row, config, runs))
+    for alike in by_name.values():
+        for (row, _, _), label in zip(alike, labels_of([config for _, config, _ in alike]), strict=True):
+            row.model += f", {label}" * (len(alike) > 1)
+    return [(row, runs) for alike in by_name.values() for row, _, runs in alike]
 
 
-def own_row(config: dict, apart: str) -> Row:
+def own_row(config: dict, target: str) -> Row:
     """The row of a run that is of no published row, without runs."""
-    differences, file = differences_of(config), f"{config['script']}.py"
-    typed = {}
+    differences, file, typed = differences_of(config), f"{config['script']}.py", {}
     for name, entry in config["options"].items():
         value, flag = entry["value"], flags.spelled(name)
-        if entry["origin"].startswith("typed") and flags.is_science(name) and name not in ("random_seed", apart):
+        if entry["origin"].startswith("typed") and flags.is_science(name) and name != "random_seed":
             typed[name] = [flag if value else f"--no-{flag[2:]}"] if isinstance(value, bool) else \
                 [flag, *map(str, value if isinstance(value, list) else [value])]
     parts = [config["row"], *differences, *(" ".join(words).removeprefix("--") for name, words in typed.items()
                                             if name != "nvar" and (name != "net_type" or task_of(config) not in TASKS))]
     parts += [f"{name}={entry['value']}" for name, entry in config["options"].items() if entry["origin"] == "edited"]
-    typed_path = Path(config["argv"][0] if config["argv"] else "")
-    return Row(config["script"], ", ".join(filter(None, parts)), facts_of(config)["stair"],
-               list(itertools.chain(*typed.values())), task=task_of(config),
-               path=str(typed_path) if typed_path.name == file else file,
-               why_no_command="" if differences[:1] == [file] and OTHER_DATA not in " ".join(differences) else
-               "it needs an edited script or other data")
+    path, facts, why_no_command = Path(config["argv"][0] if config["argv"] else file), facts_of(config), ""
+    path = path if path.name == file else Path(file)
+    if target in TASKS and (differences[:1] != [file] or OTHER_DATA in " ".join(differences)):
+        why_no_command = "it needs an edited script or other data"
+    elif path.is_file() and facts_of({**config, "code": code_of(path)}) != facts:
+        why_no_command = f"{file}, or what it imports, has changed since"
+    return Row(config["script"], ", ".join(filter(None, parts)), facts["stair"], list(itertools.chain(*typed.values())),
+               task=task_of(config), path=str(path), why_no_command=why_no_command)
 
 
 # ── the rows that are asked for ──────────────────────────────────────────────────────────────────────────
@@ -271,7 +276,7 @@ def rows_asked_for(target: str, args) -> dict[str, list[Row]]:
     All lists have the same rows in the same order. Raises UserError where no row is left.
     """
     flag, *values = args.vary or ["", ""]
-    flag, columns, own = flag.lstrip("-"), {}, {}
+    flag, columns = flag.lstrip("-"), {}
     dest = flag.replace("-", "_")
     if flag and (not flags.is_science(dest) or dest in ("net_type", "nvar", "random_seed", "seed")):
         raise UserError(f"--vary takes a flag that decides what a row computes; --{flag} does not, or it picks the row")
@@ -280,21 +285,17 @@ def rows_asked_for(target: str, args) -> dict[str, list[Row]]:
     except ValueError as error:
         raise UserError(f"--with {args.extra} cannot be read ({error}); quote it as in --with='--T 500'") from None
     small = SMALL.get(target, "").split() if args.small else []
+    own = own_rows(target, args.seeds, args.save, [*small, *words], flag, values)
+    typed, beside = ([word for name, found in by_flag(words).items() if flags.is_science(name) == science
+                      for word in found] for science in (True, False))
+    if target not in TASKS and all(row.why_no_command for row, _ in own):  # before the first run of the script as it is
+        own.append((Row(Path(target).stem, " ".join([Path(target).name, *words]), "", typed, path=target), {}))
     for value in values:
-        extra = [*words, *([f"--{flag}", value] if flag else [])]
-        rows = rows_at(target, args.small, extra) if target in TASKS else []
+        extra = [f"--{flag}", value] if flag else []
+        rows = rows_at(target, args.small, [*words, *extra]) if target in TASKS else []
         columns[value] = [row for row in rows if not flag or row.takes(flag)]
-        for row in own_rows(target, args.seeds, *args.save, extra=[*small, *extra], apart=dest):
-            own.setdefault((row.path, row.name), {})[value] = row
-    if target not in TASKS and not own:  # before its first run
-        own[None] = {values[0]: Row(Path(target).stem, " ".join([Path(target).name, *words]), "", words, path=target)}
-    beside = [word for name, typed in by_flag(words).items() if not flags.is_science(name) for word in typed]
-    for by_value in own.values():
-        known = next(iter(by_value.values()))
-        for value in values:
-            command = [*known.flags, *(beside if known.runs else []), *([f"--{flag}", value] if flag else [])]
-            runs = by_value[value].runs if value in by_value else {}
-            columns[value].append(replace(known, flags=command, runs=runs))
+        columns[value] += [replace(row, flags=[*row.flags, *beside, *extra], runs=runs.get(value, {}))
+                           for row, runs in own]
     for value, rows in columns.items():
         if not rows:
             raise UserError(f"no row that was asked for has a flag --{flag}; the flags of a script: "

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from conftest import ROOT, environment, module_of, tiny
@@ -193,18 +194,23 @@ def copied(tmp_path_factory):
     return project / "saves"
 
 
+def own_rows(seeds, folder, *words):
+    """The rows of one's own of the copying task, with their runs."""
+    return [replace(row, runs=runs[""]) for row, runs in rows.own_rows("copytask", seeds, [folder], words, "", [""])]
+
+
 def test_own_rows_are_whole(copied, capsys):
     """Typed values stand in the name and in the command; --with, --vary and --missing take own rows."""
-    found = rows.own_rows("copytask", (400, 7), copied)
+    found = own_rows((400, 7), copied)
     assert sorted((row.name.split(", ", 1)[1], sorted(row.runs)) for row in found if "nhid 6" not in row.name) == [
         ("mine.py, nhid 8, lr 0.0001, batch 3, T 5, c-length 2, updates 4 expn", [400]),
         ("mine.py, nhid 8, lr 0.01, batch 3, T 5, c-length 2, updates 4 expn", [7, 400])]
     row = next(row for row in found if "0.0001" in row.name)
     assert shlex.join(row.command(3)) == \
         "mine.py --nhid 8 --lr 0.0001 --batch 3 --T 5 --c-length 2 --updates 4 --seed 3"
-    assert len(rows.own_rows("copytask", (400,), copied, extra=["--lr", "1e-2"])) == 2
-    assert len(rows.own_rows("copytask", (400,), copied, extra=["--lr=0.01", "--nhid", "6"])) == 1
-    assert not rows.own_rows("copytask", (400,), copied, extra=["--epochs", "6"])
+    assert len(own_rows((400,), copied, "--lr", "1e-2")) == 2
+    assert len(own_rows((400,), copied, "--lr=0.01", "--nhid", "6")) == 1
+    assert not own_rows((400,), copied, "--epochs", "6")
     asked = ["copytask", "--save", str(copied), "--only", "mine.py", "--seeds", "400", "7"]
     evidence_main([*asked, "--vary", "lr", "1e-4", "1e-2", "--with=--nhid 8", "--short"])
     lines = [line for line in capsys.readouterr().out.splitlines() if "mine.py" in line]
@@ -231,10 +237,31 @@ def test_the_path_of_a_script_in_the_place_of_a_task(copied, capsys, monkeypatch
     assert "there is no task mine" in capsys.readouterr().err
 
 
+def test_runs_of_a_script_that_was_edited_are_rows_apart(copied, capsys, monkeypatch):
+    """What is in its DEFAULTS now was not when the first runs were made: a sweep runs all of its values anew."""
+    monkeypatch.chdir(copied.parent)
+    script = copied.parent / "mine.py"
+    before = script.read_text(encoding="utf-8")
+    script.write_text(before.replace("labels=8, ", "labels=7, "), encoding="utf-8")
+    asked = ["mine.py", "--save", "saves", "--seeds", "400", "--vary", "lr", "1e-4", "1e-2", "--with=--nhid 8"]
+    evidence_main([*asked, "--missing"])
+    said = capsys.readouterr()
+    assert [line.split(" --seed")[0] for line in said.out.splitlines()] == [
+        f"python mine.py --nhid 8 --lr {rate}" for rate in ("1e-4", "1e-2")]
+    assert "mine.py, or what it imports, has changed since" in said.err
+    subprocess.run([sys.executable, *said.out.splitlines()[0].split()[1:], "--T", "5", "--updates", "4", "--no-curves"],
+                   check=True, env=environment(), capture_output=True)
+    evidence_main(asked)
+    old, new = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if "mine.py" in line]
+    assert (old[0].endswith("updates 4"), new[0].endswith("updates 4, labels=7")) == (True, True)
+    assert ["n = 1" in cell for cell in (*old[2:], *new[2:])] == [True, True, True, False]
+    script.write_text(before, encoding="utf-8")
+
+
 def test_a_row_of_an_edited_script_has_no_command(tmp_path, capsys):
     row = row_of("copytask", "expRNN", "none")
     write_run(tmp_path, row, 400, edited_files=["copytask_nvar.py"])
-    own, = rows.own_rows("copytask", (400,), tmp_path)
+    own, = own_rows((400,), tmp_path)
     assert own.why_no_command
     assert "edited copytask_nvar.py" in own.name
     assert "none: " in table.line_of(own, table.MEASURES["copytask"])["command"]
@@ -248,8 +275,8 @@ def test_two_contents_of_a_script_are_two_rows(tmp_path):
     row = row_of("copytask", "expRNN", "none")
     for seed, content in ((400, "a" * 40), (401, "b" * 40), (402, "b" * 40)):
         write_run(tmp_path, row, seed, code={"copytask_nvar.py": content})
-    one, two = rows.own_rows("copytask", (400, 401, 402), tmp_path)
+    one, two = own_rows((400, 401, 402), tmp_path)
     assert [sorted(own.runs) for own in (one, two)] == [[400], [401, 402]]
-    assert two.name == one.name.replace(" none", ", code 2 none")
+    assert two.name == one.name.replace("aaaaaaa", "bbbbbbb") != one.name
     rows.find_runs([row], (400, 401, 402), tmp_path)
     assert not row.runs

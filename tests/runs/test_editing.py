@@ -181,8 +181,8 @@ class Own(Stair):
 
 def own_row():
     """The one row and the one folder of an edited script's runs."""
-    own, = rows.own_rows("copytask", (400,), Path("saves"))
-    folder, = own.runs.values()
+    (own, runs), = rows.own_rows("copytask", (400,), [Path("saves")], [], "", [""])
+    folder, = runs[""].values()
     return own, folder
 
 
