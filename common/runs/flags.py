@@ -42,15 +42,16 @@ FOLDER = path_of("folder")
 
 @dataclass(frozen=True)
 class Group:
-    title: str
+    title: str                      # of the help
     is_science: bool = True         # its flags decide what is computed
-    on_resume: str = "stays"        # "stays", "grows": only up; "free": may change; "anew": not taken from the run
+    may_change: bool = False        # when a run is resumed
 
 
 NETWORK, TASK, OPTIMIZER = Group("network"), Group("task"), Group("optimizer")
+LENGTH, TEXT = Group("task"), Group("task", may_change=True)     # a resumed run may become longer
 RECORD = Group("record of the run", is_science=False)
-MACHINE = Group("machine", is_science=False, on_resume="free")
-CALL = Group("this call", is_science=False, on_resume="anew")
+MACHINE = Group("machine", is_science=False, may_change=True)
+CALL = Group("this call", is_science=False, may_change=True)     # never taken from a run
 NEW = Group("new in DEFAULTS")
 IN_DEFAULTS = object()              # the default of a flag that the scripts list in their DEFAULTS
 
@@ -66,7 +67,6 @@ class Flag:
     default: object = IN_DEFAULTS   # else every script has the flag
     in_row: bool = False            # it stands in the rows of PAPER; `default` where a row leaves it out
     or_none: bool = False           # None is a value of it in DEFAULTS
-    on_resume: str = ""             # where it is not as its group
     needs: tuple | None = None      # (whether it has a meaning beside the other options, why not)
     count: int = 0                  # of values, where the flag takes several
     alias: str = ""
@@ -74,10 +74,6 @@ class Flag:
     @property
     def dest(self) -> str:
         return self.spelling[2:].replace("-", "_")
-
-    @property
-    def when_resumed(self) -> str:
-        return self.on_resume or self.group.on_resume
 
 
 def only_for(*net_types, why: str):
@@ -120,12 +116,12 @@ FLAGS = {flag.dest: flag for flag in (
     Flag("--c-length", TASK, COUNT, "symbols to remember"),
     Flag("--onehot", TASK, switch, "one input channel a symbol, instead of its number in one channel"),
     Flag("--vari", TASK, switch, "every batch draws its delay uniformly from 1 … T"),
-    Flag("--updates", TASK, COUNT, "optimizer steps", on_resume="grows"),
+    Flag("--updates", LENGTH, COUNT, "optimizer steps"),
     Flag("--permute", TASK, switch, "one fixed permutation of the pixels"),
-    Flag("--epochs", TASK, COUNT, "passes over the training data", on_resume="grows"),
+    Flag("--epochs", LENGTH, COUNT, "passes over the training data"),
     Flag("--bptt", TASK, COUNT, "steps in a segment of backpropagation through time"),
-    Flag("--text", TASK, path_of("file", absolute=True),
-         "a UTF-8 text of your own in the place of --data, read by characters", or_none=True, on_resume="free"),
+    Flag("--text", TEXT, path_of("file", absolute=True),
+         "a UTF-8 text of your own in the place of --data, read by characters", or_none=True),
     Flag("--random-seed", TASK, number(int, 0, 2**32 - 1), "seed of the weights and of drawn data", alias="--seed"),
     Flag("--name", RECORD, name_part, "added to the name of the run's folder", None),
     Flag("--save", RECORD, FOLDER, "folder that runs are written to", Path("saves")),
@@ -206,8 +202,12 @@ def kind_of_new(value, where: str):
                     "or of texts")
 
 
-def checked(value, flag: Flag, where: str):
+def checked(dest: str, value, known: dict[str, Flag], where: str):
     """A value that stands in a script or in config.json, checked as strictly as a typed one. Raises UserError."""
+    if dest not in known:
+        hint = "".join(f"; did you mean {near}?" for near in nearest(dest, known, cutoff=0.6))
+        raise UserError(f"{where}: there is no flag {dest}{hint}")
+    flag = known[dest]
     if value is None and (flag.or_none or (flag.default is None and not flag.in_row)):
         return None
     try:
@@ -217,22 +217,14 @@ def checked(value, flag: Flag, where: str):
             raise ArgumentTypeError(f"it is not a tuple of {flag.count} values")
         return tuple(flag.accepts(str(part)) for part in value)
     except ArgumentTypeError as error:
-        raise UserError(f"{where}: {flag.dest}={value!r}: {error}") from None
+        raise UserError(f"{where}: {dest}={value!r}: {error}") from None
 
 
-def checked_rows(script: str, paper: dict, known: dict) -> dict:
-    """PAPER with every value checked. Raises UserError for a key or a value that no flag knows."""
-    rows = {}
-    for name, row in paper.items():
-        where, rows[name] = f'{script}.py, PAPER, "{name}"', {}
-        for key, value in row.items():
-            if key not in known:
-                hint = "".join(f"; did you mean {near}?" for near in nearest(key, known, cutoff=0.6))
-                raise UserError(f"{where}: there is no flag {key}{hint}")
-            choices = isinstance(value, tuple) and key in ROW_KEYS
-            rows[name][key] = tuple(checked(one, known[key], where) for one in value) if choices \
-                else checked(value, known[key], where)
-    return rows
+def checked_row(row: dict, known: dict[str, Flag], where: str) -> dict:
+    """A row of PAPER with every value checked; a key that picks the row may stand for a tuple of values."""
+    return {key: tuple(checked(key, one, known, where) for one in value)
+            if key in ROW_KEYS and isinstance(value, tuple) else checked(key, value, known, where)
+            for key, value in row.items()}
 
 
 def picked_row(script: str, paper: dict, choice: dict) -> tuple[str | None, dict]:
@@ -274,6 +266,10 @@ def published(task: str, kind: str) -> tuple[dict, dict]:
 # ── what is typed ────────────────────────────────────────────────────────────────────────────────────────
 
 
+class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The docstring of a script as it is, and the default of a flag behind its help."""
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with both spellings of a name, one-sentence errors, and only what was typed in its result."""
 
@@ -291,8 +287,6 @@ class Parser(argparse.ArgumentParser):
                     near = nearest(name.replace("_", "-"), spelled, cutoff=0.7)
                     hint = f"did you mean {spelled[near[0]]}?" if near else "--help lists the flags"
                     raise UserError(f"there is no flag {name}; {hint}")
-                if equals and f"--no-{known[2:]}" in spelled.values():
-                    raise UserError(f"{known} takes no value; type {known} or --no-{known[2:]}")
                 if value == "--":  # which argparse takes for the end of all flags
                     raise UserError(f"{known}: '--' is no value")
                 tokens.append(known + equals + value)
@@ -303,36 +297,30 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args(tokens)
 
 
-def make_parser(script: str, doc: str, known: dict[str, Flag], shown: dict) -> Parser:
-    """The argparse parser of a script; the help shows the values `shown`."""
+def make_parser(script: str, doc: str, known: dict[str, Flag]) -> Parser:
+    """The argparse parser of a script."""
     parser = Parser(prog=f"{script}.py", description=doc, allow_abbrev=False, argument_default=argparse.SUPPRESS,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    groups = {}
+                    formatter_class=Help)
+    groups = {flag.group.title: parser.add_argument_group(flag.group.title) for flag in known.values()}
     for dest, flag in known.items():
-        if flag.group not in groups:
-            groups[flag.group] = parser.add_argument_group(flag.group.title)
-        help_, value = flag.help, shown.get(dest)
-        if value is not None:
-            value = " ".join(map(str, value)) if isinstance(value, tuple) else \
-                ("off", "on")[value] if isinstance(value, bool) else value
-            help_ += f" (default: {value}{', from the PAPER row' if flag.in_row else ''})".replace("%", "%%")
-        if flag.accepts is switch:
-            how = dict(action=argparse.BooleanOptionalAction)
-        else:
-            how = dict(type=flag.accepts, nargs=flag.count or None,
-                       metavar="X" if flag.count else getattr(flag.accepts, "metavar", None))
-        groups[flag.group].add_argument(*filter(None, (flag.spelling, flag.alias)), dest=dest, help=help_, **how)
+        how = dict(action=argparse.BooleanOptionalAction) if flag.accepts is switch else dict(
+            type=flag.accepts, nargs=flag.count or None, metavar=getattr(flag.accepts, "metavar", None))
+        names = filter(None, (flag.spelling, flag.alias))
+        groups[flag.group.title].add_argument(*names, dest=dest, help=flag.help, **how)
     return parser
 
 
 def typed_values(script: str, doc: str, known: dict[str, Flag], defaults: dict, paper: dict, argv: list[str]) -> dict:
     """What was typed, converted; --help prints the values of the row that is typed beside it, and stops."""
+    parser = make_parser(script, doc, known)
     without_help = [token for token in argv if token not in ("-h", "--help")]
     typed = {dest: tuple(value) if known[dest].count else value
-             for dest, value in vars(make_parser(script, doc, known, {}).parse_args(without_help)).items()}
+             for dest, value in vars(parser.parse_args(without_help)).items()}
     if len(without_help) < len(argv):
-        row = picked_row(script, paper, {**defaults, **typed})[1]
-        make_parser(script, doc, known, {**FROM_ROW, **defaults, **row}).print_help()
+        values = {**FROM_ROW, **defaults, **picked_row(script, paper, {**defaults, **typed})[1]}
+        parser.set_defaults(**{dest: f"{value}, from the PAPER row" if dest in FROM_ROW else value
+                               for dest, value in values.items() if value is not None})
+        parser.print_help()
         sys.exit(0)
     if "sample" in typed and "bptt" not in known:
         raise UserError("--sample writes characters, and this task has none; leave it out")
@@ -386,9 +374,9 @@ def parse(argv, script: str, doc: str, defaults: dict, paper: dict, task: Module
     if not re.fullmatch(r"[\w-]+", script, flags=re.ASCII):
         raise UserError(f"{script}.py cannot be the name of a script; use letters, digits, _ and -")
     known = known_flags(script, defaults)
-    defaults = {dest: checked(value, known[dest], f"{script}.py, DEFAULTS")
+    defaults = {dest: checked(dest, value, known, f"{script}.py, DEFAULTS")
                 for dest, value in {**SHARED, **defaults}.items()}
-    paper = checked_rows(script, paper, known)
+    paper = {name: checked_row(row, known, f'{script}.py, PAPER, "{name}"') for name, row in paper.items()}
     typed = typed_values(script, doc, known, defaults, paper, argv[1:])
     options = Options(script=script, file=file, argv=argv, task=task, origin={}, **FROM_ROW, **defaults)
     if typed.get("resume") not in (None, AUTO):
@@ -431,22 +419,20 @@ def _as_started(options: Options, typed: dict, known: dict) -> None:
     options.origin = {dest: "default" if dest not in FROM_ROW else "not used" for dest in known}
     try:
         for dest, entry in config["options"].items():
-            if dest in GONE:
+            if dest in GONE or (dest in known and known[dest].group is CALL):
                 continue
-            if dest not in known:
-                raise UserError(f"{options.script}.py has no {dest}")
             options.origin[dest] = entry["origin"]
-            if known[dest].when_resumed != "anew" and (entry["value"], entry["origin"]) != (None, "not used"):
-                setattr(options, dest, checked(entry["value"], known[dest], "its options"))
+            if (entry["value"], entry["origin"]) != (None, "not used"):
+                setattr(options, dest, checked(dest, entry["value"], known, "its options"))
         check(options, {}, known)
     except UserError as error:
         raise UserError(f"{folder / 'config.json'} is damaged or was written by another version of {options.script}.py "
                         f"({error}); restore it from a copy or start a new run") from None
     for dest, value in typed.items():
-        before, may = getattr(options, dest), known[dest].when_resumed
-        if may == "grows" and value > before:
+        before, group = getattr(options, dest), known[dest].group
+        if group is LENGTH and value > before:
             options.origin[dest] = "typed on resume"
-        elif may in ("stays", "grows") and value != before and not (dest == "random_seed" and "sample" in typed):
+        elif not group.may_change and value != before and not (dest == "random_seed" and "sample" in typed):
             raise UserError(f"{spelled(dest)} was {before} when {folder} was started and cannot become {value} on the "
                             f"way; start a new run")
         setattr(options, dest, value)

@@ -23,7 +23,7 @@ import torch
 
 from common.errors import UserError
 from common.runs import records
-from common.runs.flags import AUTO, FLAGS, Options
+from common.runs.flags import AUTO, FLAGS, LENGTH, Options
 from common.runs.provenance import foreign_code, is_same_run, own_stair
 
 try:
@@ -63,7 +63,7 @@ class Folder:
         self.config = self.lock = self.columns = None
         self.log_size = 0
         self.length = {name: getattr(options, name) for name in options.origin
-                       if name in FLAGS and FLAGS[name].when_resumed == "grows"}
+                       if name in FLAGS and FLAGS[name].group is LENGTH}
 
     def name_of(self, config: dict) -> str:
         """Cell, stair, what the script adds, a text of one's own, seed and --name.

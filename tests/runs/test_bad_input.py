@@ -207,7 +207,7 @@ BAD_RUNS = {
     "config.json of three betas": (value_of("betas", [0.1, 0.2, 0.3]), 2, "betas=[0.1, 0.2, 0.3]"),
     "config.json of units that do not fit": (value_of("nhid", 12), 1, "last.pt cannot be used ("),
     "config.json with one more option": (json_of(lambda options: options.update(warp={"value": 1, "origin": "typed"})),
-                                         2, "has no warp"),
+                                         2, "there is no flag warp"),
     "config.json of lists in lists": (content_of("config.json", b"[" * 100_000), 1, "config.json cannot be used ("),
     "config.json is a folder": (content_of("config.json", None), 1, "config.json cannot be used (Is a directory)"),
     "result.json is half": (lambda folder, *given: (folder / "result.json").write_text('{"loss": 1'), 1,

@@ -37,10 +37,9 @@ def parse(script, *arguments):
 
 
 def parser_of(script):
-    """The argparse parser of a script, with its defaults in the help."""
+    """The argparse parser of a script."""
     module = module_of(script)
-    defaults = {**flags.SHARED, **module.DEFAULTS}
-    return flags.make_parser(script, module.__doc__, flags.known_flags(script, defaults), defaults)
+    return flags.make_parser(script, module.__doc__, flags.known_flags(script, module.DEFAULTS))
 
 
 def refused(script, *arguments) -> str:
