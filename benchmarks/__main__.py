@@ -61,24 +61,16 @@ DRY_RUN = re.compile(r"([\d,]+) parameters;.*an update takes (\S+ s), the (\d+) 
 STEPS_IN_A_TURN = {"copying": 10, "psMNIST": 1, "characters": 1}
 
 
-class TanhRNN(nn.Module):
+class TanhRNN(nn.RNN):
     """torch.nn.RNN with the interface of this project's networks."""
 
     cell = stair = None
-
-    def __init__(self, input_size, hidden_size):
-        super().__init__()
-        self.hidden_size, self.input_size = hidden_size, input_size
-        self.rnn = nn.RNN(input_size, hidden_size)
-
-    def penalty(self):
-        return 0.0
 
     def forward(self, x, state=None, kernel=None, embedding=None, last_only=False):
         if not x.is_floating_point():
             rows = torch.eye(self.input_size, device=x.device) if embedding is None else embedding
             x = nn.functional.embedding(x, rows)
-        h, last = self.rnn(x)
+        h, last = super().forward(x)
         return (last[0], last[0]) if last_only else (h, last[0])
 
 

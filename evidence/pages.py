@@ -16,7 +16,6 @@ import shlex
 from pathlib import Path
 
 from common.errors import UserError
-from common.runs.provenance import is_same_run
 from common.runs.records import RECORDS, read_config, read_record, write_atomically
 from evidence import pictures, table
 from evidence.launch import is_left
@@ -82,18 +81,9 @@ def place_for(folder: Path, config: dict, target: Path) -> Path:
             return place
 
 
-AGAIN = "of the new with the options and seed of an earlier record, which the tables go on to show"
-
-
-def is_again(place: Path, config: dict) -> bool:
-    """Whether the tables show another record than `place`: an earlier one with these options and seed."""
-    return any(path.parent != place and is_same_run(read_config(path.parent), config)
-               and (path.parent / "result.json").exists() for path in place.parent.glob("*/config.json"))
-
-
 def collect(sources: list[Path], target: Path) -> None:
     """Copy the records (not the checkpoints) of the runs below `sources` that have ended or diverged."""
-    counts = {"new": 0, "newer": 0, "the same": 0, "not finished, left out": 0, AGAIN: 0}
+    counts = {"new": 0, "newer": 0, "the same": 0, "not finished, left out": 0}
     runs = {source: [path.parent for path in sorted(source.glob("*/*/config.json"))] for source in sources}
     for source, folders in runs.items():
         if not folders:
@@ -109,7 +99,6 @@ def collect(sources: list[Path], target: Path) -> None:
         place = place_for(folder, config, target)
         before = {name: text for name in RECORDS if (text := read_record(place, name)) is not None}
         counts["the same" if before == records else "newer" if before else "new"] += 1
-        counts[AGAIN] += not before and is_again(place, config)
         if before != records:
             place.mkdir(parents=True, exist_ok=True)
             for name, text in records.items():

@@ -7,7 +7,6 @@ import argparse
 import math
 import shlex
 import statistics
-from collections import Counter
 from pathlib import Path
 
 from common.errors import printable
@@ -298,24 +297,18 @@ def tables_asked_for(args) -> dict[str, list[Row]]:
 
 
 def text_of(args) -> str:
-    """The table that was asked for, and a line where its runs are of different engines."""
+    """The table that was asked for."""
     columns = tables_asked_for(args)
     if args.best:
-        text = best_table(columns, args.small)
-    elif args.paper:
-        text = paper_table(columns, args.small)
-    elif args.vary:
-        text = vary_table(args.vary[0].lstrip("-"), columns, args.short)
-    elif args.curves:
-        text = curves_table(columns[""])
-    elif args.differences:
-        text = differences_table(columns[""])
-    elif args.grid:
-        text = grid_table(columns[""], args.short)
-    else:
-        text = table(columns[""], args.short)
-    engines = Counter(result["engine"] for rows in columns.values() for row in rows for result in row.results
-                      if result.get("engine"))
-    counts = ", ".join(f"{engine} {count}" for engine, count in sorted(engines.items()))
-    note = f"\nRuns of different engines, whose last digits differ: {literal(counts)}.\n"
-    return text + note * (len(engines) > 1)
+        return best_table(columns, args.small)
+    if args.paper:
+        return paper_table(columns, args.small)
+    if args.vary:
+        return vary_table(args.vary[0].lstrip("-"), columns, args.short)
+    if args.curves:
+        return curves_table(columns[""])
+    if args.differences:
+        return differences_table(columns[""])
+    if args.grid:
+        return grid_table(columns[""], args.short)
+    return table(columns[""], args.short)
