@@ -118,7 +118,7 @@ def draw_vary(columns: dict[str, list[Row]], name: str, path: Path) -> None:
     lines = [(row, results) for row, *results in zip(rows, *ended.values(), strict=True) if any(results)]
     check_lines(len(lines), f"pick rows with --only, as in --only '{rows[0].name}' '{rows[-1].name}'")
     picture, axes = figure(8.6, 4.4)
-    measure = GAIN.get(rows[0].task) or next(iter(measures_of(rows)))
+    measure = GAIN.get(rows[0].task) or measures_of(rows)[0].key
     for number, (row, results) in enumerate(lines):
         scores = {place + 0.03 * (number - len(lines) / 2): [r[measure] for r in found]   # aside: no bar hides another
                   for place, found in enumerate(results) if found}

@@ -8,6 +8,7 @@ import math
 import shlex
 import statistics
 from pathlib import Path
+from typing import NamedTuple
 
 from common.errors import printable
 from common.runs import flags
@@ -16,15 +17,26 @@ from evidence import published
 from evidence.differences import Difference, is_within, judged
 from evidence.rows import GAIN, SMALL, TASKS, Row, add_row_options, find_runs, rows_asked_for, rows_at
 
-# result.json's names → title, scale and digits of a column. The first of a task is its main one.
-MEASURES = {
-    "copytask": {"loss": ("loss over the last 50 updates", 1, ".4f"), "recall": ("recall", 1, ".4f")},
-    "sMNIST": {"test_accuracy": ("test accuracy, %", 100, ".2f"),
-               "validation_accuracy": ("validation accuracy, %", 100, ".2f")},
-    "language": {"test_accuracy": ("test accuracy, %", 100, ".2f"),
-                 "test_bits_per_character": ("test bits per character", 1, ".4f"),
-                 "validation_accuracy": ("validation accuracy, %", 100, ".2f"),
-                 "validation_loss": ("validation bits per character", 1 / math.log(2), ".4f")},
+
+class Measure(NamedTuple):
+    """A number of result.json, and how a column shows it."""
+
+    key: str
+    title: str
+    scale: float = 1
+    form: str = ".4f"
+
+    def cell(self, results: list[dict]) -> str:
+        return mean_and_deviation([result[self.key] for result in results if self.key in result], self.scale, self.form)
+
+
+TEST = Measure("test_accuracy", "test accuracy, %", 100, ".2f")
+VALIDATION = Measure("validation_accuracy", "validation accuracy, %", 100, ".2f")
+MEASURES = {  # the first of a task is its main one
+    "copytask": [Measure("loss", "loss over the last 50 updates"), Measure("recall", "recall")],
+    "sMNIST": [TEST, VALIDATION],
+    "language": [TEST, Measure("test_bits_per_character", "test bits per character"), VALIDATION,
+                 Measure("validation_loss", "validation bits per character", 1 / math.log(2))],
 }
 NO_MEASURE = {"updates", "epochs", "best_epoch", "averaged_over", "memoryless_loss", "parameters", "seconds", "threads"}
 TASK_TITLES = {"copytask": "copying memory", "sMNIST": "permuted MNIST", "language": "characters"}
@@ -32,13 +44,13 @@ WITHOUT = ("command", "device")  # the columns that --short leaves out
 CURVE_UPDATES = (200, 400, 800, 1500)  # the ends of the reports that stand beside the published curves
 
 
-def measures_of(rows: list[Row]) -> dict[str, tuple]:
+def measures_of(rows: list[Row]) -> list[Measure]:
     """The measures of a table's rows; of a task of one's own every number in its results."""
     if rows and rows[0].task in TASKS:
         return MEASURES[rows[0].task]
     names = dict.fromkeys(name for row in rows for result in row.results for name, value in result.items()
                           if isinstance(value, (int, float)) and name not in NO_MEASURE)
-    return {name: (name.replace("_", " "), 1, ".4f") for name in names} or {"": ("score", 1, ".4f")}
+    return [Measure(name, name.replace("_", " ")) for name in names] or [Measure("", "score")]
 
 
 def mean_and_deviation(values: list[float], scale: float, form: str) -> str:
@@ -64,20 +76,18 @@ def counted(row: Row) -> str:
     return (some if ended or gone else "not finished") + f", {gone} diverged" * bool(gone)
 
 
-def line_of(row: Row, measures: dict) -> dict[str, str]:
+def line_of(row: Row, measures: list[Measure]) -> dict[str, str]:
     """A row of the table as {column: cell}."""
     results = row.results
     best = sorted({r["best_epoch"] for r in results if "best_epoch" in r})
     times = [r["seconds"] for r in results if "seconds" in r]
-    (main, (title, scale, form)), *others = measures.items()
-    score = mean_and_deviation([r[main] for r in results if main in r], scale, form)
+    main, *others = measures
     return {
         "model": row.model, "stair": row.stair,
         published.VALUE_TITLE.get(row.task, "published"): row.value,
-        f"ours: {title} (mean ± std, n)": ", ".join(filter(None, [score, counted(row)])),
+        f"ours: {main.title} (mean ± std, n)": ", ".join(filter(None, [main.cell(results), counted(row)])),
         "median": middle(results),
-        **{name: mean_and_deviation([r[key] for r in results if key in r], scale, form)
-           for key, (name, scale, form) in others},
+        **{measure.title: measure.cell(results) for measure in others},
         "best epoch": "–".join(map(str, best if len(best) < 2 else (best[0], best[-1]))),
         "time a run": f"{statistics.median(times):.0f} s" if times else "",
         "command": f"`{shlex.join(row.command())}`" if not row.why_no_command else f"none: {row.why_no_command}",
@@ -106,33 +116,30 @@ def table(rows: list[Row], short: bool = False) -> str:
                      for row in shown])
 
 
-def score(row: Row, measures: dict) -> str:
-    """What a row's runs say, in one cell: the first measure; beside a loss of the copying task the median and recall.
+def score(row: Row, main: Measure) -> str:
+    """What a row's runs say, in one cell: the measure; beside a loss of the copying task the median and the recall.
 
     As in 0.0123 ± 0.0020, median 0.0018; recall 0.900 ± 0.010; n = 3 of 5, 1 diverged.
     """
-    results, (main, (_, scale, form)) = row.results, next(iter(measures.items()))
-    parts = [mean_and_deviation([r[main] for r in results if main in r], scale, form)]
-    if main == "loss" and results and "recall" in results[0]:
+    results, parts = row.results, [main.cell(row.results)]
+    if main.key == "loss" and results and "recall" in results[0]:
         parts = [", median ".join(filter(None, [parts[0], middle(results)])),
-                 f"recall {mean_and_deviation([r['recall'] for r in results], 1, '.3f')}"]
+                 f"recall {Measure('recall', '', form='.3f').cell(results)}"]
     return "; ".join(filter(None, [*parts, counted(row)]))
 
 
 def vary_table(name: str, columns: dict[str, list[Row]], short: bool = False) -> str:
     """A column a value of the flag `name`: columns[value] holds the same rows, run with that value."""
-    measures = measures_of([row for rows in columns.values() for row in rows])
+    main = measures_of([row for rows in columns.values() for row in rows])[0]
     lines = [{"model": rows[0].model, "stair": rows[0].stair,
-              **{f"{name} {value}": score(row, measures) for value, row in zip(columns, rows, strict=True)}}
+              **{f"{name} {value}": score(row, main) for value, row in zip(columns, rows, strict=True)}}
              for rows in zip(*columns.values(), strict=True) if not short or any(row.runs for row in rows)]
     memoryless = {f"{name} {value}": f"{r['memoryless_loss']:.4f}" for value, rows in columns.items()
                   for row in rows for r in row.results if "memoryless_loss" in r}
     if memoryless:  # it depends on T, and shows how good a loss is
         lines.append({"model": "a memoryless model"} | memoryless)
-    (main, (title, _, _)), median = next(iter(measures.items())), ""
-    if main == "loss" and memoryless:
-        median = "; median: over the seeds, of the median loss of the last report; recall"
-    return f"{markdown(lines)}\nEach entry: {title}, mean ± standard deviation over n seeds{median}.\n"
+    median = "; median: over the seeds, of the median loss of the last report; recall" * bool(memoryless)
+    return f"{markdown(lines)}\nEach entry: {main.title}, mean ± standard deviation over n seeds{median}.\n"
 
 
 # ── stairs beside the plain network ──────────────────────────────────────────────────────────────────────
@@ -173,9 +180,9 @@ def grid_table(rows: list[Row], short: bool = False) -> str:
     if short:
         run = [row for row in rows if row.runs]
         rows = [row for row in rows if row.cell in {r.cell for r in run} and row.stair in {r.stair for r in run}]
-    measures = measures_of(rows)
+    main = measures_of(rows)[0]
     there = {("none, published", row.cell): row.value for row in rows if row.stair == "none"}
-    return grid({(row.stair, row.cell): score(row, measures) for row in rows} | (there if any(there.values()) else {}))
+    return grid({(row.stair, row.cell): score(row, main) for row in rows} | (there if any(there.values()) else {}))
 
 
 def grid(texts: dict[tuple[str, str], str]) -> str:
@@ -196,7 +203,7 @@ def differences_table(rows: list[Row]) -> str:
 
 def in_percent(row: Row | None) -> str:
     """What a stair is to raise, in one cell."""
-    return score(row, {GAIN[row.task]: ("", 100, ".2f")}) if row else "not run"
+    return score(row, Measure(GAIN[row.task], "", 100, ".2f")) if row else "not run"
 
 
 def title_of(task: str, small: bool) -> str:
