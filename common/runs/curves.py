@@ -62,15 +62,11 @@ def figure(width: float = 8.6, height: float = 4.2):
     return picture, axes
 
 
-def literal(text: str) -> str:
-    """A name as matplotlib shows it: `$` starts no formula, and a leading `_` hides no line from the legend."""
-    return (" " * text.startswith("_") + printable(text)).replace("$", r"\$")
-
-
 def line(number: int, label: str) -> dict:
     """The look of line `number`, whose name is `label`: dash, marker and colour of its own."""
+    label = (" " * label.startswith("_") + printable(label)).replace("$", r"\$")  # else a formula
     return dict(linestyle=DASHES[number % len(DASHES)], marker=MARKERS[number % len(MARKERS)], markersize=4,
-                color=COLOURS[number % len(COLOURS)], label=literal(label), linewidth=1.6)
+                color=COLOURS[number % len(COLOURS)], label=label, linewidth=1.6)
 
 
 def check_lines(count: int, advice: str) -> None:
@@ -202,13 +198,8 @@ def draw_curves(folders: list[Path], path: Path) -> None:
         save(picture, path)
 
 
-def draw_run(folder: Path) -> None:
-    """curves.png of one run, beside its log."""
-    draw_curves([folder], Path(folder) / "curves.png")
-
-
 def save(picture, path: Path) -> None:
     """Write the picture. The ending of `path` is its format."""
     buffer = io.BytesIO()
     picture.savefig(buffer, format=Path(path).suffix.lstrip(".") or "png")
-    write_atomically(Path(path), buffer.getvalue(), "or name another file")
+    write_atomically(Path(path), buffer.getvalue(), "or name another file with -o")

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from common.errors import UserError, discard, printable, when_asked_to_stop
 from common.recurrence import unavailable_reason, unfit_reason
-from common.runs.curves import draw_run
+from common.runs.curves import draw_curves
 from common.runs.events import Events
 from common.runs.flags import AUTO, NETWORK, Args, Group, describe, parse, unread
 from common.runs.folder import Folder, check_stair, is_finite, load_best
@@ -83,7 +83,7 @@ class Run:
         return self
 
     def __exit__(self, *exception):
-        self.at_exit.close()
+        return self.at_exit.__exit__(*exception)
 
     def _ask_to_stop(self, number, frame):
         if self.folder.lock is None:  # still loading data or making the model: there is nothing to save
@@ -308,7 +308,7 @@ class Run:
         if not self.options.curves or path.exists():
             return
         try:
-            draw_run(path.parent)
+            draw_curves([path.parent], path)
             self.say(f"curves in {path}")
         except Stopped:
             raise
@@ -353,6 +353,7 @@ class DryRun(Run):
 
     def begin(self, progress: Progress, *, steps: int = 1, data=None, **parts) -> Progress:
         config, self.options.tensorboard = self._check(progress, steps, data, parts), False
+        self.at_exit.enter_context(contextlib.suppress(Timed))
         path = self.folder.path or self.folder.place_for(config)[0]
         self.say(f"{count_of(parts['model']):,} parameters; a run would be written to {path}")
         return progress
@@ -380,10 +381,6 @@ class DryRun(Run):
 
     def save_best(self) -> None:
         """A dry run saves nothing."""
-
-    def __exit__(self, kind, *exception):
-        super().__exit__(kind, *exception)
-        return kind is Timed
 
 
 def has_unsaved_schedule(parts) -> bool:

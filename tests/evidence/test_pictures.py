@@ -14,7 +14,7 @@ from common.copytask import CopyingTask, CopyModel
 from common.errors import UserError
 from common.network import build_network, mean_cross_entropy
 from common.runs import curves
-from common.runs.curves import draw_run
+from common.runs.curves import draw_curves
 from common.stair import LearnedStair, stair_activation
 from evidence import pictures, rows
 from evidence.__main__ import main as evidence_main
@@ -187,7 +187,7 @@ def test_the_memoryless_line_is_always_seen(loss, tmp_path, recwarn):
     """And the layout holds: a run of the copying task draws this at its end."""
     folder = write_run(tmp_path, row_of("copytask", "expRNN", "none"), 400,
                        f"update,loss,loss_median,recall,seconds\n50,{loss},{loss},0.1,1\n")
-    draw_run(folder)
+    draw_curves([folder], folder / "curves.png")
     assert (folder / "curves.png").stat().st_size > 5000
     assert not recwarn.list
 
@@ -259,7 +259,7 @@ def test_output_goes_into_what_is_there(tmp_path, monkeypatch):
     pictures.main(["--stairs", "-o", os.devnull])
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
     for ask in (pictures.main, evidence_main):
-        with pytest.raises(UserError, match="name a file with -o"):
+        with pytest.raises(UserError, match="name another file with -o"):
             ask(["--stairs" if ask is pictures.main else "--best", "-o", "."])
 
 

@@ -45,7 +45,7 @@ def legend_of(axes):
     ("update,error,orthogonality_error,seconds\n1,1,1,1\n", "update", "error")])
 def test_the_columns_decide_what_is_drawn(tmp_path, drawn, log, x, y):
     folder = write_run(tmp_path, log=log)
-    curves.draw_run(folder)
+    curves.draw_curves([folder], folder / "curves.png")
     axes, = drawn
     assert (axes.get_xlabel(), axes.get_ylabel().startswith(y.split("_")[0])) == (x, True)
     shown = axes.lines[-1]
@@ -58,7 +58,7 @@ def test_the_columns_decide_what_is_drawn(tmp_path, drawn, log, x, y):
 def test_an_empty_frame_is_a_sentence(tmp_path):
     for number, log in enumerate(("", "update,seconds\n1,1\n")):
         with pytest.raises(UserError, match="nothing to draw"):
-            curves.draw_run(write_run(tmp_path, str(number), log))
+            curves.draw_curves([write_run(tmp_path, str(number), log)], tmp_path / "x.png")
 
 
 @pytest.mark.parametrize(("one", "two", "labels"), [
@@ -87,13 +87,13 @@ def test_a_memoryless_line_for_each_task(tmp_path, drawn):
 def test_the_users_matplotlib_changes_nothing(tmp_path):
     """Settings that would break the picture or restyle it, and a backend that is not installed."""
     folder = write_run(tmp_path, "$ run_1")
-    curves.draw_run(folder)
+    curves.draw_curves([folder], folder / "curves.png")
     usual = (folder / "curves.png").read_bytes()
     with matplotlib.rc_context({"text.usetex": True, "axes.facecolor": "black", "font.size": 30}):
-        curves.draw_run(folder)
+        curves.draw_curves([folder], folder / "curves.png")
         assert matplotlib.rcParams["text.usetex"] is True
     assert (folder / "curves.png").read_bytes() == usual
-    code = "import sys; from common.runs import curves; curves.draw_run(sys.argv[1])"
+    code = "import sys; from common.runs import curves; curves.draw_curves([sys.argv[1]], sys.argv[1] + '/curves.png')"
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True, timeout=60, cwd=ROOT,
                    env={**environment(), "MPLBACKEND": "module://no_such_backend"})
     assert (folder / "curves.png").read_bytes() == usual

@@ -115,12 +115,12 @@ def test_a_name_is_no_formula(main, recwarn, name):
 
 
 def test_a_picture_that_cannot_be_drawn_is_a_line(main, monkeypatch, capsys):
-    def broken(folder):
-        assert (folder / "result.json").exists()
+    def broken(folders, path):
+        assert (folders[0] / "result.json").exists()
         raise RuntimeError("no fonts here\nat all")
 
     with monkeypatch.context() as patched:
-        patched.setattr(run, "draw_run", broken)
+        patched.setattr(run, "draw_curves", broken)
         result, folder = main("copytask_nvar", *COPY)
     assert result["updates"] == 4
     out = capsys.readouterr().out
