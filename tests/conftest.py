@@ -64,8 +64,8 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def list_of_code(tmp_path_factory) -> Path:
-    """A list by which the code of this checkout is the project's own, edited or not."""
-    path = tmp_path_factory.mktemp("published") / "code.json"
+    """The list of the project's own code, with the code of this checkout, edited or not."""
+    path = Path(shutil.copy(provenance.PUBLISHED_CODE, tmp_path_factory.mktemp("published")))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(provenance, "PUBLISHED_CODE", path)
         provenance.publish_code()
