@@ -75,9 +75,6 @@ def check_lines(count: int, advice: str) -> None:
         raise UserError(f"{count} lines in one picture cannot be told apart; {MOST_LINES} can: {advice}")
 
 
-# ── what a log shows ─────────────────────────────────────────────────────────────────────────────────────
-
-
 def read_log(folder: Path) -> dict[str, list]:
     """log.csv of a run → {column: numbers}, None where a row leaves a column out."""
     read_config(folder)  # raises UserError for a folder that is no run
@@ -112,8 +109,6 @@ def memoryless_lines(folders: list[Path]) -> dict[str, float]:
     return found if len(found) != 1 else {"memoryless": next(iter(found.values()))}
 
 
-# ── what the lines are called ────────────────────────────────────────────────────────────────────────────
-
 def facts_of(config: dict) -> dict:
     """What a run computes but for its seed: script, row, stair, options, code that is not the project's own, data."""
     options, own = config["options"], own_stair(config)
@@ -138,9 +133,6 @@ def labels_of(configs: list[dict]) -> list[str]:
         names = [name for name in names if name != "net_type"]  # the row tells it
     return [", ".join(str(fact[name]) if name in speaking else f"{name} {fact[name]}"
                       for name in names if fact.get(name) not in (None, "")) for fact in facts]
-
-
-# ── the picture ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def draw_band(axes, curves: list[tuple[list, list]], column: str, **look) -> None:

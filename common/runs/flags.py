@@ -30,8 +30,6 @@ from common.runs.accepts import name_part, number, one_of, path_of, some_text, s
 from common.runs.records import read_config
 from common.stair import NONLINEARITIES, SCHEDULE_ALIASES, SCHEDULES
 
-# ── the table of flags ───────────────────────────────────────────────────────────────────────────────────
-
 LARGEST = 1e30  # a float32 ends at 3.4e38, and a rate is multiplied by other numbers
 COUNT = number(int, 1, 2**31 - 1)
 RATE = number(float, 0, LARGEST, open_low=True)
@@ -164,9 +162,6 @@ def spelled(dest: str) -> str:
     return FLAGS[dest].spelling if dest in FLAGS else f"--{dest}"
 
 
-# ── what stands in a script ──────────────────────────────────────────────────────────────────────────────
-
-
 def known_flags(script: str, defaults: dict) -> dict[str, Flag]:
     """The flags of a script by dest: its part of `FLAGS`, and its own new keys.
 
@@ -192,12 +187,12 @@ def known_flags(script: str, defaults: dict) -> dict[str, Flag]:
 
 def kind_of_new(value, where: str):
     """What the flag of a new key accepts: more values of the same type."""
-    parts = value if isinstance(value, tuple) else (value,)
-    for kinds, accepts in ((int, number(int)), ((int, float), number(float)), (str, some_text)):
-        if parts and all(isinstance(part, kinds) and not isinstance(part, bool) for part in parts):
-            return accepts
     if isinstance(value, bool):
         return switch
+    kinds = {type(part) for part in (value if isinstance(value, tuple) else (value,))}
+    for known, accepts in (({int}, number(int)), ({int, float}, number(float)), ({str}, some_text)):
+        if kinds and kinds <= known:
+            return accepts
     raise UserError(f"{where} is a {type(value).__name__}; use a number, a text, True or False, or a tuple of numbers "
                     "or of texts")
 
@@ -263,9 +258,6 @@ def published(task: str, kind: str) -> tuple[dict, dict]:
     return {**known[task]["DEFAULTS"], **known[task][kind]}, paper
 
 
-# ── what is typed ────────────────────────────────────────────────────────────────────────────────────────
-
-
 class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """The docstring of a script as it is, and the default of a flag behind its help."""
 
@@ -329,9 +321,6 @@ def typed_values(script: str, doc: str, known: dict[str, Flag], defaults: dict, 
     if "evaluate" in typed:
         typed["resume"] = typed["evaluate"].absolute()
     return typed
-
-
-# ── the options of a run ─────────────────────────────────────────────────────────────────────────────────
 
 
 class NotInDefaults(UserError, AttributeError):
@@ -472,9 +461,6 @@ def check(options: Options, typed: dict, known: dict[str, Flag]) -> None:
         elif flag.in_row and getattr(options, dest) is None:
             raise UserError(f'the row "{options.row}" of PAPER in {options.script}.py has no {dest}; add it, or type '
                             f"{flag.spelling}")
-
-
-# ── what others ask about options ────────────────────────────────────────────────────────────────────────
 
 
 def kind_of(options) -> str:

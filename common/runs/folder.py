@@ -226,9 +226,6 @@ def _cell(value) -> str:
     return "" if value is None else f"{value:.7g}" if isinstance(value, float) else str(value)
 
 
-# ── weights ──────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def is_finite(model) -> bool:
     """Whether no weight is NaN or infinite."""
     return bool(torch.stack([weight.isfinite().all() for weight in model.state_dict().values()]).all())

@@ -25,9 +25,6 @@ PUBLISHED_CODE = ROOT / "results" / "published" / "code.json"
 VERSIONS = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
 
 
-# ── code by content ──────────────────────────────────────────────────────────────────────────────────────
-
-
 def content_name(path: Path) -> str:
     content = path.read_bytes().replace(b"\r\n", b"\n")
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -84,9 +81,6 @@ def git_commit() -> str | None:
         head = (ROOT / ".git" / "HEAD").read_text().strip()
         branch = head.removeprefix("ref: ")
         return (head if branch == head else (ROOT / ".git" / branch).read_text())[:12]
-
-
-# ── what config.json says of a run ───────────────────────────────────────────────────────────────────────
 
 
 def config_of(options: Options, network, device: torch.device, data) -> dict:

@@ -37,9 +37,6 @@ def reason_of(error: Exception) -> str:
     return (more[0].strip() if more and first.endswith(":") else first)[:80]  # after "Error(s) in loading ...:"
 
 
-# ── writing ──────────────────────────────────────────────────────────────────────────────────────────────
-
-
 @contextlib.contextmanager
 def writing(path: Path, advice: str = ""):
     """An error of the disk within this context, where `path` is written, becomes one sentence; it ends in `advice`."""
@@ -83,9 +80,6 @@ def save_tensors(path: Path, content) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-# ── config.json and result.json ──────────────────────────────────────────────────────────────────────────
-
-
 def read_config(folder: Path) -> dict:
     """config.json of a run's folder. Raises UserError when there is none, or where it is no record of a run."""
     path = Path(folder) / "config.json"
@@ -108,9 +102,6 @@ def read_result(folder: Path) -> dict | None:
         return None
     with reading(path, "restore it from a copy, or delete it and --resume the run to write it again"):
         return {**json.loads(path.read_bytes())}
-
-
-# ── log.csv and stair.csv ────────────────────────────────────────────────────────────────────────────────
 
 
 def log_rows(folder: Path, size: int | None = None, name: str = "log.csv") -> list[dict]:
