@@ -30,7 +30,18 @@ from common.errors import UserError, run_main
 from common.network import mean_cross_entropy
 from common.recurrence import stair_recurrence
 from common.runs import curves
-from common.runs.curves import COLOURS, MARKERS, check_lines, drawing, figure, labels_of, line, read_log, save
+from common.runs.curves import (
+    COLOURS,
+    MARKERS,
+    check_lines,
+    drawing,
+    figure,
+    labels_of,
+    line,
+    read_log,
+    save,
+    show_legend,
+)
 from common.runs.flags import FLAGS
 from common.runs.records import read_config, read_result, read_stair
 from common.stair import SCHEDULES, schedule
@@ -52,7 +63,6 @@ from evidence.table import TASK_TITLES, gains_of, measures_of
 WATCH_SECONDS = 5
 FAINT = 1e-5  # of a gradient that is 1 at the recall
 APART = 45    # steps between two markers of a line over t
-BESIDE = dict(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # where a legend hides no line
 
 
 def panels_of(width: float, height: float, rows: int = 1, columns: int = 1):
@@ -130,7 +140,7 @@ def draw_vary(columns: dict[str, list[Row]], name: str, path: Path) -> None:
     help_ = f": {FLAGS[dest].help}" if (dest := name.replace("-", "_")) in FLAGS else ""
     axes.set(xlabel=name + help_, ylabel=measure.replace("_", " "))
     axes.set_xticks(range(len(ended)), list(ended))
-    axes.legend(**{**BESIDE, "fontsize": 7})
+    show_legend(axes, fontsize=7)
     save(picture, path)
 
 
@@ -159,7 +169,7 @@ def draw_gains(seeds, folders: list[Path], path: Path) -> None:
     panels[0].set_yticks(range(len(stairs)), stairs)
     panels[0].set(ylabel="stair", ylim=(len(stairs) - 0.5, -0.5))
     panels[-1].plot([], [], color="0.3", marker="o", linestyle="none", label="filled: holds\n(Holm, 5 %)")
-    panels[-1].legend(**BESIDE)
+    show_legend(panels[-1])
     save(picture, path)
 
 
@@ -200,7 +210,7 @@ def draw_alpha(folders: list[Path], path: Path) -> None:
         axes.set(xlabel="step t", ylabel="α_t")
         axes.set_title({"alpha": "g_t = α_t", "expalpha": "g_t = 1 − exp(−α_t |z|)"}.get(script.split("_")[-1]),
                        fontsize=9)
-        axes.legend(**BESIDE)
+        show_legend(axes)
     save(picture, path)
 
 
@@ -225,7 +235,7 @@ def draw_spectrum(folders: list[Path], path: Path) -> None:
                      edgecolors=look["color"], label=look["label"], linewidths=0.9)
     low, high = axes.get_ylim()
     axes.set(xlabel="|angle of λ|, radians", ylabel="|λ|", ylim=(min(low, 0.99), max(high, 1.01)))  # no rounding errors
-    axes.legend(**BESIDE)
+    show_legend(axes)
     save(picture, path)
 
 
@@ -280,7 +290,7 @@ def draw_gradients(folders: list[Path], path: Path) -> None:
     left.set_ylabel("‖∂L/∂h_t‖, L the loss of the recall")
     if any(drawn.get_linewidth() == thin["linewidth"] for drawn in right.lines):
         right.plot([], [], **thin, label="the product of g_t alone")
-    right.legend(**BESIDE)
+    show_legend(right)
     save(picture, path)
 
 

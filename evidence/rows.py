@@ -65,6 +65,11 @@ class Row:
     def name(self) -> str:
         return f"{self.model} {self.stair}"
 
+    @property
+    def line(self) -> str:
+        """Its line of a grid, where the column tells the cell; of one's own with what was typed."""
+        return f"{self.stair}, {self.model.partition(', ')[2]}" if self.path else self.stair
+
     @cached_property
     def results(self) -> list[dict]:
         """The results of the runs that have ended; of the copying task with the median of the last report."""
@@ -221,7 +226,8 @@ def own_rows(target: str, seeds, folders, words: list[str], flag: str, values: l
     """The rows of scripts, stairs, edits and data of one's own below `folders` → (row, {value of --flag: its runs}).
 
     `target` is a task or the path of a script. Only runs with the values `words` count. Runs are of one row where all
-    that they compute is the same, but for the seed and the flag. Rows of one name tell what they differ in, too.
+    that they compute is the same, but for the seed and the flag. Rows of one name tell what they differ in, too. Where
+    no seeds were typed, all count.
     """
     groups, by_name, dest = {}, {}, flag.replace("-", "_")
     wanted = {name: typed for name, typed in by_flag(words).items() if flags.is_science(name)}
@@ -229,8 +235,9 @@ def own_rows(target: str, seeds, folders, words: list[str], flag: str, values: l
         options, seed = config["options"], config["options"]["random_seed"]["value"]
         has_row = config["script"] == Path(target).stem if target not in TASKS else \
             task_of(config) == target and is_current(config) and (differences_of(config) or own_stair(config))
-        if not has_row or seed not in seeds or not all(name in options and is_same(options[name]["value"], typed)
-                                                       for name, typed in wanted.items()):
+        if not has_row or (seeds is not SEEDS and seed not in seeds):
+            continue
+        if not all(name in options and is_same(options[name]["value"], typed) for name, typed in wanted.items()):
             continue
         for value in values:
             if not flag or (dest in options and is_same(options[dest]["value"], [f"--{flag}", value])):
@@ -258,13 +265,16 @@ def own_row(config: dict, target: str) -> Row:
                                             if name != "nvar" and (name != "net_type" or task_of(config) not in TASKS))]
     parts += [f"{name}={entry['value']}" for name, entry in config["options"].items() if entry["origin"] == "edited"]
     path, facts, why_no_command = Path(config["argv"][0] if config["argv"] else file), facts_of(config), ""
-    path = path if path.name == file else Path(file)
+    path, cell = path if path.name == file else Path(file), config["row"] or ""
+    if target in TASKS:  # the plain network that the row is compared with is that of the published row
+        cells = {row.model: row.cell for row in rows_of(target, [])}
+        cell = cells.get(f"{cell}, henaff" if "henaff" in typed.get("rinit", ()) else cell, "")
     if target in TASKS and (differences[:1] != [file] or OTHER_DATA in " ".join(differences)):
         why_no_command = "it needs an edited script or other data"
     elif path.is_file() and facts_of({**config, "code": code_of(path)}) != facts:
         why_no_command = f"{file}, or what it imports, has changed since"
     return Row(config["script"], ", ".join(filter(None, parts)), facts["stair"], list(itertools.chain(*typed.values())),
-               task=task_of(config), path=str(path), why_no_command=why_no_command)
+               task=task_of(config), cell=cell, path=str(path), why_no_command=why_no_command)
 
 
 # ── the rows that are asked for ──────────────────────────────────────────────────────────────────────────

@@ -179,10 +179,10 @@ def grid_table(rows: list[Row], short: bool = False) -> str:
     rows = [row for row in rows if row.source not in published.AUTHORS]
     if short:
         run = [row for row in rows if row.runs]
-        rows = [row for row in rows if row.cell in {r.cell for r in run} and row.stair in {r.stair for r in run}]
+        rows = [row for row in rows if row.cell in {r.cell for r in run} and row.line in {r.line for r in run}]
     main = measures_of(rows)[0]
     there = {("none, published", row.cell): row.value for row in rows if row.stair == "none"}
-    return grid({(row.stair, row.cell): score(row, main) for row in rows} | (there if any(there.values()) else {}))
+    return grid({(row.line, row.cell): score(row, main) for row in rows} | (there if any(there.values()) else {}))
 
 
 def grid(texts: dict[tuple[str, str], str]) -> str:
@@ -198,7 +198,7 @@ def differences_table(rows: list[Row]) -> str:
     shown = [row for row in rows if (row.task, row.name) in gains]
     plain = [row for row in rows if row.stair == "none" and row.cell in {r.cell for r in shown}]
     return grid({(row.stair, row.cell): in_percent(row) for row in plain}
-                | {(row.stair, row.cell): shown_gain(gains[row.task, row.name]) for row in shown}) + family_note(gains)
+                | {(row.line, row.cell): shown_gain(gains[row.task, row.name]) for row in shown}) + family_note(gains)
 
 
 def in_percent(row: Row | None) -> str:

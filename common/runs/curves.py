@@ -125,14 +125,17 @@ def labels_of(configs: list[dict]) -> list[str]:
     facts, speaking = list(map(facts_of, configs)), ("script", "row", "stair")
     of_rows = {name for config in configs for name, entry in config["options"].items()
                if entry["origin"].startswith("PAPER")}
-    chosen = [{name: "as its row" if name in of_rows and config["options"][name]["origin"] != "typed" else str(value)
-               for name, value in fact.items()} for fact, config in zip(facts, configs, strict=True)]
+    origins = [{name: entry["origin"] for name, entry in config["options"].items()} for config in configs]
+    chosen = [{name: "as its row" if name in of_rows and origin[name] not in ("typed", "edited") else str(value)
+               for name, value in fact.items()} for fact, origin in zip(facts, origins, strict=True)]
     names = [name for name in dict.fromkeys(name for fact in facts for name in fact)
              if len({own[name] for own in chosen if name in own}) > 1] or [*speaking[1:]]
     if len({fact["row"] for fact in facts}) == len({(fact["row"], fact.get("net_type")) for fact in facts}):
         names = [name for name in names if name != "net_type"]  # the row tells it
-    return [", ".join(str(fact[name]) if name in speaking else f"{name} {fact[name]}"
-                      for name in names if fact.get(name) not in (None, "")) for fact in facts]
+    labels = [", ".join(str(fact[name]) if name in speaking else f"{name} {fact[name]}"
+                        for name in names if fact.get(name) not in (None, "")) for fact in facts]
+    return [f"{label}, seed {config['options']['random_seed']['value']}" if labels.count(label) > 1 else label
+            for label, config in zip(labels, configs, strict=True)]
 
 
 def draw_band(axes, curves: list[tuple[list, list]], column: str, **look) -> None:
@@ -159,7 +162,17 @@ def finish_axes(axes, x: str, y: str, memoryless: dict[str, float], has_bands: b
         axes.set_ylim(top=min(axes.get_ylim()[1], BLOWN_UP))
     notes = [f"{'median' if 'loss' in y else 'mean'} of the seeds; band: least to most"] * has_bands
     notes += ["thin: training"] * has_training
-    axes.legend(title="\n".join(notes), title_fontsize=8, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    show_legend(axes, "\n".join(notes))
+
+
+def show_legend(axes, title: str = "", fontsize: float = 8) -> None:
+    """Beside the curves, or below them where a label is long: beside them it would leave no room."""
+    handles, labels = axes.get_legend_handles_labels()
+    look = dict(title=title, title_fontsize=8, fontsize=fontsize)
+    if max(map(len, labels), default=0) > 40:
+        axes.figure.legend(handles, labels, loc="outside lower left", **look)
+    else:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), **look)
 
 
 def draw_curves(folders: list[Path], path: Path) -> None:

@@ -109,7 +109,7 @@ FLAGS = {flag.dest: flag for flag in (
          needs=only_for("nnRNN", why="no T")),
     Flag("--clip", OPTIMIZER, WEIGHT, "largest norm of the gradient; 0 leaves it alone"),
     Flag("--batch", TASK, COUNT, "sequences in a batch B"),
-    Flag("--T", TASK, COUNT, "delay in steps between the symbols and their recall"),
+    Flag("--T", TASK, COUNT, "length in steps; of the copying task the delay between the symbols and their recall"),
     Flag("--labels", TASK, number(int, 1, 8), "different symbols to remember"),
     Flag("--c-length", TASK, COUNT, "symbols to remember"),
     Flag("--onehot", TASK, switch, "one input channel a symbol, instead of its number in one channel"),
@@ -139,8 +139,8 @@ FLAGS = {flag.dest: flag for flag in (
          "go on with the run in this folder, with the options that it was started with; auto: with the run that the "
          "same options started, or a new one", None),
     Flag("--evaluate", CALL, FOLDER,
-         "print the validation score of best.pt of the run in this folder, and of a finished run the test score, and "
-         "stop", None),
+         "print the validation score of best.pt of the run in this folder, and of a finished run the score of the test "
+         "data, if the task has any, and stop", None),
     Flag("--sample", CALL, COUNT,
          "with --evaluate of a run of the characters: print this many symbols, drawn by best.pt; --seed decides which",
          None),
@@ -150,7 +150,7 @@ AUTO = Path("auto")                                               # of --resume
 TAKEN = ("origin", "row", "script", "file", "argv", "task", "asked", "options",  # what else args.x holds
          "seed", "help")
 GONE = ("until_epoch",)  # flags of earlier versions, which decided nothing of what was computed
-ROW_KEYS = ("net_type", "nvar", "bptt", "nhid")  # what picks a row; everything else in a row is a value
+ROW_KEYS = ("net_type", "nvar", "bptt", "nhid")  # what picks a row; the last two are values of it too
 FROM_ROW = {dest: flag.default for dest, flag in FLAGS.items() if flag.in_row}
 SHARED = {dest: flag.default for dest, flag in FLAGS.items()      # of every script
           if flag.default is not IN_DEFAULTS and not flag.in_row}
@@ -225,8 +225,8 @@ def checked_row(row: dict, known: dict[str, Flag], where: str) -> dict:
 def picked_row(script: str, paper: dict, choice: dict) -> tuple[str | None, dict]:
     """The row whose keys all agree with `choice`, of several the row with the most keys → (its name, its values).
 
-    A key of a row may be a tuple, of which one must agree. Where no row has the --bptt or --nhid asked for, the first
-    row of the same model decides. A name "A / B" is A without a stair, B with one. Raises UserError for a tie.
+    A key of a row may be a tuple, of which one must agree. Where no row has the bptt or nhid of the choice, the
+    first row of the same model decides. A name "A / B" is A without a stair, B with one. Raises UserError for a tie.
     """
     for keys in (ROW_KEYS, ("net_type", "nvar")):
         matching = {name: sum(key in row for key in keys) for name, row in paper.items()
@@ -239,7 +239,7 @@ def picked_row(script: str, paper: dict, choice: dict) -> tuple[str | None, dict
         if best:
             plain_name, _, stair_name = best[0].partition(" / ")
             name = plain_name if choice.get("nvar") == "none" or not stair_name else stair_name
-            return name, {key: value for key, value in paper[best[0]].items() if key not in ROW_KEYS}
+            return name, {key: value for key, value in paper[best[0]].items() if key not in ("net_type", "nvar")}
     return None, {}
 
 
@@ -381,7 +381,7 @@ def _as_typed(options: Options, typed: dict, known: dict, defaults: dict, paper:
     options.row, row = picked_row(options.script, paper, choice)
     usual, usual_paper = published(options.task.NAME, kind_of(defaults))
     for dest in row.keys() & usual.keys() - typed.keys():
-        if defaults.get(dest, usual[dest]) != usual[dest]:
+        if defaults.get(dest, usual[dest]) not in (usual[dest], row[dest]):
             raise UserError(f'{options.script}.py, DEFAULTS: {dest}={defaults[dest]!r} has no effect, because the row '
                             f'"{options.row}" of PAPER names {dest}={row[dest]!r}; edit it there, or type '
                             f"{spelled(dest)}")

@@ -98,6 +98,18 @@ def test_the_row_with_the_most_matching_keys_wins():
     assert parse(paper={"small": small}).lr == 1e-3
 
 
+@pytest.mark.parametrize("key", ["nhid", "clip"])
+def test_a_value_of_a_row_wins_over_defaults(key):
+    """Also one that could pick the row."""
+    row = dict(net_type="expRNN", lr=1e-3, lr_orth=1e-4, alpha=0.99, rinit="henaff", **{key: 6})
+    paper = {"expRNN / sRNN (exponential)": row}
+    options = parse(paper=paper)
+    assert (getattr(options, key), options.origin[key]) == (6, "edited")
+    assert getattr(parse(f"--{key}", "7", paper=paper), key) == 7
+    with pytest.raises(UserError, match=rf"DEFAULTS: {key}=5(\.0)? has no effect"):
+        parse(paper=paper, **{key: 5})
+
+
 def test_a_tie_names_both_rows():
     said = refused(paper={"mine": dict(net_type="expRNN", lr=0.1, lr_orth=0.1, alpha=0.9, rinit="cayley")})
     assert '"expRNN / sRNN (exponential)" and "mine"' in said
@@ -260,8 +272,8 @@ def test_a_value_that_nothing_reads_is_named(edited, capsys):
     script = edited(*changes)
     for asked in (["--nvar", "n"], ["--dry-run"]):
         script.main([*TINY, *asked])
-        said = re.findall(r"(.*) (?:is|are) never used by this script, so (?:its|their) values? had no",
-                          capsys.readouterr().out)
+        said = re.findall(r"(.*) (?:is never used by this script, so its value|are not used so far; where no later "
+                          r"line uses them, their values) had no effect", capsys.readouterr().out)
         assert said == ["args.nvar", "args.clip, args.dropout"]
     own, folder = own_row()
     assert (own.stair, folder.name) == ("FixedStair", "expRNN-FixedStair-s400")
