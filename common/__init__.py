@@ -36,10 +36,12 @@ A task of your own is one script; examples/adding.py is one, whole, to copy. It 
     run.begin(...)   makes the run's folder or restores it: of a Progress its numbers and tensors, of every other object
                      its state_dict; `steps` is the longest sequence, which the stair must reach
     run.finished()   the result where the run has ended before, else None
+    run.evaluate(model, show, validation=...)    before begin, where args.evaluate is a folder: prints what a function
+                     without arguments measures with the best weights of that run
     run.updates(...) yields the numbers of the updates that are left, in one loop, or within run.epochs(...)
     run.report(line, update=..., loss=...)    prints the line and adds a row to log.csv: `update`, or `epoch` and
                      `batch`, then any numbers under the names of the first row. A curve shows the column with
                      "validation" in its name, else that with "loss". A loss that is not finite ends the run
     run.save_best()  keeps the weights in best.pt
-    run.finish(...)  a dict of numbers, which result.json keeps and tables show
+    run.finish(...)  a dict of numbers, which result.json keeps and tables show; a sweep shows its first score
 """

@@ -61,16 +61,19 @@ def main(argv=None):
     args = flags.parse(argv, __file__, __doc__, DEFAULTS, PAPER, sys.modules[__name__])
     with Run(args) as run:
         model = build(args).to(run.device)
-        optimizer = optimizer_for(model, method=args.optimizer, lr=args.lr, lr_orth=args.lr_orth, alpha=args.alpha,
-                                  betas=args.betas)
+        optimizer = optimizer_for(model, args.lr, args.lr_orth, args.optimizer, alpha=args.alpha, betas=args.betas)
+        def loss_of(number: int, size: int) -> torch.Tensor:
+            x, sums = batch_of(args.T, size, 10**6 * args.random_seed + number)
+            return nn.functional.mse_loss(model(x.to(run.device)), sums.to(run.device))
+        if args.evaluate:
+            return run.evaluate(model, "loss {:.4f}".format, validation=lambda: (loss_of(0, 1000).item(),))
         recent = Recent("loss", keep=50, device=run.device)
         progress = run.begin(Progress(update=0, best=float("inf"), recent=recent), steps=args.T, model=model,
                              optimizer=optimizer)
         if (result := run.finished()) is not None:
             return result
         for update in run.updates(progress, until=args.updates):
-            x, sums = batch_of(args.T, args.batch, 10**6 * args.random_seed + update)
-            loss = nn.functional.mse_loss(model(x.to(run.device)), sums.to(run.device))
+            loss = loss_of(update, args.batch)
             step(model, optimizer, loss, clip=args.clip)
             recent.add(update, loss)
             if update % args.log_interval == 0 or update == args.updates:

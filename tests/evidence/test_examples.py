@@ -56,6 +56,8 @@ def test_a_task_of_ones_own(adding, capsys, tmp_path):
     part = whole.with_name("expRNN-expn-s400-part")
     adding.main(["--resume", part])
     assert "this run is finished" in capsys.readouterr().out
+    (loss,), = adding.main(["--evaluate", part]).values()
+    assert capsys.readouterr().out.endswith(f"validation: loss {loss:.4f}\n")
     adding.main(["--resume", part, "--updates", "200"])
     assert log_of(part) == log_of(whole)[:5]
     adding.main([*typed, "--lr", "1e-2", "--updates", "50"])
