@@ -6,7 +6,12 @@ Files lie in one folder, the data folder beside the scripts unless --data names 
     pennchar/{train,valid,test}.txt                              fetched from Mikolov's simple-examples.tgz
 
 Any idx data set of 28 × 28 images may lie there under MNIST's names. `load_text` reads any other text. Files may be
-packed by gzip. Data carry their `Source`: a run records the digest and is resumed with the same data only.
+packed by gzip. Data carry their `source`, which a run keeps in config.json; it is resumed with the same digest only:
+
+    digest                  sha256 of a text's bytes, unpacked; of several files, of what `sha256sum` prints for them
+    official                whether every file is the published one
+    path                    what --data or --text named, absolute
+    vocabulary or classes   what the model must fit: the symbol of each number, or how many labels there are
 """
 
 import gzip
@@ -15,7 +20,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,61 +28,27 @@ import numpy as np
 import torch
 
 from common.download import get_members, get_mnist, provide
-from common.errors import UserError
+from common.errors import UserError, printable
 
 DATA_FOLDER = Path(__file__).resolve().parent.parent / "data"
 
 
-# ── where data came from ─────────────────────────────────────────────────────────────────────────────────
+# ── files ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where the data of a run came from, and what it is.
-
-    path        what --data or --text named, absolute
-    digest      sha256 of a file's bytes (unpacked); of several files, of the lines that `sha256sum` prints for them
-    official    whether every file is the published one
-    note        a line for people, empty where there is nothing to say
-    model       what the model must fit: {"vocabulary": [the symbol of each number]} of a text, {"classes": number}
-    """
-
-    path: Path
-    digest: str
-    official: bool
-    note: str = ""
-    model: dict = field(default_factory=dict)
-
-    def identity(self) -> dict:
-        """What result.json of a run keeps."""
-        return {"digest": self.digest, "official": self.official}
-
-    def record(self) -> dict:
-        """What config.json of a run keeps: enough to find the data again, and to make the model without them."""
-        return {**self.identity(), "path": str(self.path), **self.model}
-
-    def compare(self, record: dict | None) -> str:
-        """A line for people where an older record names no data. Raises UserError where the run began on other data."""
-        if record is None:
-            return f"this run's record names no data (an older version); it goes on with the data in {self.path}"
-        if (digest := str(record.get("digest"))) != self.digest:
-            raise UserError(f"this run was started on other data than {self.path} holds (sha256 {digest[:12]}…, now "
-                            f"{self.digest[:12]}…); name the place of the same data or start a new run", 1)
-        return ""
-
-
-def read_set(name: str, folder: Path | None, home: str, published: dict, url: str, get, parse) -> tuple[list, Source]:
-    """The parsed files of a data set, in `home` of a data folder, and their `Source`. `published`: {file: sha256}."""
+def read_set(name: str, folder: Path | None, home: str, published: dict, url: str, get, parse) -> tuple[list, dict]:
+    """The parsed files of a data set, in `home` of a data folder, and their source. `published`: {file: sha256}."""
     folder = Path(folder or DATA_FOLDER).absolute()
     place = provide(folder, home, published, url, get)
     contents, digests = [], {}
     for file in published:
         content, digests[file] = read_file(place / file, parse)
         contents.append(content)
+    if other := [file for file in published if digests[file] != published[file]]:
+        print(printable(f"{', '.join(other)} in {place}: not the official {name}; the result says so"), flush=True)
     lines = "".join(f"{digest}  {file}\n" for file, digest in digests.items())
-    other = [file for file in published if digests[file] != published[file]]
-    note = f"{', '.join(other)} in {place}: not the official {name}; the result says so" if other else ""
-    return contents, Source(folder, hashlib.sha256(lines.encode()).hexdigest(), not other, note)
+    digest = hashlib.sha256(lines.encode()).hexdigest()
+    return contents, {"digest": digest, "official": not other, "path": str(folder)}
 
 
 def read_file(path: Path, parse, flag: str = "--data") -> tuple:
@@ -87,10 +58,7 @@ def read_file(path: Path, parse, flag: str = "--data") -> tuple:
     """
     try:
         packed = path.with_name(f"{path.name}.gz")
-        path = packed if packed.exists() and not path.exists() else path
-        if path.exists() and not path.is_file():  # a pipe would be read for ever
-            raise ValueError("it is not a file")
-        content = path.read_bytes()
+        content = (packed if packed.exists() and not path.exists() else path).read_bytes()
         if content.startswith(b"\x1f\x8b"):
             content = gzip.decompress(content)
         return parse(content), hashlib.sha256(content).hexdigest()
@@ -116,7 +84,7 @@ class PixelSequences:
 
     pixels: torch.Tensor
     labels: torch.Tensor
-    source: Source | None = None
+    source: dict | None = None
     classes: int = 10
 
     def __len__(self) -> int:
@@ -141,17 +109,17 @@ def load_mnist(folder: Path | None = None, permute: bool = False) -> tuple[Pixel
     images, labels, test_images, test_labels = arrays
     for part, pixels, numbers in (("train", images, labels), ("t10k", test_images, test_labels)):
         if pixels.shape[1:] != (28, 28) or numbers.shape != pixels.shape[:1] or len(numbers) < 2:
-            raise UserError(f"{source.path}/MNIST/raw/{part}-*: arrays of {tuple(pixels.shape)} and "
+            raise UserError(f"{source['path']}/MNIST/raw/{part}-*: arrays of {tuple(pixels.shape)} and "
                             f"{tuple(numbers.shape)} are not 28 × 28 images and a label for each; name another folder "
                             "with --data", 1)
     first = min(labels.min(), test_labels.min())
     classes = int(max(labels.max(), test_labels.max()) - first) + 1
-    source = replace(source, model={"classes": classes})
     generator = np.random.RandomState(1234)  # --random-seed does not touch it, so every run sees the same task
     order, split = (torch.from_numpy(generator.permutation(count)) for count in (784, len(labels)))
     order = order if permute else torch.arange(784)
     train, valid = split.tensor_split([len(split) * 5 // 6])
-    return tuple(PixelSequences(pixels.flatten(1)[:, order].contiguous(), numbers - first, source, classes)
+    return tuple(PixelSequences(pixels.flatten(1)[:, order].contiguous(), numbers - first,
+                                {**source, "classes": classes}, classes)
                  for pixels, numbers in ((images[train], labels[train]), (images[valid], labels[valid]),
                                          (test_images, test_labels)))
 
@@ -190,7 +158,7 @@ class Characters:
     valid: torch.Tensor
     test: torch.Tensor
     vocabulary: list[str]
-    source: Source | None = None
+    source: dict | None = None
 
     @property
     def unit(self) -> str:
@@ -219,9 +187,9 @@ def load_characters(folder: Path | None = None, text: Path | None = None) -> Cha
         try:
             numbers.append(numbers_of(symbols, vocabulary))
         except KeyError as error:
-            raise UserError(f"{source.path}/pennchar/{name} holds the symbol {error.args[0][:40]!r}, which train.txt "
-                            "never shows; the three files must come from one corpus", 1) from None
-    return Characters(*numbers, vocabulary, replace(source, model={"vocabulary": vocabulary}))
+            raise UserError(f"{source['path']}/pennchar/{name} holds the symbol {error.args[0][:40]!r}, which "
+                            "train.txt never shows; the three files must come from one corpus", 1) from None
+    return Characters(*numbers, vocabulary, {**source, "vocabulary": vocabulary})
 
 
 def load_text(path: Path) -> Characters:
@@ -233,9 +201,9 @@ def load_text(path: Path) -> Characters:
     vocabulary = sorted(set(text))
     parts = numbers_of(text, vocabulary).tensor_split([len(text) * 90 // 100, len(text) * 95 // 100])
     train, valid, test = map(len, parts)
-    note = f"{path}: {len(text):,} characters, {len(vocabulary):,} different; {train:,} to train on, {valid:,} to " \
-           f"validate, {test:,} to test"
-    source = Source(Path(path).absolute(), digest, False, note, {"vocabulary": vocabulary})
+    print(printable(f"{path}: {len(text):,} characters, {len(vocabulary):,} different; {train:,} to train on, "
+                    f"{valid:,} to validate, {test:,} to test"), flush=True)
+    source = {"digest": digest, "official": False, "path": str(Path(path).absolute()), "vocabulary": vocabulary}
     return Characters(*parts, vocabulary, source)
 
 

@@ -53,8 +53,10 @@ def _fetch(target: Path, digests: dict[str, str], get: Callable[[Path], Path]) -
     """Raises TimeoutError after `LONGEST` seconds, and whatever networks, archives and disks raise."""
     place = next(path for path in (target, *target.parents) if os.path.lexists(path))
     with tempfile.TemporaryDirectory(dir=place, prefix=".download-", ignore_cleanup_errors=True) as temporary:
-        # in a daemon thread, which Python does not wait for: a server may send a byte a second
-        found = ThreadPool(1).apply_async(get, (Path(temporary),)).get(LONGEST)
+        pool = ThreadPool(1)  # of a daemon thread, which Python does not wait for: a server may send a byte a second
+        call = pool.apply_async(get, (Path(temporary),))
+        pool.close()          # else Python complains of an open pool where it ends before the call
+        found = call.get(LONGEST)
         for name, digest in digests.items():
             if hashlib.sha256((found / name).read_bytes()).hexdigest() != digest:
                 raise ValueError(f"{name} has a wrong sha256")

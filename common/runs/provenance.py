@@ -84,7 +84,7 @@ def git_commit() -> str | None:
 
 
 def config_of(options: Options, network, device: torch.device, data) -> dict:
-    """What config.json says of a run; `data` is the `common.data.Source` of what it reads, or None."""
+    """What config.json says of a run; `data` is the source of what it reads (`common.data`), or None."""
     values = {dest: {"value": as_json(getattr(options, dest)), "origin": source}
               for dest, source in options.origin.items()}
     return {"run": uuid.uuid4().hex, "script": options.script, "task": options.task.NAME,
@@ -92,7 +92,7 @@ def config_of(options: Options, network, device: torch.device, data) -> dict:
             "stair": type(network.stair).__name__,
             "code": code_of(options.file), "versions": VERSIONS, "device": device_name(device),
             "threads": torch.get_num_threads(), "commit": git_commit(),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **({} if data is None else {"data": data.record()})}
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **({} if data is None else {"data": data})}
 
 
 def as_json(value):

@@ -104,7 +104,7 @@ class Run:
         """Make the folder of a new run, whose data and model are there by now, or restore a run. → `progress`.
 
         steps   the length of the longest sequence, which the stair must reach
-        data    the `common.data.Source` of what the run reads, None where nothing is read
+        data    the source of what the run reads, as `common.data` says, None where nothing is read
         parts   what a checkpoint holds, by name: the model, the optimizer, and any other object with a state_dict
         """
         if self.options.evaluate is not None:
@@ -134,8 +134,6 @@ class Run:
         if options.origin["net_type"] == "not used":    # the script names the cell itself
             options.row = type(net.cell or net).__name__
         config = config_of(options, net, self.device, data)
-        if data is not None and data.note:
-            self.say(data.note)
         if files := foreign_code(config):
             self.say(f"edited: {', '.join(files)}; tables show this run apart from the published rows")
         if has_unsaved_schedule(parts.values()):
@@ -158,9 +156,17 @@ class Run:
 
     def _tell_changes(self, config: dict, now: dict) -> None:
         """Lines for people: what has changed since the run of `config` was started. Raises UserError for other data."""
-        before = self.data.compare(config.get("data")) if self.data is not None else ""
-        changed = ", ".join(changes(config, now))
-        self.say(*filter(None, (before, changed and f"not as it was started: {changed}; the numbers may differ")))
+        if self.data is not None:
+            digest, before = self.data["digest"], config.get("data")
+            if not before:
+                self.say("this run's record names no data (an older version); it goes on with the data in "
+                         f"{self.data['path']}")
+            elif (began_on := str(before.get("digest"))) != digest:
+                raise UserError(f"this run was started on other data than {self.data['path']} holds (sha256 "
+                                f"{began_on[:12]}…, now {digest[:12]}…); name the place of the same data or start a "
+                                "new run", 1)
+        if changed := ", ".join(changes(config, now)):
+            self.say(f"not as it was started: {changed}; the numbers may differ")
 
     def _leave_out_unread(self, group: Group | None = None) -> None:
         """Flags that the script has not read decide nothing: a line names them, and their origin is "not used"."""
@@ -296,7 +302,9 @@ class Run:
                   "seconds": round(self.seconds(), 1), "device": device_name(self.device),
                   "engine": getattr(model.network, "engine_that_ran", None),    # None of an LSTM, which has its own
                   "threads": torch.get_num_threads(), "versions": VERSIONS, "commit": git_commit(),
-                  "command": config["argv"], **({} if self.data is None else {"data": self.data.identity()})}
+                  "command": config["argv"]}
+        if self.data is not None:
+            result["data"] = {name: self.data[name] for name in ("digest", "official")}
         stair = model.network.stair
         is_learned = stair is not None and count_of(stair) > 0
         self.folder.finish(result, stair.forward(self.steps) if is_learned else None)

@@ -24,11 +24,9 @@ from conftest import ROOT, fake_images, fake_text, module_of, tiny, write_mnist
 from common import data, download, language
 from common.copytask import CopyingTask
 from common.data import (
-    Source,
     load_characters,
     load_mnist,
     load_text,
-    numbers_of,
     symbols_of,
     text_of,
 )
@@ -155,15 +153,15 @@ def test_relatives_of_mnist(tmp_path, count, labels, classes):
         assert part.classes == classes
         expected = labels(number_of(part).numpy())
         assert part.labels.tolist() == (expected - 1 if classes == 26 else expected).tolist()
-    assert parts[0].source.record()["classes"] == classes
-    assert parts[0].source.official is False
+    assert parts[0].source["classes"] == classes
+    assert parts[0].source["official"] is False
 
 
 def test_a_run_on_letters(main, tmp_path):
     """26 classes from the data to the read-out, through a resume and `load`; the result says that it is not MNIST."""
     folder = write_mnist(tmp_path / "letters", 120, 52, lambda k: k % 26 + 1)
     result, run = main("sMNIST_nvar", *tiny("sMNIST_nvar"), "--data", folder)
-    assert result["data"] == {"digest": load_mnist(folder)[0].source.digest, "official": False}
+    assert result["data"] == {"digest": load_mnist(folder)[0].source["digest"], "official": False}
     config = json.loads((run / "config.json").read_text())
     assert config["data"] == {**result["data"], "path": str(folder), "classes": 26}
     model, _ = module_of("sMNIST_nvar").load(run)
@@ -188,7 +186,7 @@ def test_packed_mnist(tmp_path, packed, suffix):
     for part, plain in zip(load_mnist(tmp_path / "packed"), load_mnist(tmp_path / "plain"), strict=True):
         assert torch.equal(part.pixels, plain.pixels)
         assert torch.equal(part.labels, plain.labels)
-        assert part.source.digest == plain.source.digest
+        assert part.source["digest"] == plain.source["digest"]
 
 
 IMAGES, LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
@@ -202,7 +200,7 @@ BAD_FILES = {  # (name, what happens to its bytes): what the sentence says
     "fewer labels": (LABELS, lambda whole: b"\0\0\x08\x01\0\0\0\x03abc", "a label for each"),
     "a packed file cut": (LABELS, lambda whole: gzip.compress(whole)[:-20], "cannot be read"),
     "a packed file damaged": (LABELS, lambda whole: gzip.compress(whole)[:-8] + bytes(8), "cannot be read"),
-    "a folder": (LABELS, None, "it is not a file"),
+    "a folder": (LABELS, None, "Is a directory"),
 }
 
 
@@ -290,7 +288,7 @@ def test_mnist_download_that_works(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "MNIST_DIGESTS", digests(source / "raw", MNIST_NAMES))
     (folder / "pennchar").mkdir(parents=True)
     (folder / "README.md").write_text("what lies beside the files of a clone")
-    assert load_mnist(folder)[0].source.official
+    assert load_mnist(folder)[0].source["official"]
     assert files_below(folder) == sorted(["README.md", *(f"MNIST/raw/{name}" for name in MNIST_NAMES)])
 
 
@@ -320,7 +318,7 @@ def test_penn_download_that_works(tmp_path, monkeypatch, before):
     monkeypatch.setattr(data, "PENN_URL", archive(tmp_path / "simple.tgz", f"{before}simple-examples/data/ptb.char."))
     corpus = load_characters(tmp_path / "new" / "data")
     assert corpus.vocabulary == ["a", "b", "<eos>"]
-    assert corpus.source.official
+    assert corpus.source["official"]
     assert files_below(tmp_path) == ["new/data/pennchar/test.txt", "new/data/pennchar/train.txt",
                                      "new/data/pennchar/valid.txt", "simple.tgz"]
 
@@ -414,7 +412,7 @@ def test_what_is_counted(tmp_path, line, unit):
 
 @pytest.mark.parametrize(("part", "content", "sentence"), [
     ("valid", "a z\n", r"valid\.txt holds the symbol 'z', which train\.txt never shows; the three files must"),
-    ("test", "abc" * 999, r"test\.txt holds the symbol 'abcabc"), ("valid", None, r"valid\.txt cannot be read.*a file"),
+    ("test", "abc" * 999, r"test\.txt holds the symbol 'abcabc"), ("valid", None, r"valid\.txt cannot be read.*direct"),
     ("train", b"a \xff b", r"train\.txt cannot be read.*utf-8"), ("valid", b"a\0b", r"valid\.txt cannot .*zero byte")])
 def test_files_that_are_wrong(tmp_path, part, content, sentence):
     folder = write_parts(tmp_path, **{"train": "a b\n", "valid": "a\n", "test": "b\n", part: content})
@@ -445,7 +443,7 @@ def write_text(folder, content) -> Path:
     return path
 
 
-def test_a_text_by_hand(tmp_path):
+def test_a_text_by_hand(tmp_path, capsys):
     path = write_text(tmp_path, "ba\r\nc é漢" + "x" * 13)
     corpus = load_text(path)
     assert corpus.vocabulary == ["\n", " ", "a", "b", "c", "x", "é", "漢"]
@@ -453,7 +451,8 @@ def test_a_text_by_hand(tmp_path):
     assert corpus.valid.tolist() == corpus.test.tolist() == [5]
     assert corpus.train.dtype == torch.int64
     assert corpus.unit == "character"
-    assert corpus.source.note == f"{path}: 20 characters, 8 different; 18 to train on, 1 to validate, 1 to test"
+    said = f"{path}: 20 characters, 8 different; 18 to train on, 1 to validate, 1 to test\n"
+    assert capsys.readouterr().out == said
 
 
 @pytest.mark.parametrize("length", [1, 19, 100, 1003])
@@ -481,7 +480,7 @@ def test_texts_that_are_none(tmp_path, content):
 
 
 @pytest.mark.parametrize(("path", "said"), [
-    ("nothing", "No such file"), (".", "it is not a file"), ("x" * 5000, "too long"), ("/dev/zero", "it is not a")])
+    ("nothing", "No such file"), (".", "Is a directory"), ("x" * 5000, "too long")])
 def test_a_text_that_is_no_file(tmp_path, path, said):
     with pytest.raises(UserError, match=f"{said}.*--text"):
         load_text(tmp_path / path)
@@ -507,52 +506,26 @@ def test_digests_by_hand(tmp_path):
     parts = {"train": b"a b\n", "valid": b"a\n", "test": b"b\n"}
     corpus = load_characters(write_parts(tmp_path, **parts))
     lines = "".join(f"{sha256(content)}  {part}.txt\n" for part, content in parts.items())
-    assert corpus.source.digest == sha256(lines.encode())
-    assert load_text(write_text(tmp_path, "\ufeffa\r\nb")).source.digest == sha256("\ufeffa\r\nb".encode())
+    assert corpus.source["digest"] == sha256(lines.encode())
+    assert load_text(write_text(tmp_path, "\ufeffa\r\nb")).source["digest"] == sha256("\ufeffa\r\nb".encode())
 
 
-def test_files_that_are_not_the_official_ones(tmp_path, mnist):
-    """Fake MNIST of the right sizes, any other text: named in a line, and in the record."""
-    source = mnist[0].source
-    assert source == mnist[1].source == mnist[2].to("cpu").source
-    assert not source.official
-    assert all(name in source.note for name in MNIST_NAMES)
-    assert "not the official MNIST" in source.note
-    corpus = load_characters(write_parts(tmp_path, train="a b\n", valid="a\n", test="b\n"))
-    assert not corpus.source.official
-    assert corpus.source.note.startswith("train.txt, valid.txt, test.txt in ")
-    own = load_text(write_text(tmp_path, "ab" * 20))
-    assert own.source.identity() == {"digest": sha256(b"ab" * 20), "official": False}
-
-
-def test_the_record_of_a_text_maps_numbers_to_symbols(tmp_path, monkeypatch):
-    write_parts(tmp_path, train=" t h e _ <unk> \n", valid="t\n", test="h\n")
-    monkeypatch.chdir(tmp_path)
-    corpus = load_characters(Path("."))
-    record = json.loads(json.dumps(corpus.source.record()))
-    assert record == {"digest": corpus.source.digest, "official": False, "path": str(tmp_path),
-                      "vocabulary": ["t", "h", "e", "_", "<unk>", "<eos>"]}
-    assert torch.equal(numbers_of(["t", "h", "e", "_", "<unk>", "<eos>"], corpus.vocabulary), corpus.train)
-    with pytest.raises(KeyError):
-        numbers_of("thz", corpus.vocabulary)
+def test_files_that_are_not_the_official_ones(tmp_path, capsys):
+    """Named in a line, and in the record, which maps numbers to symbols."""
+    load_mnist(write_mnist(tmp_path, 60, 12))
+    assert f"{', '.join(MNIST_NAMES)} in {tmp_path}/MNIST/raw: not the official MNIST" in capsys.readouterr().out
+    corpus = load_characters(write_parts(tmp_path, train=" t h e _ <unk> \n", valid="t\n", test="h\n"))
+    assert capsys.readouterr().out.startswith("train.txt, valid.txt, test.txt in ")
+    assert json.loads(json.dumps(corpus.source)) == {"digest": corpus.source["digest"], "official": False,
+                                                     "path": str(tmp_path), "vocabulary": corpus.vocabulary}
+    assert corpus.vocabulary == ["t", "h", "e", "_", "<unk>", "<eos>"]
 
 
 def test_a_collected_record_keeps_the_vocabulary(tmp_path):
     """The places of a machine are cut, symbols that look like a path are not."""
     symbols = ["/", "\\", '"', "=", "//", "\n", "a"]
-    record = Source(tmp_path / "mine", "ab", False, "", {"vocabulary": symbols}).record()
-    collected = json.loads(without_machine(json.dumps(record, indent=2)))
-    assert collected["vocabulary"] == symbols
-    assert collected["path"] == "mine"
-
-
-def test_the_data_of_a_resumed_run(tmp_path):
-    source = Source(tmp_path, "ab" * 32, True)
-    assert source.compare(source.record()) == ""
-    assert source.compare(Source(tmp_path / "moved", "ab" * 32, True).record()) == ""
-    assert "names no data (an older version)" in source.compare(None)
-    with pytest.raises(UserError, match=rf"data than {tmp_path} holds \(sha256 cdcdcdcdcdcd…, now abababababab…\)"):
-        source.compare(Source(tmp_path, "cd" * 32, True).record())
+    record = {"path": str(tmp_path / "mine"), "vocabulary": symbols}
+    assert json.loads(without_machine(json.dumps(record, indent=2))) == {"path": "mine", "vocabulary": symbols}
 
 
 # ── what a run keeps of its data ─────────────────────────────────────────────────────────────────────────
@@ -683,11 +656,11 @@ def test_real_files():
     folder = Path(os.environ["STAIR_DATA"])
     corpus = load_characters(folder)
     assert len(corpus.vocabulary) == 50
-    assert (corpus.source.official, corpus.source.note, corpus.unit) == (True, "", "character")
+    assert (corpus.source["official"], corpus.unit) == (True, "character")
     assert (len(corpus.train), len(corpus.valid), len(corpus.test)) == (5_017_483, 393_043, 442_424)
     train, valid, test = load_mnist(folder)
     assert [len(part) for part in (train, valid, test)] == [50_000, 10_000, 10_000]
-    assert (train.source.official, train.source.note, train.classes) == (True, "", 10)
+    assert (train.source["official"], train.classes) == (True, 10)
     digits = torch.bincount(torch.cat((train.labels, valid.labels)))
     assert digits.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert test.labels[:5].tolist() == [7, 2, 1, 0, 4]
