@@ -75,13 +75,6 @@ def test_a_right_engine_passes_at_other_sizes(batch, hidden, steps):
         assert disagreement(RIGHT[kind], batch, hidden, "scale", "tanh", *kind, steps=steps, repetitions=1) is None
 
 
-def test_the_gradient_of_the_first_state_is_there_to_be_judged():
-    given = problem(150, 3, 19, "scale", "modrelu", torch.float32, "cpu")
-    last = sequence_recurrence(*given[:4], "scale", "modrelu", given[4], True)
-    found, = torch.autograd.grad(last.sum(), given[2])
-    assert 1e-25 < found.abs().max() < 1e-8
-
-
 def test_fewer_bits_are_found():
     assert "is off by" in wrong_in(RIGHT[TF32], IEEE)
     assert "is off by" in wrong_in(loop(lambda a, b: (a.bfloat16() @ b.bfloat16()).float()), TF32)
