@@ -109,7 +109,7 @@ FLAGS = {flag.dest: flag for flag in (
          needs=only_for("nnRNN", why="no T")),
     Flag("--clip", OPTIMIZER, WEIGHT, "largest norm of the gradient; 0 leaves it alone"),
     Flag("--batch", TASK, COUNT, "sequences in a batch B"),
-    Flag("--T", TASK, COUNT, "length in steps; of the copying task the delay between the symbols and their recall"),
+    Flag("--T", TASK, COUNT, "length of the task in steps: the delay of the copying task"),
     Flag("--labels", TASK, number(int, 1, 8), "different symbols to remember"),
     Flag("--c-length", TASK, COUNT, "symbols to remember"),
     Flag("--onehot", TASK, switch, "one input channel a symbol, instead of its number in one channel"),

@@ -86,8 +86,8 @@ def main(argv=None) -> None:
     args.output.write_text("\n".join([
         HEAD.format(options=" --quick" if args.quick else "", minutes=(time.monotonic() - started) / 60,
                     python=sys.version.split()[0], torch=torch.__version__), *map(str, tallies), "",
-        "A folder without config.json is one that was killed before the run began: it is started again. Each kind of "
-        "write has moments before, in and after it; so often a kill hit them:", "",
+        "A folder without config.json is one that was killed before the run began: the same command starts beside it. "
+        "Each kind of write has moments before, in and after it; so often a kill hit them:", "",
         *(f"- {name} ({count})" for name, count in sorted(kills.items())), "", "## What went wrong", "",
         *(wrong or ["Nothing."]), ""]), encoding="utf-8")
     sys.exit(bool(wrong))
