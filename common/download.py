@@ -44,7 +44,7 @@ def provide(folder: Path, home: str, digests: dict[str, str], url: str, get: Cal
             _fetch(target, digests, get)
             return target
         except Exception as error:
-            why = f". The download failed ({(str(error).splitlines() or [type(error).__name__])[0][:80]})"
+            why = f". The download failed ({' '.join(str(error).split())[:200] or type(error).__name__})"
     raise UserError(f"{sentence}{why}. Get the files from {url} and put them there, or name the folder that holds "
                     f"{home} with --data", 1)
 
