@@ -9,9 +9,9 @@ from pathlib import Path
 
 from common.errors import UserError, when_asked_to_stop
 from common.runs.records import is_diverged, read_result
+from common.runs.run import STOPPING
 from evidence.rows import Row
 
-STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # all that a run stops at, saved
 TELL_SECONDS = 60
 
 

@@ -244,8 +244,9 @@ def own_rows(target: str, seeds, folders, words: list[str], flag: str, values: l
                 config["options"] = {name: entry for name, entry in options.items() if name != dest}
                 runs = groups.setdefault(json.dumps(facts_of(config), sort_keys=True), (config, {}))[1]
                 runs.setdefault(value, {})[seed] = run
+    cells = {row.model: row.cell for row in rows_of(target, [])} if target in TASKS else {}
     for config, runs in groups.values():
-        row = own_row(config, target)
+        row = own_row(config, target, cells)
         by_name.setdefault(row.name, []).append((row, config, runs))
     for alike in by_name.values():
         for (row, _, _), label in zip(alike, labels_of([config for _, config, _ in alike]), strict=True):
@@ -253,8 +254,8 @@ def own_rows(target: str, seeds, folders, words: list[str], flag: str, values: l
     return [(row, runs) for alike in by_name.values() for row, _, runs in alike]
 
 
-def own_row(config: dict, target: str) -> Row:
-    """The row of a run that is of no published row, without runs."""
+def own_row(config: dict, target: str, cells: dict[str, str]) -> Row:
+    """The row of a run that is of no published row, without runs. `cells`: of the published rows, by model."""
     differences, file, typed = differences_of(config), f"{config['script']}.py", {}
     for name, entry in config["options"].items():
         value, flag = entry["value"], flags.spelled(name)
@@ -267,7 +268,6 @@ def own_row(config: dict, target: str) -> Row:
     path, facts, why_no_command = Path(config["argv"][0] if config["argv"] else file), facts_of(config), ""
     path, cell = path if path.name == file else Path(file), config["row"] or ""
     if target in TASKS:  # the plain network that the row is compared with is that of the published row
-        cells = {row.model: row.cell for row in rows_of(target, [])}
         cell = cells.get(f"{cell}, henaff" if "henaff" in typed.get("rinit", ()) else cell, "")
     if target in TASKS and (differences[:1] != [file] or OTHER_DATA in " ".join(differences)):
         why_no_command = "it needs an edited script or other data"
