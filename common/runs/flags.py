@@ -239,7 +239,8 @@ def picked_row(script: str, paper: dict, choice: dict) -> tuple[str | None, dict
         if best:
             plain_name, _, stair_name = best[0].partition(" / ")
             name = plain_name if choice.get("nvar") == "none" or not stair_name else stair_name
-            return name, {key: value for key, value in paper[best[0]].items() if key not in ("net_type", "nvar")}
+            return name, {key: value for key, value in paper[best[0]].items() if key not in ("net_type", "nvar")
+                          and not (key in ROW_KEYS and isinstance(value, tuple))}  # several values pick and give none
     return None, {}
 
 

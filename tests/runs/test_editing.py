@@ -96,6 +96,8 @@ def test_the_row_with_the_most_matching_keys_wins():
     small = dict(net_type="expRNN", nhid=64, lr=0.25, lr_orth=0.5, alpha=0.5, rinit="cayley")
     assert parse("--nhid", "64", paper={"small": small}).lr == 0.25
     assert parse(paper={"small": small}).lr == 1e-3
+    assert parse("--nhid", "32", paper={"small": {**small, "nhid": (64, 32)}}).lr == 0.25
+    assert parse(paper={"small": {**small, "nhid": (64, 128)}}).nhid == 128
 
 
 @pytest.mark.parametrize("key", ["nhid", "clip"])
