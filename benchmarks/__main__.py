@@ -120,9 +120,6 @@ def our_network(task: str, net_type: str, engine: str):
     return build_network(net_type, input_size, hidden, FixedStair("expn", steps), "modrelu", rinit, "xavier", engine)
 
 
-# ── taking turns ─────────────────────────────────────────────────────────────────────────────────────────
-
-
 class Turn(NamedTuple):
     """Seconds a step of one turn, by the clock and of all threads together."""
 
@@ -167,9 +164,6 @@ def shown(turns: list[Turn], device) -> str:
 
 def ratio(slow: list[Turn], fast: list[Turn]) -> float:
     return statistics.median(a.wall / b.wall for a, b in zip(slow, fast, strict=True))
-
-
-# ── the tables ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 def compare(task: str, rounds: int, engine: str, device, say) -> None:

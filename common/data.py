@@ -33,9 +33,6 @@ from common.errors import UserError, printable
 DATA_FOLDER = Path(__file__).resolve().parent.parent / "data"
 
 
-# ── files ────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def read_set(name: str, folder: Path | None, home: str, published: dict, url: str, get, parse) -> tuple[list, dict]:
     """The parsed files of a data set, in `home` of a data folder, and their source. `published`: {file: sha256}."""
     folder = Path(folder or DATA_FOLDER).absolute()
@@ -66,8 +63,6 @@ def read_file(path: Path, parse, flag: str = "--data") -> tuple:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} cannot be read ({reason}); name another place with {flag}", 1) from None
 
-
-# ── MNIST and its relatives ──────────────────────────────────────────────────────────────────────────────
 
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 MNIST_DIGESTS = {
@@ -136,8 +131,6 @@ def idx_values(content: bytes) -> torch.Tensor:
     values = torch.from_numpy(values.copy())
     return values.long() if values.dim() == 1 else values
 
-
-# ── texts ────────────────────────────────────────────────────────────────────────────────────────────────
 
 PENN_URL = "http://www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz"
 PENN_DIGESTS = {

@@ -61,9 +61,6 @@ def update(root: Path) -> None:
             pictures.main(shlex.split(command))
 
 
-# ── records ──────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def without_machine(text: str) -> str:
     """JSON whose absolute paths are cut to their last part, because folders of a machine are no result."""
     return ABSOLUTE.sub("", text)

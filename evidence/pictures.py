@@ -173,9 +173,6 @@ def draw_gains(seeds, folders: list[Path], path: Path) -> None:
     save(picture, path)
 
 
-# ── what a run has learned ─────────────────────────────────────────────────────────────────────────────
-
-
 def draw_stairs(path: Path, steps: int = 40) -> None:
     """The schedules ρ_t of nvar over the first `steps` steps."""
     picture, axes = figure()
@@ -292,9 +289,6 @@ def draw_gradients(folders: list[Path], path: Path) -> None:
         right.plot([], [], **thin, label="the product of g_t alone")
     show_legend(right)
     save(picture, path)
-
-
-# ── what is asked for ──────────────────────────────────────────────────────────────────────────────────
 
 
 def make_parser() -> argparse.ArgumentParser:

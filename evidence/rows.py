@@ -122,9 +122,6 @@ def is_same(value, words: list[str]) -> bool:
         return (" ".join(map(str, value)) if isinstance(value, list) else str(value)) == text
 
 
-# ── published rows ───────────────────────────────────────────────────────────────────────────────────────
-
-
 def rows_of(task: str, extra: list[str]) -> list[Row]:
     """Every row of a task's table; `extra` flags are added to each command."""
     rows, typed_too, schedules = [], by_flag(extra).keys(), [name for name in SCHEDULES if name != "none"]
@@ -219,9 +216,6 @@ def find_runs(rows: list[Row], seeds, *folders: Path, data: str | None = None) -
                 row.runs[seed] = found[key]
 
 
-# ── rows of one's own ────────────────────────────────────────────────────────────────────────────────────
-
-
 def own_rows(target: str, seeds, folders, words: list[str], flag: str, values: list[str]) -> list[tuple[Row, dict]]:
     """The rows of scripts, stairs, edits and data of one's own below `folders` → (row, {value of --flag: its runs}).
 
@@ -277,9 +271,6 @@ def own_row(config: dict, target: str, cells: dict[str, str]) -> Row:
                task=task_of(config), cell=cell, path=str(path), why_no_command=why_no_command)
 
 
-# ── the rows that are asked for ──────────────────────────────────────────────────────────────────────────
-
-
 def rows_asked_for(target: str, args) -> dict[str, list[Row]]:
     """The rows that a command line asks for, with their runs: a list for each value of --vary, or one.
 
@@ -330,9 +321,6 @@ def add_row_options(parser) -> None:
     parser.add_argument("--save", type=Path, nargs="+", default=[RUNS], metavar="FOLDER",
                         help=f"where runs are; new ones go to the first (default: {RUNS})")
     parser.add_argument("--data", help="data folder of the runs")
-
-
-# ── what a record says ───────────────────────────────────────────────────────────────────────────────────
 
 
 def records_below(*folders: Path) -> list[tuple[Path, dict]]:

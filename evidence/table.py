@@ -142,9 +142,6 @@ def vary_table(name: str, columns: dict[str, list[Row]], short: bool = False) ->
     return f"{markdown(lines)}\nEach entry: {main.title}, mean ± standard deviation over n seeds{median}.\n"
 
 
-# ── stairs beside the plain network ──────────────────────────────────────────────────────────────────────
-
-
 def gains_of(rows: list[Row]) -> dict[str, Difference]:
     """{name of a row with a stair: how much more it reaches than the plain network of its cell}, as one family.
 
@@ -263,9 +260,6 @@ def curves_table(rows: list[Row]) -> str:
                          "published within our 95 % interval": "yes" if is_inside else "no"}
             lines.append(line)
     return markdown(lines)
-
-
-# ── what is asked for ────────────────────────────────────────────────────────────────────────────────────
 
 
 def make_parser() -> argparse.ArgumentParser:

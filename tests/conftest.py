@@ -99,9 +99,6 @@ def float64():
     torch.set_default_dtype(torch.float32)
 
 
-# ── fake data ────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def write_idx(path: Path, values: np.ndarray) -> None:
     """An idx file of unsigned bytes: magic number, sizes, values."""
     header = bytes([0, 0, 8, values.ndim]) + b"".join(int(n).to_bytes(4, "big") for n in values.shape)
@@ -160,9 +157,6 @@ def data_folder(mnist_folder, penn_folder):
     """script → the arguments that name its data."""
     return lambda script: {"sMNIST": ("--data", mnist_folder), "language": ("--data", penn_folder),
                            "copytask": ()}[script.split("_")[0]]
-
-
-# ── the scripts ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def task_of(script: str) -> str:

@@ -95,9 +95,6 @@ def disagreement(engine, batch: int, hidden: int, rule: str, phi: str, dtype, pr
     return None
 
 
-# ── in a process of its own ──────────────────────────────────────────────────────────────────────────────
-
-
 class ChildFailed(Exception):
     """How a process ended that should have given a result, in a sentence; `told`: whether that says something of it."""
 

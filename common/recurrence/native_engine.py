@@ -160,9 +160,6 @@ def _rows(tensor):
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
-# ── the exponential ──────────────────────────────────────────────────────────────────────────────────────
-
-
 def native_exponential(logarithm: torch.Tensor, size: int) -> torch.Tensor:
     """`common.orthogonal.skew_exponential` of the S (size, size) whose numbers above the diagonal are `logarithm`.
 
@@ -194,9 +191,6 @@ class _Exponential(torch.autograd.Function):
         ctx.library.exponential_backward(**ctx.matrix, squares=squares, kept=kept, grad_rotation=grad.contiguous(),
                                          room=room, d_logarithm=d_logarithm)
         return d_logarithm, None, None
-
-
-# ── the library ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 ENTRY = re.compile(r"^std::int64_t stair_(\w+)\(([^)]*)\)", re.MULTILINE)

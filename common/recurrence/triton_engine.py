@@ -114,9 +114,6 @@ def capacity(device) -> tuple[int, int]:
     return found.multi_processor_count, found.shared_memory_per_block_optin
 
 
-# ── the plan ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
 @dataclass(frozen=True)
 class Plan:
     """How a problem is divided among programs; letters as in triton_kernels.py."""
@@ -206,9 +203,6 @@ def _cut(batch, hidden, dtype, precision, programs, shared, columns, rows) -> Pl
                 resident, precision, itemsize)
 
 
-# ── a case and its verdict ───────────────────────────────────────────────────────────────────────────────
-
-
 def _about(batch, hidden, rule, phi, dtype, device, precision) -> list:
     """All that a verdict depends on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the interpreter"
@@ -287,9 +281,6 @@ def _kept_plan(batch, hidden, rule, phi, dtype, device, precision, capacity) -> 
         found, _ = verdict("triton", _about(batch, hidden, rule, phi, dtype, device, precision))
         place = found.get("plan", 0)
     return plans[place] if plans else None
-
-
-# ── the recurrence ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def _launch(kernel, plan, length, *given, **named):

@@ -87,9 +87,6 @@ def _arrive(counter):
     tl.inline_asm_elementwise(_ARRIVE, "=r,l", [counter.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1)
 
 
-# ── formulas ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
 @triton.jit
 def _expm1(u):
     """e^u − 1 without the cancellation near 0: a Taylor polynomial up to |u| = ½, of 9 terms or, in float64, 15."""
@@ -150,9 +147,6 @@ def _stair(z, number, RULE: tl.constexpr):
     return factor, along_z, along_number
 
 
-# ── the product ──────────────────────────────────────────────────────────────────────────────────────────
-
-
 @triton.jit
 def _rounded(x, PRECISION: tl.constexpr):
     """x in 10 bits of mantissa, the nearest, where the product is tf32.
@@ -202,8 +196,6 @@ def _product(rows, columns, block, batch, hidden, BM: tl.constexpr, BN: tl.const
                 acc = tl.dot(rounded, columns[c], acc, input_precision=PRECISION, out_dtype=dtype)
     return tl.sum(acc, 0)
 
-
-# ── the sequence ─────────────────────────────────────────────────────────────────────────────────────────
 
 VARYING = ["first", "last", "steps", "batch", "blocks", "groups"]  # numbers that need no kernel of their own
 

@@ -33,9 +33,6 @@ def errors(*given) -> dict:
     return problems.errors(triton_engine.triton_recurrence, *given)
 
 
-# ── groups of cases ──────────────────────────────────────────────────────────────────────────────────────
-
-
 def formulas(dtype):
     """Every rule, nonlinearity and kind of result."""
     for rule, phi, last_only in FORMULAS:

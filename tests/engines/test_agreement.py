@@ -59,9 +59,6 @@ def wrong_in(engine, kind, rule="scale", phi="modrelu", **given):
     return disagreement(engine, 3, 19, rule, phi, *kind, **{"repetitions": 1, **given})
 
 
-# ── the gate from both sides ─────────────────────────────────────────────────────────────────────────────
-
-
 @pytest.mark.parametrize("kind", RIGHT, ids=["float32", "tf32", "float64"])
 @pytest.mark.parametrize(("rule", "phi"), FORMULAS)
 def test_a_right_engine_passes(rule, phi, kind):
@@ -154,9 +151,6 @@ def test_a_gradient_that_fades_to_nothing_counts_as_nothing():
     given = problem(784, 2, 5, "scale", "modrelu", torch.float32, "cpu")
     found = solve(sequence_recurrence, given, "scale", "modrelu", True)
     assert errors(found, given, "scale", "modrelu", True, 1e-4)["h0"] == 0
-
-
-# ── the process and the verdict ──────────────────────────────────────────────────────────────────────────
 
 
 def test_a_child_gives_what_the_function_gives():

@@ -45,9 +45,6 @@ def compare(engine, given, rule, phi, last_only, tolerance):
     assert max(found.values()) <= tolerance, found
 
 
-# ── numbers ──────────────────────────────────────────────────────────────────────────────────────────────
-
-
 @needs_triton
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(("rule", "phi", "last_only"), FORMULAS)
@@ -121,8 +118,6 @@ def test_200_repetitions_give_the_same_bits(steps, batch, hidden, tf32):
     assert same.item()
 
 
-# ── waits, memory ────────────────────────────────────────────────────────────────────────────────────────
-
 STUCK = """
 import torch
 from common.recurrence import triton_engine
@@ -137,9 +132,6 @@ def test_a_wait_that_cannot_end_is_an_error():
     done = subprocess.run([sys.executable, "-c", STUCK], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "CUDA error" in done.stderr
-
-
-# ── a training step ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("task", SHAPES)

@@ -152,9 +152,6 @@ def test_what_the_watch_sees(act):
         act(torch.ones(3, device=META), torch.ones(3))
 
 
-# ── the benchmark, the workspace, what is said ───────────────────────────────────────────────────────────
-
-
 @pytest.mark.parametrize(("before", "after"), [(None, ":4096:8"), (":16:8", ":16:8")])
 def test_workspaces_of_one_size(monkeypatch, before, after):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)

@@ -131,9 +131,6 @@ def test_what_does_not_fit_is_one_sentence():
             native(*given, False)
 
 
-# ── the exponential ──────────────────────────────────────────────────────────────────────────────────────
-
-
 def rotation_in_python(logarithm, size):
     upper = triangle(logarithm, triangle_indices(size), size)
     return skew_exponential(upper - upper.t())
@@ -185,9 +182,6 @@ def test_the_engine_decides_about_the_exponential(engine):
     compiled, plain = native_engine.native_exponential(rotation.logarithm, 60), skew_exponential(rotation.skew())
     assert not torch.equal(compiled, plain)
     assert torch.equal(network.kernel(), compiled if engine in ("auto", "native") else plain)
-
-
-# ── a library that is wrong ──────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(("body", "told"), [

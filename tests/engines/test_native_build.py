@@ -46,9 +46,6 @@ def kept(place):
     return sorted(path for path in folder.iterdir() if path.name != "lock") if folder.is_dir() else []
 
 
-# ── kept and loaded ──────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_compiled_once_and_tried_once(build, place, capsys):
     assert [build(), build(), build(7), build()] == [42, 42, 7, 42]
     assert len(build.tried) == len(kept(place)) == 2
@@ -134,9 +131,6 @@ def test_a_killed_build_is_cleared_away_by_the_next(build, place):
     assert [path.suffix for path in kept(place)] == [".so"]
 
 
-# ── the cache folder ─────────────────────────────────────────────────────────────────────────────────────
-
-
 def alone(build, capsys):
     """The reason why the library was compiled for this process alone."""
     assert build() == 42
@@ -209,9 +203,6 @@ def test_a_link_to_a_folder_of_our_own_is_followed(build, place):
 def test_a_cache_that_cannot_be_written(build, place, capsys):
     (place / "cache").write_text("a file")
     assert alone(build, capsys) == f"{place}/cache/stair-rnn cannot be written to (Not a directory)"
-
-
-# ── compilers ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture

@@ -132,9 +132,6 @@ def make_nonlinearity(phi, bias):
     return module
 
 
-# ── stairs and nonlinearities of one's own ───────────────────────────────────────────────────────────────
-
-
 class PerUnit(LearnedStair):
     """A number for every step and unit, (T, H)."""
 

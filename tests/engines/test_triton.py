@@ -28,9 +28,6 @@ MISSING = importlib.util.find_spec("triton") is None
 needs_triton = pytest.mark.skipif(MISSING, reason="triton is not installed (requirements-dev.txt names it)")
 
 
-# ── arithmetic ───────────────────────────────────────────────────────────────────────────────────────────
-
-
 @needs_triton
 def test_equals_the_float64_reference():
     """Groups of cases, told in interpreted.py. In float64, whose errors hide nothing."""
@@ -60,8 +57,6 @@ def interpreted(dtype: str, *groups: str):
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout).items()
 
-
-# ── what a kernel becomes ────────────────────────────────────────────────────────────────────────────────
 
 SHAPES = [(10, 128), (100, 512), (128, 1024)]                                           # B, H of the three tasks
 MODES = [(torch.float32, "ieee"), (torch.float32, "tf32"), (torch.float64, "ieee")]
@@ -209,9 +204,6 @@ def check_order(ptx: str, waits: bool) -> None:
     assert max(stores) == release - 2
 
 
-# ── the plan ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
 @pytest.mark.parametrize(("dtype", "precision"), MODES)
 @pytest.mark.parametrize("machine", [HOPPER, (114, 227 * 1024), (108, 163 * 1024), (24, 99 * 1024)])
 def test_plans_cover_and_fit(machine, dtype, precision):
@@ -273,9 +265,6 @@ def test_a_size_that_does_not_fit_takes_the_pytorch_engine(monkeypatch, capsys):
     assert h.shape == x.shape
     assert capsys.readouterr().err.splitlines() == [
         "stair: running the PyTorch engine, the triton one has no room for H = 3700 in torch.float32"]
-
-
-# ── asked for where it cannot run ────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("script", ["copytask_nvar", "sMNIST_alpha", "language_expalpha"])

@@ -111,9 +111,6 @@ def test_the_last_report_is_told(monkeypatch, capsys):
     assert "  loss 0.5\n" in capsys.readouterr().out
 
 
-# ── records ──────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_records_are_collected(tmp_path, capsys):
     source, target = tmp_path / "source", tmp_path / "target"
     row = row_of("copytask", "expRNN", "none")

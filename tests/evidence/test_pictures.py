@@ -142,9 +142,6 @@ def test_what_cannot_be_read_is_refused(tmp_path):
     assert not (tmp_path / "x.png").exists()
 
 
-# ── the gradient over time ───────────────────────────────────────────────────────────────────────────────
-
-
 @pytest.mark.parametrize("onehot", [True, False])
 def test_the_gradient_of_every_step(onehot, float64):
     """Against autograd through a loop that keeps every h_t: the whole derivative, through all later steps."""
@@ -235,9 +232,6 @@ def test_weights_that_are_not_there(tmp_path):
         pictures.main(["--spectrum", str(folder)])
     with pytest.raises(UserError, match="has no learned stair"):
         pictures.main(["--alpha", str(folder)])
-
-
-# ── where a picture goes ─────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no FIFO")

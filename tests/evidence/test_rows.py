@@ -177,9 +177,6 @@ def test_only_takes_names_and_texts():
         chosen("?")
 
 
-# ── rows of one's own ────────────────────────────────────────────────────────────────────────────────────
-
-
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory):
     """A copy of a script under another name, that was run with several rates and sizes; → its folder of runs."""

@@ -34,9 +34,6 @@ def test_the_published_curves_are_whole():
             assert published.published_loss(line.curve, 1451, 1500) == pytest.approx(float(line.value), rel=0.2)
 
 
-# ── differences ──────────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_an_interval_is_that_of_welch():
     """By the formula: t = 2.776 for the 4 degrees of freedom of two samples of three with the same variance."""
     found = differences.difference([3.0, 4.0, 5.0], [0.0, 1.0, 2.0])
@@ -81,9 +78,6 @@ def test_differences_from_the_plain_network(tmp_path, capsys):
     assert text.endswith("Bold: holds after Holm's adjustment for 2 comparisons.\n")
 
 
-# ── beside the published curves ──────────────────────────────────────────────────────────────────────────
-
-
 def test_copying_beside_the_published_curves(tmp_path, capsys):
     """Of every report that ends at 200, 400, 800 or 1500; other rows of the same cell have no curve beside them."""
     there = published.published_loss("expRNN", 151, 200)
@@ -104,9 +98,6 @@ def test_copying_beside_the_published_curves(tmp_path, capsys):
     assert last[-1] == "no"
     assert {line[3] for line in lines if line[0] == "RNN-Orth, henaff"} == {"not run"}
     assert not any(line[0] in ("expRNN", "nnRNN") for line in lines)
-
-
-# ── a column a value ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_vary_makes_a_column_a_value(tmp_path, capsys):

@@ -44,8 +44,6 @@ def refused(script, arguments, *parts, status=2):
     return sentence
 
 
-# ── what is typed ────────────────────────────────────────────────────────────────────────────────────────
-
 COUNTS = ("0", "-1", "1.5", "nan", "inf", "1e999", "", "many", "1e3", "0x10", str(2**31), "9" * 40)
 RATES = ("0", "-1e-3", "nan", "inf", "-inf", "1e999", "", "fast", "1,5", "1e300")
 WEIGHTS = ("-1", "nan", "inf", "1e999", "", "heavy", "1e300")
@@ -105,9 +103,6 @@ def test_a_path_that_is_none(flag, value):
     refused("sMNIST_nvar", [f"{flag}={value}"], flag, "is not the name of a folder")
 
 
-# ── folders ──────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_resume_of_what_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("x")
     for place in (tmp_path / "file", tmp_path / "nothing", tmp_path, tmp_path / "file" / "in", "x" * 5000):
@@ -119,9 +114,6 @@ def test_a_save_folder_that_is_a_file(tmp_path):
     for place in (tmp_path / "file", tmp_path / "file" / "in", "/dev/null", "x" * 5000):
         refused("copytask_nvar", [*tiny("copytask_nvar"), "--save", place], "cannot be written to", str(place),
                 "choose another place with --save")
-
-
-# ── runs on disk ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def put(path, content):
@@ -228,8 +220,6 @@ def test_a_run_that_was_spoiled(saved, tmp_path, monkeypatch, case):
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
     assert not (tmp_path / "ran").exists()
 
-
-# ── as processes ─────────────────────────────────────────────────────────────────────────────────────────
 
 PROCESSES = [
     ("copytask_nvar", ("--lr", "1e300"), 2, "'1e300' is not a number"),

@@ -35,8 +35,6 @@ from common.language import parallel_streams, segment, segments
 from common.runs import flags
 from evidence.pages import without_machine
 
-# ── copying memory ───────────────────────────────────────────────────────────────────────────────────────
-
 
 @pytest.mark.parametrize(("T", "labels", "c"), [(200, 8, 10), (5, 4, 3), (1, 1, 1), (2, 8, 10)])
 def test_copying_layout(T, labels, c):
@@ -77,8 +75,6 @@ def test_copying_state(vari):
 def test_memoryless_loss(task, loss):
     assert task.memoryless_loss() == pytest.approx(loss, abs=5e-5)
 
-
-# ── MNIST and its relatives ──────────────────────────────────────────────────────────────────────────────
 
 MNIST_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -218,9 +214,6 @@ def test_damaged_mnist(tmp_path, case):
     with pytest.raises(UserError, match=f"{re.escape(str(path.parent))}.*{said}.*--data") as error:
         load_mnist(tmp_path)
     assert "delete" not in str(error.value)
-
-
-# ── files that are missing ───────────────────────────────────────────────────────────────────────────────
 
 
 def files_below(folder):
@@ -364,9 +357,6 @@ def test_data_folder_that_is_none(tmp_path, monkeypatch, place):
             load(tmp_path / place)
 
 
-# ── Penn Treebank characters ─────────────────────────────────────────────────────────────────────────────
-
-
 def write_parts(folder: Path, **parts) -> Path:
     (folder / "pennchar").mkdir(exist_ok=True)
     for part, content in parts.items():
@@ -434,9 +424,6 @@ def test_numbers_as_a_text_to_read():
     assert symbols_of("the cat\n cat", words) == ["the", "cat", "<eos>", "cat"]
 
 
-# ── a text of one's own ──────────────────────────────────────────────────────────────────────────────────
-
-
 def write_text(folder, content) -> Path:
     path = folder / "own.txt"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -494,9 +481,6 @@ def test_a_text_takes_the_place_of_the_folder(tmp_path, penn_folder):
         load_characters(own)
 
 
-# ── which data it was ────────────────────────────────────────────────────────────────────────────────────
-
-
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
@@ -527,8 +511,6 @@ def test_a_collected_record_keeps_the_vocabulary(tmp_path):
     record = {"path": str(tmp_path / "mine"), "vocabulary": symbols}
     assert json.loads(without_machine(json.dumps(record, indent=2))) == {"path": "mine", "vocabulary": symbols}
 
-
-# ── what a run keeps of its data ─────────────────────────────────────────────────────────────────────────
 
 LANGUAGE = ("language_nvar", *tiny("language_nvar"), "--log-interval", "1")
 
@@ -627,9 +609,6 @@ def test_a_text_that_does_not_do(main, tmp_path, text, typed, said):
     assert not (tmp_path / "saves").exists()
 
 
-# ── streams and segments ─────────────────────────────────────────────────────────────────────────────────
-
-
 def test_streams_by_hand():
     streams = parallel_streams(torch.arange(11), 3)
     assert streams.tolist() == [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
@@ -646,9 +625,6 @@ def test_segments_cover_every_symbol_once(length, bptt):
         targets.append(target.view(-1, 2))
     assert torch.equal(torch.cat(inputs), streams[:-1])
     assert torch.equal(torch.cat(targets), streams[1:])
-
-
-# ── the real files ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.skipif("STAIR_DATA" not in os.environ, reason="STAIR_DATA names no folder with the real files")

@@ -31,9 +31,6 @@ def refused(*typed, **named) -> str:
     return str(error.value)
 
 
-# ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_all_that_a_script_reads_stands_in_it(script):
     """Every args.x of main and build is a key of DEFAULTS, one that the rows hold, or a flag of every script."""
@@ -89,9 +86,6 @@ def test_a_missing_key(name):
         getattr(parse(without=(name,)), name)
 
 
-# ── rows ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_the_row_with_the_most_matching_keys_wins():
     small = dict(net_type="expRNN", nhid=64, lr=0.25, lr_orth=0.5, alpha=0.5, rinit="cayley")
     assert parse("--nhid", "64", paper={"small": small}).lr == 0.25
@@ -122,9 +116,6 @@ def test_an_unknown_key_of_a_row():
     assert 'PAPER, "mine": there is no flag learning_rate' in said
 
 
-# ── values ───────────────────────────────────────────────────────────────────────────────────────────────
-
-
 @pytest.mark.parametrize("edited", [
     dict(log_interval=0), dict(nvar="expo"), dict(nhid=12.5), dict(onehot=1), dict(vari="yes"),
     dict(clip=float("nan")), dict(betas=(0.9,)), dict(betas=0.9), dict(betas=(0.9, 1.0)), dict(optimizer="adam"),
@@ -140,9 +131,6 @@ def test_an_edited_value_of_a_row(edited):
     row = {**module_of("copytask_nvar").PAPER["RNN"], **edited}
     (name, value), = edited.items()
     assert f'copytask_nvar.py, PAPER, "RNN": {name}={value!r}' in refused(paper={"RNN": row})
-
-
-# ── what the record says ─────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -299,9 +287,6 @@ def test_numbers_per_unit_name_the_engine_before_a_folder_is_made(edited, capsys
     script.main(TINY)
     _, folder = own_row()
     assert len(records.read_stair(folder)[0]) == 8                             # a number for every unit
-
-
-# ── build, load, --dry-run ───────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture

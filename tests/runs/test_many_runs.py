@@ -50,9 +50,6 @@ def folders(saves) -> list[Path]:
     return sorted(Path(saves, "copytask_nvar").glob("*"))
 
 
-# ── --resume auto ────────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_the_same_command_twice_at_once_makes_one_folder(tmp_path):
     pair = [started(*AUTO, "--updates", "400", cwd=tmp_path) for _ in range(2)]
     ends = sorted(map(finished, pair))
@@ -122,9 +119,6 @@ def test_the_result_names_the_engine_and_its_threads(main, data_folder, script, 
         assert result["threads"] == 1
 
 
-# ── impatient signals ────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_a_second_signal_does_not_undo_the_first(tmp_path):
     process = started("--updates", "1000000", cwd=tmp_path)
     folder, = wait_for(lambda: [path.parent for path in tmp_path.glob("saves/*/*/last.pt")], "checkpoint")
@@ -136,9 +130,6 @@ def test_a_second_signal_does_not_undo_the_first(tmp_path):
     assert status == 128 + signal.SIGTERM
     assert "stopped and saved" in said
     assert (folder / "last.pt").read_bytes() != before
-
-
-# ── threads ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(("groups", "files", "cores"), [
@@ -169,9 +160,6 @@ def test_the_default_of_threads(monkeypatch):
             monkeypatch.setenv("OMP_NUM_THREADS", variable)
         machine.prepare_machine(False, typed)
         assert torch.get_num_threads() == threads
-
-
-# ── SLURM ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 CONFIGURATION = """

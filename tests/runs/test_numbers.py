@@ -18,9 +18,6 @@ def every_report_is_saved(monkeypatch):
     monkeypatch.setattr(run, "AUTOSAVE_SECONDS", 0)
 
 
-# ── what is not finite ───────────────────────────────────────────────────────────────────────────────────
-
-
 def spoil_after(monkeypatch, updates):
     """After so many updates the gradient is not a number. → [the good updates that are left]"""
     left, step = [updates], OrthogonalRMSprop.step
@@ -91,9 +88,6 @@ def test_rates_beyond_all_bounds(main, script, typed):
     assert "What usually helps" in said
 
 
-# ── --clip ───────────────────────────────────────────────────────────────────────────────────────────────
-
-
 @pytest.mark.parametrize("script", ["copytask_nvar", "sMNIST_alpha", "language_expalpha"])
 def test_clip_bounds_every_update(main, monkeypatch, few_images, penn_folder, script):
     """The norm over all parameters, as the optimizer sees it; without --clip it is larger."""
@@ -115,9 +109,6 @@ def test_clip_bounds_every_update(main, monkeypatch, few_images, penn_folder, sc
     assert max(norms) <= clip * (1 + 1e-5)
 
 
-# ── orthogonality ────────────────────────────────────────────────────────────────────────────────────────
-
-
 @pytest.mark.parametrize(("net_type", "rinit", "lr_orth"), [
     ("expRNN", "cayley", 1e-3), ("nnRNN", "random", 5e-4)])
 def test_orthogonal_after_two_thousand_updates(net_type, rinit, lr_orth):
@@ -136,9 +127,6 @@ def test_orthogonal_after_two_thousand_updates(net_type, rinit, lr_orth):
     assert (rotation.logarithm - start).abs().max() > 0.01
     assert (w.t() @ w - torch.eye(64)).abs().max() < 1e-4
     assert torch.linalg.det(w).item() == pytest.approx(1, abs=1e-3)
-
-
-# ── the same bits ────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("typed", [

@@ -52,8 +52,6 @@ def refused(script, *arguments) -> str:
     return sentence
 
 
-# ── every option exists ──────────────────────────────────────────────────────────────────────────────────
-
 ADAM = ("--optimizer", "Adam")
 NN = ("--net-type", "nnRNN")
 
@@ -160,8 +158,6 @@ def test_help_ends_well(capsys):
     assert "--lr_orth" in capsys.readouterr().out
 
 
-# ── the defaults ─────────────────────────────────────────────────────────────────────────────────────────
-
 @pytest.mark.parametrize("task", LOOPS)
 def test_the_scripts_of_a_task_differ_only_in_the_stair(task):
     nvar, alpha, expalpha = (module_of(f"{task}_{stair}") for stair in ("nvar", "alpha", "expalpha"))
@@ -179,9 +175,6 @@ def test_the_scripts_of_a_task_differ_only_in_the_stair(task):
         for line in difflib.ndiff(one, other):
             if line[0] in "+-":
                 assert "stair = " in line, line
-
-
-# ── the published rows ───────────────────────────────────────────────────────────────────────────────────
 
 
 def row(lr, lr_orth, alpha, alam, tdecay, rinit, **more):
@@ -297,8 +290,6 @@ def test_the_origins_are_printed():
     assert "alam" not in flags.describe(options)
 
 
-# ── what has no meaning ──────────────────────────────────────────────────────────────────────────────────
-
 LSTM_ = "--net-type LSTM --nvar none"
 NONE = "--nvar none"
 MEANINGLESS = [
@@ -361,8 +352,6 @@ def test_what_is_no_flag(typed):
 def test_the_other_names_of_a_schedule(name, value):
     assert parse("copytask_nvar", "--nvar", name).nvar == value
 
-
-# ── every option changes what it says ────────────────────────────────────────────────────────────────────
 
 ONE_EACH = ("copytask_nvar", "sMNIST_nvar", "language_nvar")
 

@@ -34,9 +34,6 @@ def edited(name, *changes):
     return space["main"]
 
 
-# ── code by content ──────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_a_content_has_the_name_that_git_gives_it(tmp_path):
     for content, name in ((b"", "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"),
                           (b"hello\n", "ce013625030ba8dba906f756967f9e9ca394464a"),
@@ -101,9 +98,6 @@ def test_a_run_says_which_files_are_edited_and_is_edited_for_ever(copied):
     assert run("--resume", folder, "--updates", "6", GIT_DIR=str(ROOT / ".git"))[:2] == (edited, ["common/cells.py"])
     cells.write_text(text, encoding="utf-8")
     assert run("--resume", folder, "--updates", "8")[:2] == ([], ["common/cells.py"])
-
-
-# ── a run's own files ────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_checkpoints_of_another_run_are_refused(main):
@@ -183,9 +177,6 @@ def test_an_argv_with_half_a_surrogate_pair(main):
     assert records.read_result(folder)["command"][-1] == "\ud800"
 
 
-# ── called from Python ───────────────────────────────────────────────────────────────────────────────────
-
-
 def test_in_a_thread(tmp_path):
     run, typed = module_of("copytask_nvar").main, [*COPY[:-2], "--no-curves", "--save", str(tmp_path)]
     before, found = torch.get_num_threads(), []
@@ -202,9 +193,6 @@ def test_in_a_thread(tmp_path):
     assert torch.get_num_threads() == before
     assert run(["--evaluate", str(tmp_path / "copytask_nvar" / "expRNN-expn-s400-here"), "--threads", "2"])
     assert torch.get_num_threads() == before
-
-
-# ── schedules, numbers, events ───────────────────────────────────────────────────────────────────────────
 
 
 def test_a_schedule_of_ones_own_resumes_and_is_named(main, capsys):

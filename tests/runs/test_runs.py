@@ -50,8 +50,6 @@ def one_sentence(result, status, *parts):
         assert part in result.stderr
 
 
-# ── the nine scripts to their end ────────────────────────────────────────────────────────────────────────
-
 RESULT_KEYS = {
     "copytask": {"updates", "loss", "recall", "averaged_over", "memoryless_loss"},
     "sMNIST": {"epochs", "best_epoch", "validation_accuracy", "test_accuracy", "test_loss"},
@@ -119,9 +117,6 @@ def test_sequential_mnist_at_full_size(start_script, data_folder, tmp_path):
     assert checkpoint_of(folder)["parts"]["progress"]["batch"] >= 1
 
 
-# ── in this process ──────────────────────────────────────────────────────────────────────────────────────
-
-
 COPY = ("copytask_nvar", *tiny("copytask_nvar"))
 
 
@@ -177,9 +172,6 @@ def test_every_step_of_a_learned_stair_learns(main, stair, net_type):
     _, folder = main(stair, *tiny(stair), "--net-type", net_type, "--alpha-start", "0.5")
     numbers = torch.load(folder / "best.pt", weights_only=True)["network.stair.numbers"]
     assert (numbers != 0.5).all()
-
-
-# ── the loops of the epochs ──────────────────────────────────────────────────────────────────────────────
 
 
 MNIST = ("sMNIST_nvar", "--nhid", "8", "--threads", "1")
@@ -304,8 +296,6 @@ def test_a_validation_file_too_short_for_ten_streams(main, monkeypatch):
         main(*LANGUAGE)
 
 
-# ── resume, bit for bit ──────────────────────────────────────────────────────────────────────────────────
-
 LONG = {
     "copytask_nvar": ("--net-type", "nnRNN", "--vari", "--nhid", "12", "--T", "20", "--c-length", "5",
                       "--updates", "300", "--log-interval", "10"),
@@ -421,9 +411,6 @@ def test_best_weights_that_are_wrong(main, few_images, monkeypatch, spoiled):
         torch.save({"weight": torch.zeros(2)}, best)
     with pytest.raises(UserError, match=r"best\.pt"):
         main("sMNIST_nvar", "--resume", folder)
-
-
-# ── what goes wrong on the way ───────────────────────────────────────────────────────────────────────────
 
 
 def test_a_loss_that_is_not_finite(run_script, tmp_path):

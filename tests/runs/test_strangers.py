@@ -42,9 +42,6 @@ def changed(path, change):
     path.write_text(json.dumps(content))
 
 
-# ── somebody else's files ────────────────────────────────────────────────────────────────────────────────
-
-
 BAD_LOGS = {"Latin-1": b"update,loss\n1,\xe9\n", "a missing cell": b"update,loss\n1\n",
             "a cell too many": b"update,loss\n1,2,3\n", "text": b"update,loss\n1,x\n"}
 
@@ -104,9 +101,6 @@ def test_a_foreign_record_ends_no_cell_of_a_table(main, finished, monkeypatch, c
     assert out.count("\n") == 3
 
 
-# ── a result is not lost to what comes after it ──────────────────────────────────────────────────────────
-
-
 @pytest.mark.parametrize("name", ["$^$", "a$b", "_", "\N{GREEK SMALL LETTER ALPHA}\N{CJK UNIFIED IDEOGRAPH-4F8B}"])
 def test_a_name_is_no_formula(main, recwarn, name):
     _, folder = main("copytask_nvar", *COPY, "--name", name)
@@ -129,9 +123,6 @@ def test_a_picture_that_cannot_be_drawn_is_a_line(main, monkeypatch, capsys):
     assert not (folder / "curves.png").exists()
     main("copytask_nvar", "--resume", folder)
     assert (folder / "curves.png").exists()
-
-
-# ── the shell and the cluster ────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a shell of POSIX")
@@ -177,9 +168,6 @@ def test_the_first_report_makes_a_checkpoint(main, monkeypatch):
         path.name, content.get("parts", {}).get("progress", {}).get("update"))) or save(path, content))
     main("copytask_nvar", *COPY, "--updates", "8")
     assert [update for name, update in saved if name == "last.pt"] == [2, 8]
-
-
-# ── more of a run ────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("more", [60, 130])
@@ -242,9 +230,6 @@ def test_orthogonality_stands_in_the_log(main, net, promises):
         assert model.network.cell.rotation.error() == pytest.approx(
             (p @ p.t() - torch.eye(len(p))).abs().max().item(), abs=3e-7)
         assert all(row["orthogonality_error"] < 1e-5 for row in rows)
-
-
-# ── a checkpoint without training ────────────────────────────────────────────────────────────────────────
 
 
 def contents(folder):
@@ -321,9 +306,6 @@ def test_a_sample_of_the_penn_treebank_has_lines_and_blanks(main, penn_folder, c
 def test_evaluate_is_refused(main, script, typed, sentence):
     with pytest.raises(UserError, match=sentence):
         main(script, *typed)
-
-
-# ── runs of an earlier version ───────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in FIXTURES.iterdir()))

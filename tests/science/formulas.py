@@ -131,9 +131,6 @@ class Program:
         return {letter: value.detach().clone() for letter, value in self.p.items()}
 
 
-# ── copying memory ───────────────────────────────────────────────────────────────────────────────────────
-
-
 def copying(program: Program) -> dict:
     """Train on fresh batches → mean loss and recall of the last 50 updates."""
     o, recalls = program.o, []
@@ -156,9 +153,6 @@ def copying(program: Program) -> dict:
                  for y, target in zip(logits[-c:], targets[-c:], strict=True)]
         recalls.append(sum(right) / (c * o["batch"]))
     return {"loss": sum(program.losses[-50:]) / 50, "recall": sum(recalls[-50:]) / 50}
-
-
-# ── sequential MNIST ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def read_images(raw, part):
@@ -207,9 +201,6 @@ def pixels(program: Program, train, valid, test) -> dict:
     test_loss, hits = evaluate(*test)
     program.p = last
     return {"validation_loss": validation, "test_loss": test_loss, "test_accuracy": hits / len(test[1])}
-
-
-# ── characters ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 def read_characters(folder):

@@ -45,9 +45,6 @@ def slow_rotation(rotation) -> np.ndarray:
     return scipy.linalg.expm(skew)
 
 
-# ── W ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("size", [1, 2, 5, 16])
 def test_exprnn_kernel(start, size):
@@ -127,9 +124,6 @@ def test_nnrnn_needs_pairs(size):
         NNRNN(3, size)
 
 
-# ── the recurrent start ──────────────────────────────────────────────────────────────────────────────────
-
-
 @pytest.mark.parametrize(("net_type", "rinit"), list(itertools.product(NET_TYPES, RECURRENT_STARTS)))
 def test_every_start_of_every_cell(net_type, rinit):
     """Valid, and another W than every other start; or one sentence that says what to use.
@@ -168,9 +162,6 @@ def test_rnn_starts_orthogonal(net_type, rinit):
     assert (w @ w.t() - torch.eye(32)).abs().max() < 1e-5
 
 
-# ── the input start ──────────────────────────────────────────────────────────────────────────────────────
-
-
 @pytest.mark.parametrize("net_type", NET_TYPES)
 def test_input_start_of_every_cell(net_type):
     """The same seed draws the same numbers: the normal starts differ by √((I + H)/I) and in nothing else."""
@@ -202,9 +193,6 @@ def test_mean_cross_entropy_equals_torch():
                                    torch.autograd.grad(expected, (weight, bias), retain_graph=True))
 
 
-# ── orthogonality ────────────────────────────────────────────────────────────────────────────────────────
-
-
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("net_type", ["expRNN", "nnRNN"])
 def test_orthogonal_after_200_updates(net_type, start):
@@ -223,9 +211,6 @@ def test_orthogonal_after_200_updates(net_type, start):
     assert (after @ after.t() - torch.eye(48)).abs().max() <= 1e-5
     if net_type == "expRNN":
         assert torch.equal(after, model.network.kernel().detach())
-
-
-# ── counts ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def count(module):
@@ -262,9 +247,6 @@ def test_nothing_derived_is_saved():
     names = set(make("nnRNN").state_dict())
     assert names == {"cell.input_weight", "cell.rotation.logarithm", "cell.gamma", "cell.theta", "cell.upper",
                      "nonlinearity.bias"}
-
-
-# ── symbols ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("net_type", ["RNN", "expRNN", "nnRNN"])
@@ -328,9 +310,6 @@ def test_state_starts_at_zero():
     assert make("RNN").initial_state(3).shape == (3, 6)
     assert not make("LSTM").initial_state(3).any()
     assert make("LSTM").initial_state(3).shape == (2, 3, 6)
-
-
-# ── LSTM ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("rinit", ["xavier", "random"])

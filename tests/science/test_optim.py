@@ -19,9 +19,6 @@ def make(net_type, stair=None, rinit="skew", seed=0):
     return CopyModel(build_network(net_type, I, H, stair or FixedStair("n", T), "modrelu", rinit, "xavier"), C)
 
 
-# ── torch's own, for ordinary parameters ─────────────────────────────────────────────────────────────────
-
-
 def descend(optimizer_of, steps=60):
     """Parameters after some steps on a function with gradients of every size; they are two, of two shapes."""
     generator = torch.Generator().manual_seed(0)
@@ -90,9 +87,6 @@ def test_a_parameter_without_gradient_stays():
     assert p.tolist() != [1, 1]
 
 
-# ── the groups of a model ────────────────────────────────────────────────────────────────────────────────
-
-
 def groups_of(model, **named):
     """name of a parameter → the group it is in."""
     names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
@@ -139,9 +133,6 @@ def test_exponential_stair_stays_positive():
     assert model.network.stair.numbers.min() == 0
 
 
-# ── state ────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 @pytest.mark.parametrize("method", ["RMSprop", "Adam"])
 @pytest.mark.parametrize("net_type", ["nnRNN", "LSTM"])
 def test_state_round_trip(net_type, method, tmp_path):
@@ -169,9 +160,6 @@ def test_state_round_trip(net_type, method, tmp_path):
     other.load_state_dict(weights)
     its_optimizer.load_state_dict(state)
     assert torch.equal(go_on(other, its_optimizer, 5), expected)
-
-
-# ── update ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_alam_pulls_gamma_to_one():

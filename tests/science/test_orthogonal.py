@@ -35,9 +35,6 @@ def skew_part(matrix):
     return (matrix - matrix.T) / 2
 
 
-# ── the exponential ──────────────────────────────────────────────────────────────────────────────────────
-
-
 @pytest.mark.parametrize("norm", [0.0, 1e-9, 0.04, 0.06, 1.0, 3.14, 30.0, 300.0])
 @pytest.mark.parametrize("size", SIZES)
 def test_exponential_equals_scipy(size, norm):
@@ -146,9 +143,6 @@ def test_what_is_not_finite_comes_back_at_once(value):
     assert not skew_exponential(skew).isfinite().all()
 
 
-# ── the triangle ─────────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_triangle_row_by_row():
     found = triangle(torch.arange(1.0, 7.0), triangle_indices(4), 4)
     assert found.tolist() == [[0, 1, 2, 3], [0, 0, 4, 5], [0, 0, 0, 6], [0, 0, 0, 0]]
@@ -157,9 +151,6 @@ def test_triangle_row_by_row():
 @pytest.mark.parametrize("size", SIZES)
 def test_triangle_size(size):
     assert len(triangle_indices(size)) == size * (size - 1) // 2
-
-
-# ── the starts ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("start", ROTATION_STARTS)
@@ -215,9 +206,6 @@ def test_starts_differ_and_follow_the_seed():
 def test_unknown_start(name):
     with pytest.raises(ValueError, match="there is no orthogonal start"):
         skew_start(name, 4)
-
-
-# ── Haar rotations and their logarithm ───────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("size", SIZES)

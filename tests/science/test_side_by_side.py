@@ -225,8 +225,6 @@ def test_a_script_trains_as_the_formulas_say(float64, run, image_folder, text_fo
         assert (found[letter] - value).abs().max() <= RELATIVE * value.abs().max(), letter
 
 
-# ── starts ───────────────────────────────────────────────────────────────────────────────────────────────
-
 H = 100                                                             # hidden units
 
 
