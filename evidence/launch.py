@@ -3,8 +3,8 @@
 import shlex
 import subprocess
 import sys
-import threading
 import time
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from common.errors import UserError, when_asked_to_stop
@@ -30,72 +30,52 @@ def is_left(run: Path | None) -> bool:
     return run is None or (read_result(run) is None and not is_diverged(run))
 
 
-class Run:
-    """A run in a process of its own, which a terminal's Ctrl-C does not reach. A thread reads what it says."""
-
-    def __init__(self, command: list[str]):
-        self.name, self.words = shlex.join(command), ""
-        self.news = [f"started {self.name}"]  # lines that are to be printed
-        self.process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                        start_new_session=True, text=True, errors="replace")
-        self.reader = threading.Thread(target=self._read)
-        self.reader.start()
-
-    def _read(self) -> None:
-        with self.process.stdout as lines:
-            for line in filter(str.strip, lines):
-                self.words = line.rstrip()
-                if line.startswith(("writing to ", "going on with ")):
-                    self.news.append(f"  {self.words}/log.csv")
-
-    def end(self) -> str:
-        """Wait for its end; → how it ended."""
-        status = self.process.wait()
-        self.reader.join()
-        is_stopped = status < 0 or "stopped and saved" in self.words or "stopped before" in self.words
-        return "done" if status == 0 else "stopped" if is_stopped else f"FAILED ({self.words or f'status {status}'})"
-
-
 def run_all(commands: list[list[str]], jobs: int) -> int:
     """Run the commands, `jobs` at a time, in this folder; → how many failed. What stops this stops every run, saved.
 
-    Says what starts, where its log lies, how it ended, and once a minute the last report of each run.
+    Says what starts, where its log lies, once a minute a report of each run, and how it ended.
     """
-    left, running, ended, asked, due = [*commands], [], [], [], time.monotonic() + TELL_SECONDS
+    running, asked, failed = [], [], 0
 
-    def show(run: Run) -> None:
-        while run.news:
-            print(run.news.pop(0), flush=True)
+    def stop(number, frame=None):
+        asked.append(number)
+        for process in [*running]:
+            process.terminate()
 
-    def tell(run: Run) -> None:
-        ended.append(run.end())
-        running.remove(run)
-        show(run)
-        print(f"{len(ended)}/{len(commands)} {run.name}: {ended[-1]}", flush=True)
+    def run(command: list[str]) -> tuple[str, str]:
+        """In a thread of the pool: a process that a terminal's Ctrl-C does not reach → its command, how it ended."""
+        name, words, due = shlex.join(command), "", time.monotonic() + TELL_SECONDS
+        if asked:
+            return name, ""
+        print(f"started {name}", flush=True)
+        with subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              start_new_session=True, text=True, errors="replace") as process:
+            running.append(process)
+            if asked:  # since the line before
+                process.terminate()
+            for line in filter(str.strip, process.stdout):
+                words = line.rstrip()
+                if line.startswith(("writing to ", "going on with ")):
+                    print(f"  {words}/log.csv", flush=True)
+                elif time.monotonic() > due:
+                    due = time.monotonic() + TELL_SECONDS
+                    print(f"  {words}", flush=True)
+        running.remove(process)
+        status = process.returncode
+        is_stopped = status < 0 or "stopped and saved" in words or "stopped before" in words
+        return name, "done" if status == 0 else "stopped" if is_stopped else f"FAILED ({words or f'status {status}'})"
 
-    with when_asked_to_stop(lambda number, frame: asked.append(number), *STOPPING):
+    pool = ThreadPool(jobs)
+    with when_asked_to_stop(stop, *STOPPING):
         try:
-            while (left or running) and not asked:
-                while left and len(running) < jobs:
-                    running.append(Run(left.pop(0)))
-                time.sleep(0.2)
-                if time.monotonic() > due:
-                    due += TELL_SECONDS
-                    for run in running:
-                        run.news.append(f"  {run.words}")
-                for run in [*running]:
-                    show(run)
-                    if run.process.poll() is not None:
-                        tell(run)
-            if asked:
-                print("stopping: every run saves first", flush=True)
+            for ended, (name, how) in enumerate(pool.imap_unordered(run, commands), 1):
+                failed += how.startswith("FAILED")
+                if how:
+                    print(f"{ended}/{len(commands)} {name}: {how}", flush=True)
         finally:  # whatever ended this, such as a closed output
-            for run in running:
-                run.process.terminate()
-            for run in running:
-                run.end()
-        for run in [*running]:
-            tell(run)
-    if asked:
+            stop(0)
+            pool.close()
+            pool.join()
+    if asked[0]:
         raise UserError("stopped; the same command goes on", 128 + asked[0])
-    return sum(how.startswith("FAILED") for how in ended)
+    return failed

@@ -105,10 +105,11 @@ def test_a_run_that_could_not_save_has_failed(name, tmp_path, capsys):
     assert "pass" not in said                                                 # was never begun
 
 
-def test_the_last_report_is_told(monkeypatch, capsys):
+def test_a_report_is_told_once_a_minute(monkeypatch, capsys):
     monkeypatch.setattr(launch, "TELL_SECONDS", 0.5)
-    launch.run_all([["-c", "import time; print('loss 0.5', flush=True); time.sleep(2)"]], 1)
-    assert "  loss 0.5\n" in capsys.readouterr().out
+    launch.run_all([["-c", "import time\nfor n in range(9): print('loss', n, flush=True); time.sleep(n == 0)"]], 1)
+    assert "  loss 1\n" in (said := capsys.readouterr().out)
+    assert "loss 2" not in said
 
 
 def test_records_are_collected(tmp_path, capsys):
