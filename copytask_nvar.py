@@ -24,7 +24,6 @@ DEFAULTS = dict(
     nhid=128,             # hidden units H
     nonlin="modrelu",     # none, tanh, relu, modrelu, sigmoid
     iinit="xavier",       # start of U: xavier, kaiming, linear
-    engine="auto",        # time loop: auto, native, torch, reference, triton
     # task
     T=200,                # delay in steps
     labels=8,             # different symbols, at most 8
@@ -69,8 +68,7 @@ def main(argv=None):
     with Run(args) as run:
         task = copytask.CopyingTask(args.T, args.labels, args.c_length, args.vari, seed=args.random_seed)
         model = build(args).to(run.device)
-        optimizer = optimizer_for(model, method=args.optimizer, lr=args.lr, lr_orth=args.lr_orth, alpha=args.alpha,
-                                  betas=args.betas, Tdecay=args.Tdecay)
+        optimizer = optimizer_for(model, args.lr, args.lr_orth, args.optimizer, args.alpha, args.betas, args.Tdecay)
         return copytask.train(model, optimizer, task, run, updates=args.updates, batch=args.batch,
                               log_interval=args.log_interval, alam=args.alam, clip=args.clip)
 

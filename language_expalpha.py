@@ -28,7 +28,6 @@ DEFAULTS = dict(
     iinit="kaiming",      # start of U: xavier, kaiming, linear
     emsize=200,           # size of an embedding
     tied=False,           # decoder = embedding (needs emsize = nhid)
-    engine="auto",        # time loop: auto, native, torch, reference, triton
     # task
     bptt=150,             # steps a segment; published for 150 and 300
     batch=128,            # parallel streams of text
@@ -72,8 +71,7 @@ def main(argv=None):
     with Run(args, label=f"bptt{args.bptt}") as run:
         corpus = load_characters(args.data, args.text)
         model = build(args, corpus.vocabulary).to(run.device)
-        optimizer = optimizer_for(model, method=args.optimizer, lr=args.lr, lr_orth=args.lr_orth, alpha=args.alpha,
-                                  betas=args.betas, Tdecay=args.Tdecay)
+        optimizer = optimizer_for(model, args.lr, args.lr_orth, args.optimizer, args.alpha, args.betas, args.Tdecay)
         return language.train(model, optimizer, corpus, run, epochs=args.epochs, batch=args.batch, bptt=args.bptt,
                               log_interval=args.log_interval, alam=args.alam, clip=args.clip)
 

@@ -26,7 +26,6 @@ DEFAULTS = dict(
     nhid=512,             # hidden units H
     nonlin="modrelu",     # none, tanh, relu, modrelu, sigmoid
     iinit="xavier",       # start of U: xavier, kaiming, linear
-    engine="auto",        # time loop: auto, native, torch, reference, triton
     # task
     permute=False,        # one fixed order of the pixels
     batch=100,            # images an update
@@ -65,8 +64,7 @@ def main(argv=None):
     with Run(args, label="permuted" if args.permute else "") as run:
         images = load_mnist(args.data, args.permute)
         model = build(args, images[0].classes).to(run.device)
-        optimizer = optimizer_for(model, method=args.optimizer, lr=args.lr, lr_orth=args.lr_orth, alpha=args.alpha,
-                                  betas=args.betas, Tdecay=args.Tdecay)
+        optimizer = optimizer_for(model, args.lr, args.lr_orth, args.optimizer, args.alpha, args.betas, args.Tdecay)
         return smnist.train(model, optimizer, *images, run, epochs=args.epochs, batch=args.batch,
                             log_interval=args.log_interval, save_freq=args.save_freq, alam=args.alam, clip=args.clip)
 

@@ -55,16 +55,10 @@ def parallel_streams(tokens: torch.Tensor, streams: int, part: str = "train") ->
     return tokens[:length * streams].view(streams, length).t().contiguous()
 
 
-def segments(streams: torch.Tensor, bptt: int) -> int:
-    """How many segments of at most `bptt` steps the streams hold; the last symbol is only a target."""
-    return -(-(len(streams) - 1) // bptt)
-
-
-def segment(streams: torch.Tensor, index: int, bptt: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Segment `index` → symbols (L, B) and the symbols that follow them (L·B,)."""
-    start = index * bptt
-    end = min(start + bptt, len(streams) - 1)
-    return streams[start:end], streams[start + 1:end + 1].flatten()
+def segments(streams: torch.Tensor, bptt: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Streams (N, B) → of each segment of at most `bptt` steps the symbols (L, B) and those that follow them (L·B,)."""
+    following = [target.flatten() for target in streams[1:].split(bptt)]
+    return list(zip(streams[:-1].split(bptt), following, strict=True))
 
 
 @torch.no_grad()
@@ -72,8 +66,7 @@ def evaluate(model: CharacterModel, streams: torch.Tensor, bptt: int, run: Run |
     """Mean loss (nats a symbol) and accuracy over `streams` (N, B); a `run` can be stopped between segments."""
     kernel, state = model.network.kernel(), model.network.initial_state(streams.shape[1])
     sums = torch.zeros(2, dtype=torch.float64, device=streams.device)
-    for index in range(segments(streams, bptt)):
-        symbols, target = segment(streams, index, bptt)
+    for symbols, target in segments(streams, bptt):
         logits, state = model(symbols, state, kernel)
         sums += torch.stack((cross_entropy(logits, target, reduction="sum"), (logits.argmax(-1) == target).sum()))
         if run is not None:
@@ -87,8 +80,10 @@ def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epo
     """Train → the test score of the epoch with the best validation loss. `more` (a schedule) is saved as well."""
     train_set, valid_set, test_set = streams_of(corpus, batch, run.device)                       # (N, B) each
     if run.options.evaluate is not None:
-        return evaluate_best(run, model, corpus, valid_set, test_set, bptt)
-    batches = segments(train_set, bptt)
+        return run.evaluate(model, lambda loss, accuracy: f"{scores(loss, corpus.unit)}, accuracy {accuracy:.4f}",
+                            corpus.source, validation=lambda: evaluate(model, valid_set, bptt, run),
+                            test=lambda: evaluate(model, test_set, bptt, run))
+    batches = len(train_segments := segments(train_set, bptt))
     meter = Meter("train_loss", "train_accuracy", device=run.device)
     progress = Progress(epoch=0, batch=0, state=model.network.initial_state(batch), sums=meter.sums, best_epoch=0,
                         best_loss=math.inf, best_accuracy=0.0)
@@ -98,7 +93,7 @@ def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epo
 
     for epoch in run.epochs(progress, until=epochs, updates=batches, unit="segment"):
         for index in run.updates(progress, until=batches, counter="batch"):
-            symbols, target = segment(train_set, index - 1, bptt)                                # (L, B), (L·B,)
+            symbols, target = train_segments[index - 1]                                          # (L, B), (L·B,)
             logits, state = model(symbols, progress.state)                                       # (L·B, V)
             loss = mean_cross_entropy(logits, target)
             step(model, optimizer, loss, alam=alam, clip=clip)
@@ -113,14 +108,6 @@ def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epo
         progress.state = model.network.initial_state(batch)
         keep_or_slow_down(run, progress, optimizer, epoch, valid_loss, valid_accuracy)
     return finish(run, progress, epochs, model, test_set, bptt, corpus.unit)
-
-
-def evaluate_best(run: Run, model: CharacterModel, corpus: Characters, valid_set: torch.Tensor,
-                  test_set: torch.Tensor, bptt: int) -> dict:
-    """What --evaluate asks for: the scores of the best weights."""
-    return run.evaluate(model, lambda loss, accuracy: f"{scores(loss, corpus.unit)}, accuracy {accuracy:.4f}",
-                        corpus.source, validation=lambda: evaluate(model, valid_set, bptt, run),
-                        test=lambda: evaluate(model, test_set, bptt, run))
 
 
 def print_sample(build, args) -> str:

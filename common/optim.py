@@ -93,14 +93,11 @@ def optimizer_for(model, lr: float, lr_orth: float, method: str = "RMSprop", alp
     named = {id(p) for p in (*rotation, *triangular, *bounded)}
     free = [p for p in model.parameters() if p.requires_grad and id(p) not in named]
 
-    common = dict(method=method, lr=lr, alpha=alpha, betas=betas)
-    groups = [
-        dict(common, params=free),
-        dict(common, params=rotation, lr=lr_orth),
-        dict(common, params=triangular, weight_decay=Tdecay),
-        dict(common, params=bounded, minimum=stair.minimum if stair else None),
-    ]
-    return OrthogonalRMSprop([group for group in groups if group["params"]])
+    groups = [dict(params=free),
+              dict(params=rotation, lr=lr_orth),
+              dict(params=triangular, weight_decay=Tdecay),
+              dict(params=bounded, minimum=stair.minimum if stair else None)]
+    return OrthogonalRMSprop([group for group in groups if group["params"]], lr, method, alpha, betas)
 
 
 def step(model, optimizer, loss: torch.Tensor, *, alam: float = 0.0, clip: float = 0.0) -> None:

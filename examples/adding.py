@@ -24,7 +24,7 @@ from common.runs.run import Run, loader
 from common.stair import FixedStair
 
 NAME, REVISION = "adding", 1
-DEFAULTS = dict(net_type="expRNN", nvar="expn", nhid=64, nonlin="relu", iinit="xavier", engine="auto",  # network
+DEFAULTS = dict(net_type="expRNN", nvar="expn", nhid=64, nonlin="relu", iinit="xavier",                 # network
                 T=50, batch=50, updates=1000, log_interval=50, random_seed=400,                         # task
                 optimizer="Adam", betas=(0.9, 0.999), clip=0.0)                                         # optimizer
 PAPER = {"adding": dict(net_type=("RNN", "RNN-Orth", "expRNN"), lr=3e-3, lr_orth=1e-3, rinit="henaff")}

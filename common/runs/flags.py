@@ -130,7 +130,7 @@ FLAGS = {flag.dest: flag for flag in (
     Flag("--tf32", MACHINE, switch, "float32 products by tensor cores, from 10 bits of mantissa; needs --cuda", False),
     Flag("--threads", MACHINE, number(int, 1, 1024),
          "CPU threads (OMP_NUM_THREADS, else the cores that this process may use)", None),
-    Flag("--engine", MACHINE, one_of("auto", *ENGINES), "time loop of common/recurrence",
+    Flag("--engine", MACHINE, one_of("auto", *ENGINES), "time loop of common/recurrence", "auto",
          needs=only_for(*WITH_STAIR, why="its own time loop")),
     Flag("--curves", MACHINE, switch, "draw curves.png at the end", True),
     Flag("--tensorboard", MACHINE, switch, "write the rows of log.csv for TensorBoard too", False),

@@ -31,7 +31,7 @@ from common.data import (
     text_of,
 )
 from common.errors import UserError
-from common.language import parallel_streams, segment, segments
+from common.language import parallel_streams, segments
 from common.runs import flags
 from evidence.pages import without_machine
 
@@ -618,8 +618,7 @@ def test_streams_by_hand():
 def test_segments_cover_every_symbol_once(length, bptt):
     streams = parallel_streams(torch.arange(2 * length), 2)
     inputs, targets = [], []
-    for k in range(segments(streams, bptt)):
-        symbols, target = segment(streams, k, bptt)
+    for symbols, target in segments(streams, bptt):
         assert 1 <= len(symbols) <= bptt
         inputs.append(symbols)
         targets.append(target.view(-1, 2))

@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 
 from common.copytask import CopyingTask, CopyModel
 from common.data import PixelSequences
-from common.language import CharacterModel, evaluate, parallel_streams, segment, segments
+from common.language import CharacterModel, evaluate, parallel_streams, segments
 from common.network import build_network
 from common.optim import optimizer_for, step
 from common.smnist import PixelModel
@@ -83,8 +83,7 @@ def test_characters_are_learned():
     before, _ = evaluate(model, held_out, 20)
     for _ in range(8):
         state = network.initial_state(10)
-        for k in range(segments(streams, 20)):
-            symbols, target = segment(streams, k, 20)
+        for symbols, target in segments(streams, 20):
             logits, state = model(symbols, state.detach())
             step(model, optimizer, cross_entropy(logits, target), alam=1e-4)
     after, accuracy = evaluate(model, held_out, 20)
