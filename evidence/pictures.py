@@ -20,6 +20,7 @@ import argparse
 import importlib
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,18 +31,6 @@ from common.errors import UserError, run_main
 from common.network import mean_cross_entropy
 from common.recurrence import stair_recurrence
 from common.runs import curves
-from common.runs.curves import (
-    COLOURS,
-    MARKERS,
-    check_lines,
-    drawing,
-    figure,
-    labels_of,
-    line,
-    read_log,
-    save,
-    show_legend,
-)
 from common.runs.flags import FLAGS
 from common.runs.records import read_config, read_result, read_stair
 from common.stair import SCHEDULES, schedule
@@ -67,7 +56,7 @@ APART = 45    # steps between two markers of a line over t
 
 def panels_of(width: float, height: float, rows: int = 1, columns: int = 1):
     """A figure and the axes of its panels."""
-    picture, whole = figure(width, height)
+    picture, whole = curves.figure(width, height)
     whole.remove()
     panels = picture.subplots(rows, columns, sharey="row", squeeze=False).ravel()
     for axes in panels:
@@ -86,17 +75,9 @@ def draw_runs(folders: list[Path], path: Path) -> None:
 
 def draw_rows(rows: list[Row], path: Path, with_published: bool) -> None:
     """One learning curve a row of a task's table, over its seeds."""
-    picture, axes = figure(8.6, 4.4)
-    folders = [folder for row in rows for folder in row.runs.values()]
-    x, y = curves.columns_of(next(filter(None, map(read_log, folders)), {}))
-    for number, row in enumerate(rows):
-        found = [curves.points(log[x], log[y]) for log in map(read_log, row.runs.values()) if log]
-        curves.draw_band(axes, found, y, **line(number, f"{row.model}, {row.stair} (n = {len(found)})"),
-                         markevery=(number % 5, 5) if x == "update" else 1)
-        if with_published:
-            draw_published(axes, row, number)
-    curves.finish_axes(axes, x, y, curves.memoryless_lines(folders), len(folders) > len(rows))
-    save(picture, path)
+    groups = [(f"{row.model}, {row.stair}", list(row.runs.values())) for row in rows]
+    beside = [partial(draw_published, row=row, number=number) for number, row in enumerate(rows) if with_published]
+    curves.draw_groups(groups, path, with_training=False, beside=beside)
 
 
 def draw_published(axes, row: Row, number: int) -> None:
@@ -105,7 +86,7 @@ def draw_published(axes, row: Row, number: int) -> None:
         return
     every = 3 if row.task == "copytask" else 1               # 150 dots a row would hide each other
     what, size = ("published test accuracy", 7) if row.task == "language" else ("published", 3)
-    dots = dict(linestyle="none", marker=MARKERS[number], markersize=size, color=COLOURS[number])
+    dots = dict(linestyle="none", marker=curves.MARKERS[number], markersize=size, color=curves.COLOURS[number])
     if row.task == "language":
         ours = [result for result in row.results if "best_epoch" in result]
         axes.plot([result["best_epoch"] for result in ours], [result["test_accuracy"] for result in ours], **dots,
@@ -126,22 +107,22 @@ def draw_vary(columns: dict[str, list[Row]], name: str, path: Path) -> None:
         raise UserError(f"runs have ended with {len(ended)} of the values of --{name}, and a line needs two values")
     rows = next(iter(columns.values()))
     lines = [(row, results) for row, *results in zip(rows, *ended.values(), strict=True) if any(results)]
-    check_lines(len(lines), f"pick rows with --only, as in --only '{rows[0].name}' '{rows[-1].name}'")
-    picture, axes = figure(8.6, 4.4)
+    curves.check_lines(len(lines))
+    picture, axes = curves.figure(8.6, 4.4)
     measure = GAIN.get(rows[0].task) or measures_of(rows)[0].key
     for number, (row, results) in enumerate(lines):
         scores = {place + 0.03 * (number - len(lines) / 2): [r[measure] for r in found]   # aside: no bar hides another
                   for place, found in enumerate(results) if found}
         axes.errorbar(list(scores), list(map(statistics.mean, scores.values())),
                       [statistics.stdev(found) if len(found) > 1 else 0 for found in scores.values()], capsize=3,
-                      **line(number, f"{row.model}, {row.stair}"))
+                      **curves.line(number, f"{row.model}, {row.stair}"))
     if rows[0].task == "copytask":
         axes.axhline(1 / 8, color="0.3", linewidth=1.0, label="memoryless")
     help_ = f": {FLAGS[dest].help}" if (dest := name.replace("-", "_")) in FLAGS else ""
     axes.set(xlabel=name + help_, ylabel=measure.replace("_", " "))
     axes.set_xticks(range(len(ended)), list(ended))
-    show_legend(axes, fontsize=7)
-    save(picture, path)
+    curves.show_legend(axes, fontsize=7)
+    curves.save(picture, path)
 
 
 def draw_gains(seeds, folders: list[Path], path: Path) -> None:
@@ -157,7 +138,7 @@ def draw_gains(seeds, folders: list[Path], path: Path) -> None:
         find_runs(rows, seeds, *folders)
         gains = gains_of(rows)
         for number, cell in enumerate(SMALL_CELLS):
-            look = {**line(number, cell), "linestyle": "none", "markersize": 5}
+            look = {**curves.line(number, cell), "linestyle": "none", "markersize": 5}
             axes.plot([], [], **look)
             for row in rows:
                 if row.cell == cell and (gain := gains.get((task, row.name))):
@@ -169,27 +150,27 @@ def draw_gains(seeds, folders: list[Path], path: Path) -> None:
     panels[0].set_yticks(range(len(stairs)), stairs)
     panels[0].set(ylabel="stair", ylim=(len(stairs) - 0.5, -0.5))
     panels[-1].plot([], [], color="0.3", marker="o", linestyle="none", label="filled: holds\n(Holm, 5 %)")
-    show_legend(panels[-1])
-    save(picture, path)
+    curves.show_legend(panels[-1])
+    curves.save(picture, path)
 
 
 def draw_stairs(path: Path, steps: int = 40) -> None:
     """The schedules ρ_t of nvar over the first `steps` steps."""
-    picture, axes = figure()
+    picture, axes = curves.figure()
     for number, name in enumerate(SCHEDULES):
-        axes.plot(range(steps), schedule(name, steps).tolist(), **line(number, name), markevery=(number, 9))
+        axes.plot(range(steps), schedule(name, steps).tolist(), **curves.line(number, name), markevery=(number, 9))
     axes.axhline(0, color="0.3", linewidth=0.8)
     axes.set(xlabel="step t", ylabel="ρ_t")
     axes.legend(fontsize=8)
-    save(picture, path)
+    curves.save(picture, path)
 
 
 def looks_of(folders: list[Path]):
     """(folder, its config.json, the look of its line) of runs that share a picture."""
-    check_lines(len(folders), "name fewer folders")
+    curves.check_lines(len(folders))
     configs = list(map(read_config, folders))
-    for number, (folder, config, label) in enumerate(zip(folders, configs, labels_of(configs), strict=True)):
-        yield folder, config, line(number, label)
+    for number, (folder, config, label) in enumerate(zip(folders, configs, curves.labels_of(configs), strict=True)):
+        yield folder, config, curves.line(number, label)
 
 
 def draw_alpha(folders: list[Path], path: Path) -> None:
@@ -207,8 +188,8 @@ def draw_alpha(folders: list[Path], path: Path) -> None:
         axes.set(xlabel="step t", ylabel="α_t")
         axes.set_title({"alpha": "g_t = α_t", "expalpha": "g_t = 1 − exp(−α_t |z|)"}.get(script.split("_")[-1]),
                        fontsize=9)
-        show_legend(axes)
-    save(picture, path)
+        curves.show_legend(axes)
+    curves.save(picture, path)
 
 
 @torch.no_grad()
@@ -217,7 +198,7 @@ def draw_spectrum(folders: list[Path], path: Path) -> None:
 
     The legend tells nnRNN's departure from normality, ‖T‖_F / ‖Λ‖_F.
     """
-    picture, axes = figure(8.6, 4.4)
+    picture, axes = curves.figure(8.6, 4.4)
     axes.axhline(1.0, color="0.3", linewidth=0.8)
     for folder, _, look in looks_of(folders):
         network = script_of_run(folder).load(folder)[0].network
@@ -232,8 +213,8 @@ def draw_spectrum(folders: list[Path], path: Path) -> None:
                      edgecolors=look["color"], label=look["label"], linewidths=0.9)
     low, high = axes.get_ylim()
     axes.set(xlabel="|angle of λ|, radians", ylabel="|λ|", ylim=(min(low, 0.99), max(high, 1.01)))  # no rounding errors
-    show_legend(axes)
-    save(picture, path)
+    curves.show_legend(axes)
+    curves.save(picture, path)
 
 
 def gradient_norms(model, task: CopyingTask, batch: int = 100) -> torch.Tensor:
@@ -287,8 +268,8 @@ def draw_gradients(folders: list[Path], path: Path) -> None:
     left.set_ylabel("‖∂L/∂h_t‖, L the loss of the recall")
     if any(drawn.get_linewidth() == thin["linewidth"] for drawn in right.lines):
         right.plot([], [], **thin, label="the product of g_t alone")
-    show_legend(right)
-    save(picture, path)
+    curves.show_legend(right)
+    curves.save(picture, path)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -324,7 +305,6 @@ def draw(args, parser) -> None:
         if not rows:
             raise UserError(f"no run of {args.task} in {' or '.join(map(str, args.save))} matches; run some with "
                             f"python -m evidence {args.task} --run")
-        check_lines(len(rows), f"pick rows with --only, as in --only '{rows[0].name}' '{rows[-1].name}'")
         if args.draw_folders is draw_alpha:
             draw_alpha([next(iter(row.runs.values())) for row in rows], path)
         else:
@@ -335,7 +315,7 @@ def draw(args, parser) -> None:
         parser.error("name the folders of one or more runs, --task, --gains or --stairs")
 
 
-@drawing()
+@curves.drawing()
 def main(argv=None) -> None:
     parser = make_parser()
     args = parser.parse_args(argv)

@@ -6,6 +6,7 @@ nothing but the seed are one line with a band; a line's label says in what it di
 
 import contextlib
 import io
+import itertools
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 from common.errors import UserError, printable
 from common.runs.flags import kind_of, science
 from common.runs.provenance import foreign_code, own_stair
-from common.runs.records import log_rows, read_config, write_atomically
+from common.runs.records import log_rows, read_config, read_result, write_atomically
 
 # Okabe and Ito's colours, which the colour-blind tell apart; the weakest on white comes last.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
@@ -69,10 +70,11 @@ def line(number: int, label: str) -> dict:
                 color=COLOURS[number % len(COLOURS)], label=label, linewidth=1.6)
 
 
-def check_lines(count: int, advice: str) -> None:
+def check_lines(count: int) -> None:
     """Raises UserError where a picture would hold more lines than can be told apart."""
     if count > MOST_LINES:
-        raise UserError(f"{count} lines in one picture cannot be told apart; {MOST_LINES} can: {advice}")
+        raise UserError(f"{count} lines in one picture cannot be told apart; {MOST_LINES} can: name fewer folders, or "
+                        "pick rows with --only, as in --only 'expRNN none'")
 
 
 def read_log(folder: Path) -> dict[str, list]:
@@ -95,18 +97,6 @@ def points(x: list, y: list) -> tuple[list, list]:
     """The pairs in which both values exist and y is finite; the last loss of a diverged run is not."""
     both = [(a, b) for a, b in zip(x, y, strict=True) if None not in (a, b) and math.isfinite(b)]
     return [a for a, _ in both], [b for _, b in both]
-
-
-def memoryless_lines(folders: list[Path]) -> dict[str, float]:
-    """{label: the loss of a model without memory} of every copying task among the runs (`common.copytask`)."""
-    found = {}
-    for folder in folders:
-        options = science(read_config(folder)["options"])
-        if "c_length" in options:
-            T, labels, c = (options[name] for name in ("T", "labels", "c_length"))
-            delays = range(1, T + 1) if options["vari"] else (T,)
-            found[f"memoryless, T {T}"] = statistics.mean(c * math.log(labels) / (delay + 2 * c) for delay in delays)
-    return found if len(found) != 1 else {"memoryless": next(iter(found.values()))}
 
 
 def facts_of(config: dict) -> dict:
@@ -151,12 +141,12 @@ def draw_band(axes, curves: list[tuple[list, list]], column: str, **look) -> Non
         axes.fill_between(places, list(map(min, values)), list(map(max, values)), color=look["color"], alpha=0.12)
 
 
-def finish_axes(axes, x: str, y: str, memoryless: dict[str, float], has_bands: bool, has_training=False) -> None:
-    """Names and scale of the axes, the memoryless lines, and a legend beside the curves, where no curve runs."""
+def finish_axes(axes, x: str, y: str, memoryless: set[float], has_bands: bool, has_training: bool) -> None:
+    """Names and scale of the axes, a line for each loss without memory, and a legend where no curve runs."""
     axes.set(xlabel=x, ylabel=y.replace("_", " ").replace("loss median", "loss, median of a report"))
     axes.set_xlim(left=0)
-    for number, (label, level) in enumerate(memoryless.items()):
-        axes.axhline(level, color="0.3", linewidth=1.0, linestyle=DASHES[number % len(DASHES)], label=label)
+    for dash, loss in zip(itertools.cycle(DASHES), sorted(memoryless), strict=False):
+        axes.axhline(loss, color="0.3", linewidth=1.0, linestyle=dash, label=f"memoryless, {loss:.4f}")
     if "loss" in y and axes.dataLim.ymin > 0:
         axes.set_yscale("log")
         axes.set_ylim(top=min(axes.get_ylim()[1], BLOWN_UP))
@@ -180,15 +170,21 @@ def draw_curves(folders: list[Path], path: Path) -> None:
     groups = {}
     for folder in map(Path, folders):
         groups.setdefault(json.dumps(facts_of(read_config(folder)), sort_keys=True), []).append(folder)
-    check_lines(len(groups), "name the folders of fewer configurations")
+    labels = labels_of([read_config(group[0]) for group in groups.values()])
+    draw_groups(list(zip(labels, groups.values(), strict=True)), path)
+
+
+def draw_groups(groups: list[tuple[str, list[Path]]], path: Path, with_training=True, beside=()) -> None:
+    """A curve for each (label, folders of its seeds); `beside`: functions that draw more into the axes."""
+    check_lines(len(groups))
+    folders = [folder for _, group in groups for folder in group]
     first = next(filter(None, map(read_log, folders)), {})
     x, y = columns_of(first)
     training = y.replace("validation", "train")
-    has_training = training != y and training in first
-    labels = labels_of([read_config(group[0]) for group in groups.values()])
+    has_training = with_training and training != y and training in first
     with drawing():
         picture, axes = figure()
-        for number, (group, label) in enumerate(zip(groups.values(), labels, strict=True)):
+        for number, (label, group) in enumerate(groups):
             logs = [log for log in map(read_log, group) if y in log]
             look = line(number, label + (f", n = {len(logs)}" if len(logs) > 1 else ""))
             for log in logs if has_training else ():
@@ -197,9 +193,13 @@ def draw_curves(folders: list[Path], path: Path) -> None:
                                                        in zip(log["epoch"], log["batch"], strict=True)]
                 axes.plot(*points(places, log[training]), color=look["color"], linewidth=0.5)
             curves = [points(log[x], log[y]) for log in logs]
-            draw_band(axes, curves, y, **look, markerfacecolor="none",
-                      markevery=1 + max((len(places) for places, _ in curves), default=1) // 30)
-        finish_axes(axes, x, y, memoryless_lines(folders), len(folders) > len(groups), has_training)
+            every = 1 + max((len(places) for places, _ in curves), default=1) // 15
+            draw_band(axes, curves, y, **look, markerfacecolor="none", markevery=(number % every, every))
+        for draw in beside:
+            draw(axes)
+        memoryless = {result["memoryless_loss"] for result in map(read_result, folders)
+                      if result and "memoryless_loss" in result}
+        finish_axes(axes, x, y, memoryless, len(folders) > len(groups), has_training)
         save(picture, path)
 
 

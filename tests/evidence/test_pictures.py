@@ -72,8 +72,7 @@ def drawn(monkeypatch, tmp_path):
     """The axes of the last picture, in the place of its file."""
     kept = {}
     monkeypatch.chdir(tmp_path)
-    for module in (pictures, curves):
-        monkeypatch.setattr(module, "save", lambda picture, path: kept.update(axes=picture.axes, _=path.touch()))
+    monkeypatch.setattr(curves, "save", lambda picture, path: kept.update(axes=picture.axes, _=path.touch()))
     return kept
 
 
@@ -121,7 +120,7 @@ def test_a_run_of_one_epoch_is_more_than_a_dot(tmp_path, drawn):
 
 def test_rows_run_with_other_flags(records, drawn):
     pictures.main(["--task", "copytask", "--only", "expRNN none", "--with=--T 500", "--save", str(records)])
-    assert drawn["axes"][0].lines[0].get_label() == "expRNN, none (n = 2)"
+    assert drawn["axes"][0].lines[0].get_label() == "expRNN, none, n = 2"
     with pytest.raises(UserError, match="no run of copytask"):
         pictures.main(["--task", "copytask", "--only", "expRNN none", "--with=--T 700", "--save", str(records)])
 
@@ -133,8 +132,8 @@ def test_what_cannot_be_read_is_refused(tmp_path):
         write_run(runs, row, 400, CURVE.format(0.1), dict(loss=0.1, recall=0.7, memoryless_loss=0.1))
     nine = [str(path.parent) for path in runs.glob("*/*/config.json")]
     write_run(runs, row_of("language", "expRNN", "none"), 400, log_of(1))
-    for asked, sentence in ((["--task", "copytask"], "9 lines .* pick rows with --only, as in --only 'RNN none'"),
-                            (nine, "9 lines .* fewer configurations"),
+    for asked, sentence in ((["--task", "copytask"], "9 lines .* pick rows with --only, as in --only 'expRNN none'"),
+                            (nine, "9 lines .* name fewer folders"),
                             (["--spectrum", *nine], "9 lines"),
                             (["--task", "copytask", "--vary", "T", "200", "500"], "a line needs two values")):
         with pytest.raises(UserError, match=sentence):
