@@ -1,7 +1,7 @@
 """A training step of every task and cell, side by side in one process.
 
     python -m benchmarks -o results/speed.md    the page
-    python -m benchmarks --quick                fewer repetitions
+    python -m benchmarks --rounds 3             fewer repetitions
     python -m benchmarks --tasks copying        one task only
     python -m benchmarks --rows --data data     what a run of each published row costs: memory and hours
     python -m benchmarks --cuda --engine triton --tf32
@@ -46,19 +46,29 @@ from common.runs.records import reading, write_atomically
 from common.stair import FixedStair
 from evidence.rows import rows_of
 
-SHAPES = {  # T, B, H, I, C, a read-out at every step
-    "copying": (220, 10, 128, 10, 9, True),
-    "psMNIST": (784, 100, 512, 1, 10, False),
-    "characters": (150, 128, 1024, 200, 50, True),
+
+class Shape(NamedTuple):
+    """The sizes of a task, and the start of a rotation in its published rows."""
+
+    task: str           # as in the name of a script
+    steps: int
+    batch: int
+    hidden: int
+    input_size: int
+    classes: int
+    every_step: bool    # has a read-out
+    rinit: str
+    in_a_turn: int      # training steps
+
+
+SHAPES = {
+    "copying": Shape("copytask", 220, 10, 128, 10, 9, True, "henaff", in_a_turn=10),
+    "psMNIST": Shape("sMNIST", 784, 100, 512, 1, 10, False, "cayley", in_a_turn=1),
+    "characters": Shape("language", 150, 128, 1024, 200, 50, True, "cayley", in_a_turn=1),
 }
-SMALL = {"copying": (220, 8, 64, 10, 9, True), "psMNIST": (20, 8, 64, 1, 10, False),
-         "characters": (9, 8, 64, 6, 7, True)}
-STARTS = {"copying": "henaff", "psMNIST": "cayley", "characters": "cayley"}  # of a rotation, as in the published rows
 CELLS = ("RNN", "RNN-Orth", "expRNN", "nnRNN")
-SCRIPTS = {"copying": "copytask", "psMNIST": "sMNIST", "characters": "language"}
 DRY_RUN = re.compile(r"([\d,]+) parameters;.*an update takes (\S+ s), the (\d+) updates of the run about ([^;\n]+)"
                      r"(?:; this took (\S+ GB) of memory)?", re.DOTALL)
-STEPS_IN_A_TURN = {"copying": 10, "psMNIST": 1, "characters": 1}
 
 
 class TanhRNN(nn.RNN):
@@ -74,27 +84,25 @@ class TanhRNN(nn.RNN):
         return (last[0], last[0]) if last_only else (h, last[0])
 
 
-def inputs(task: str, device):
+def inputs(shape: Shape, device):
     """Input and target of a batch in the shape of a task."""
-    steps, batch, _, _, classes, _ = SHAPES[task]
-    if task == "copying":
+    _, steps, batch, _, _, classes, *_ = shape
+    if shape.task == "copytask":
         return CopyingTask().batch(batch, device)
-    if task == "psMNIST":
+    if shape.task == "sMNIST":
         return torch.rand(steps, batch, 1, device=device), torch.randint(classes, (batch,), device=device)
-    return (torch.randint(classes, (steps, batch), device=device),
-            torch.randint(classes, (steps * batch,), device=device))
+    return torch.randint(classes, (2, steps, batch), device=device).unbind()
 
 
-def our_step(task: str, network, device):
+def our_step(shape: Shape, network, device):
     """→ a function that does one update of the task's own model around `network`."""
-    _, _, _, input_size, classes, _ = SHAPES[task]
-    x, target = inputs(task, device)
-    if task == "copying":
-        model = copytask.CopyModel(network, classes).to(device)
-    elif task == "psMNIST":
+    x, target = inputs(shape, device)
+    if shape.task == "copytask":
+        model = copytask.CopyModel(network, shape.classes).to(device)
+    elif shape.task == "sMNIST":
         model = smnist.PixelModel(network).to(device)
     else:
-        model = language.CharacterModel(network, classes, input_size).to(device)
+        model = language.CharacterModel(network, shape.classes, shape.input_size).to(device)
     optimizer = optimizer_for(model, 1e-5, 1e-6, alpha=0.9)
 
     def step():
@@ -105,19 +113,19 @@ def our_step(task: str, network, device):
     return step
 
 
-def authors_step(task: str, net_type: str, device):
-    steps, batch, hidden, input_size, classes, every_step = SHAPES[task]
-    model = authors_way.AuthorsModel(net_type, input_size, hidden, classes, skew_start(STARTS[task], hidden)).to(device)
-    x, target = inputs(task, device)
-    if task == "characters":
+def authors_step(shape: Shape, net_type: str, device):
+    _, _, _, hidden, input_size, classes, every_step, rinit, _ = shape
+    model = authors_way.AuthorsModel(net_type, input_size, hidden, classes, skew_start(rinit, hidden)).to(device)
+    x, target = inputs(shape, device)
+    if shape.task == "language":
         x = nn.functional.embedding(x, torch.randn(classes, input_size, device=device))
-    return authors_way.training_step(model, x, target.view(steps, batch) if every_step else target, every_step)
+    return authors_way.training_step(model, x, target, every_step)
 
 
-def our_network(task: str, net_type: str, engine: str):
-    steps, _, hidden, input_size, _, _ = SHAPES[task]
-    rinit = STARTS[task] if net_type in ("expRNN", "nnRNN") else "random"
-    return build_network(net_type, input_size, hidden, FixedStair("expn", steps), "modrelu", rinit, "xavier", engine)
+def our_network(shape: Shape, net_type: str, engine: str):
+    rinit = shape.rinit if net_type in ("expRNN", "nnRNN") else "random"
+    return build_network(net_type, shape.input_size, shape.hidden, FixedStair("expn", shape.steps), "modrelu", rinit,
+                         "xavier", engine)
 
 
 class Turn(NamedTuple):
@@ -143,13 +151,11 @@ def take_turns(contenders: dict, rounds: int, device, steps: int = 1) -> dict[st
         synchronize()
         return Turn((time.perf_counter() - wall) / steps, (time.process_time() - cpu) / steps)
 
-    for step in contenders.values():
-        once(step)
     turns = {name: [] for name in contenders}
-    for _ in range(rounds):
+    for _ in range(rounds + 1):
         for name, step in contenders.items():
             turns[name].append(once(step))
-    return turns
+    return {name: found[1:] for name, found in turns.items()}
 
 
 def shown(turns: list[Turn], device) -> str:
@@ -166,16 +172,15 @@ def ratio(slow: list[Turn], fast: list[Turn]) -> float:
     return statistics.median(a.wall / b.wall for a, b in zip(slow, fast, strict=True))
 
 
-def compare(task: str, rounds: int, engine: str, device, say) -> None:
+def compare(name: str, shape: Shape, rounds: int, engine: str, device, say) -> None:
     """The table of one task: every cell against the authors' way and nn.RNN."""
-    steps, batch, hidden, input_size, _, _ = SHAPES[task]
-    say(f"\n## {task}: T {steps}, B {batch}, H {hidden}\n")
+    say(f"\n## {name}: T {shape.steps}, B {shape.batch}, H {shape.hidden}\n")
     say("| cell | ours, ms | authors' way, ms | ratio | nn.RNN (tanh), ms | ratio |\n|---|---|---|---|---|---|")
     for net_type in CELLS:
-        turns = take_turns({"ours": our_step(task, our_network(task, net_type, engine), device),
-                            "authors": authors_step(task, net_type, device),
-                            "nn.RNN": our_step(task, TanhRNN(input_size, hidden), device)},
-                           rounds, device, STEPS_IN_A_TURN[task])
+        turns = take_turns({"ours": our_step(shape, our_network(shape, net_type, engine), device),
+                            "authors": authors_step(shape, net_type, device),
+                            "nn.RNN": our_step(shape, TanhRNN(shape.input_size, shape.hidden), device)},
+                           rounds, device, shape.in_a_turn)
         say(f"| {net_type} | {shown(turns['ours'], device)} | {shown(turns['authors'], device)} "
             f"| {ratio(turns['authors'], turns['ours']):.1f}× | {shown(turns['nn.RNN'], device)} "
             f"| {ratio(turns['nn.RNN'], turns['ours']):.1f}× |")
@@ -203,14 +208,14 @@ def processor() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def around_the_tables(path: Path, place: str) -> list[str]:
-    """What stands before and after the tables of a page, which lie between the lines `place` and <!-- end -->."""
+def page_with(tables: str, path: Path, place: str) -> str:
+    """The page `path` with `tables` between its lines `place` and <!-- end -->."""
     with reading(path, "name a page that is there with -o, or write a new one with > FILE"):
-        found = re.split(f"(?<={re.escape(place)}\n).*?(?=<!-- end -->)", path.read_text(encoding="utf-8"), maxsplit=1,
-                         flags=re.DOTALL)
-    if len(found) < 2:
+        text, count = re.subn(f"(?<={re.escape(place)}\n).*?(?=<!-- end -->)", lambda found: tables,
+                              path.read_text(encoding="utf-8"), count=1, flags=re.DOTALL)
+    if not count:
         raise UserError(f"{path} has no place for the tables: add the two lines {place} and <!-- end -->")
-    return found
+    return text
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -220,11 +225,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--engine", type=one_of("auto", *ENGINES), default="auto",
                         help="time loop of our step (default: %(default)s)")
     parser.add_argument("--rounds", type=number(int, 2), default=9, help="turns of every contender (default: 9)")
-    parser.add_argument("--quick", action="store_true", help="three rounds")
     parser.add_argument("--rows", nargs="?", const="", metavar="TEXT",
                         help="only what a run of each published row costs, of those with TEXT in their name")
     parser.add_argument("--data", help="data folder of --rows")
-    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it works")
+    parser.add_argument("--small", action="store_true", help="H 64 and 8 sequences, to see that it works")
     parser.add_argument("--threads", type=number(int, 1), help="CPU threads (default: all cores)")
     parser.add_argument("--cuda", action="store_true", help="run on the GPU")
     parser.add_argument("--tf32", action="store_true", help="float32 products by the GPU's tensor cores")
@@ -234,19 +238,15 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv=None) -> None:
     args = make_parser().parse_args(argv)
-    if args.tf32 and not args.cuda:
-        raise UserError("--tf32 has no meaning on the CPU, whose products are exact; add --cuda or leave it out")
     device = prepare_machine(args.cuda, args.threads, args.tf32)
     keep_freed_memory()
     if (reason := unavailable_reason(args.engine, device)) is not None:
         raise UserError(reason)
     torch.manual_seed(0)
-    rounds = 3 if args.quick else args.rounds
-    if args.small:
-        SHAPES.update(SMALL)
-        STEPS_IN_A_TURN.update(copying=1)
+    shapes = {name: SHAPES[name]._replace(**dict(batch=8, hidden=64) if args.small else {}) for name in args.tasks}
     page, place = [], f"<!-- python -m benchmarks{' --rows' * (args.rows is not None)} -->"
-    before, after = around_the_tables(args.output, place) if args.output else ("", "")
+    if args.output:
+        page_with("", args.output, place)  # a wrong name is told before the work
 
     def say(text):
         page.append(text)
@@ -257,13 +257,14 @@ def main(argv=None) -> None:
         f"{git_commit() or 'unknown'}.")
     if args.rows is not None:
         more = ["--threads", str(torch.get_num_threads()), *["--cuda"] * args.cuda, *["--tf32"] * args.tf32]
-        cost_of_rows([SCRIPTS[task] for task in args.tasks], args.rows, more, args.data, say)
+        cost_of_rows([shape.task for shape in shapes.values()], args.rows, more, args.data, say)
     else:
-        say(f"Medians of {rounds} turns, quartiles in brackets.")
-        for task in args.tasks:
-            compare(task, rounds, args.engine, device, say)
+        say(f"Medians of {args.rounds} turns, quartiles in brackets.")
+        for name, shape in shapes.items():
+            compare(name, shape, args.rounds, args.engine, device, say)
     if args.output:
-        write_atomically(args.output, "\n".join([before, *page, "", after]).encode(), "or name another file with -o")
+        text = page_with("\n".join(["", *page, "", ""]), args.output, place)
+        write_atomically(args.output, text.encode(), "or name another file with -o")
 
 
 if __name__ == "__main__":

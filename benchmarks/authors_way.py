@@ -81,7 +81,7 @@ def training_step(model: AuthorsModel, x, target, every_step: bool):
         for optimizer in optimizers:
             optimizer.zero_grad()
         states = model.states(x)
-        answered = list(zip(states, target, strict=True)) if every_step else [(states[-1], target)]
+        answered = list(zip(states, target.view(len(x), -1), strict=True)) if every_step else [(states[-1], target)]
         loss = sum(cross_entropy(model.readout(h), answer) for h, answer in answered) / len(answered)
         (loss + 1e-4 * model.penalty()).backward()
         for optimizer in optimizers:

@@ -35,7 +35,7 @@ part() {                                        # SECONDS NAME COMMAND...; if it
 }
 agreement() { part 90 "agreement $*" "$python" -c "import torch; from common.recurrence.triton_engine import is_right
 raise SystemExit(not is_right($1, $2, '$3', 'modrelu', torch.float32, torch.device('cuda', 0), '$4'))"; }
-bench() { part "$1" "benchmark ${*:2}" "$python" -m benchmarks --cuda --quick --tasks "${@:2}"; }
+bench() { part "$1" "benchmark ${*:2}" "$python" -m benchmarks --cuda --rounds 3 --tasks "${@:2}"; }
 tests() { part "$1" "tests $2" "$python" -m pytest -q -m gpu -rfE --tb=short tests/engines/test_gpu.py -k "$2"; }
 row() { part 86400 "row $1 $2" "$python" -m evidence "$1" --only "$2" --seeds 400 --short --run --cuda \
     --data "$data" --save "$out/runs"; }
@@ -56,7 +56,7 @@ agreement 100 512 exponential ieee
 bench 60 psMNIST --engine triton --tf32
 if command -v ncu > /dev/null; then
     part 120 profile ncu --kernel-name forward --launch-skip 2 --launch-count 1 --set full "$python" -m benchmarks \
-        --cuda --quick --tasks psMNIST --engine triton
+        --cuda --rounds 3 --tasks psMNIST --engine triton
 fi
 for row in "sRNN (exponential) expn" "expRNN none" "nnRNN none" "sRNN, henaff expn" "RNN-Orth, henaff none"; do
     for task in sMNIST language; do row $task "$row"; done

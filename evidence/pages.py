@@ -19,10 +19,12 @@ from common.errors import UserError
 from common.runs.records import RECORDS, read_config, read_record, write_atomically
 from evidence import pictures, table
 from evidence.launch import is_left
+from evidence.rows import records_below
 
 TABLE = re.compile(r"(<!-- python -m evidence (.+?) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 PICTURE = re.compile(r"<!-- python -m evidence\.pictures (.+?) -->")
-ABSOLUTE = re.compile(r'(?<=["=])(?:[A-Za-z]:)?[/\\]+[^"/\\][^"]*[/\\]')  # in JSON: a path without its last part
+ABSOLUTE = re.compile(r'(?<=["=])(?:[A-Za-z]:)?[/\\]+[^"/\\][^"]*[/\\]')  # in JSON: a path without its last part; it
+# leaves a record, because folders of a machine are no result
 
 
 def pages(root: Path) -> list[Path]:
@@ -61,43 +63,31 @@ def update(root: Path) -> None:
             pictures.main(shlex.split(command))
 
 
-def without_machine(text: str) -> str:
-    """JSON whose absolute paths are cut to their last part, because folders of a machine are no result."""
-    return ABSOLUTE.sub("", text)
-
-
 def place_for(folder: Path, config: dict, target: Path) -> Path:
     """The folder of `target` that holds this run's record, or a new one: names may be taken by other runs."""
-    parent = target / config["script"]
-    for number in itertools.count(1):
-        place = parent / (folder.name if number == 1 else f"{folder.name}-{number}")
-        if not os.path.lexists(place / "config.json"):
-            return place
-        there = read_config(place)
-        if all(there.get(name) == config.get(name) for name in ("run", "started", "argv")):
-            return place
+    names = (folder.name if number == 1 else f"{folder.name}-{number}" for number in itertools.count(1))
+    return next(place for place in (target / config["script"] / name for name in names)
+                if not os.path.lexists(place / "config.json") or
+                all(read_config(place).get(key) == config.get(key) for key in ("run", "started", "argv")))
 
 
 def collect(sources: list[Path], target: Path) -> None:
     """Copy the records (not the checkpoints) of the runs below `sources` that have ended or diverged."""
     counts = {"new": 0, "newer": 0, "the same": 0, "not finished, left out": 0}
-    runs = {source: [path.parent for path in sorted(source.glob("*/*/config.json"))] for source in sources}
-    for source, folders in runs.items():
-        if not folders:
-            raise UserError(f"{source} holds no runs; name a folder with SCRIPT/RUN/config.json below it")
+    runs = {source: records_below(source) for source in sources}
+    if empty := [str(source) for source, found in runs.items() if not found]:
+        raise UserError(f"{empty[0]} holds no runs; name a folder with SCRIPT/RUN/config.json below it")
     for temporary in target.glob("*/*/.*.tmp"):  # of a --collect that was killed
         temporary.unlink(missing_ok=True)
-    for folder in itertools.chain(*runs.values()):
+    for folder, _ in itertools.chain(*runs.values()):
         if is_left(folder):
             counts["not finished, left out"] += 1
             continue
-        records = {name: without_machine(text) for name in RECORDS if (text := read_record(folder, name)) is not None}
-        config = json.loads(records["config.json"])
-        place = place_for(folder, config, target)
+        records = {name: ABSOLUTE.sub("", text) for name in RECORDS if (text := read_record(folder, name)) is not None}
+        place = place_for(folder, json.loads(records["config.json"]), target)
         before = {name: text for name in RECORDS if (text := read_record(place, name)) is not None}
         counts["the same" if before == records else "newer" if before else "new"] += 1
-        if before != records:
+        for name, text in records.items() if before != records else ():
             place.mkdir(parents=True, exist_ok=True)
-            for name, text in records.items():
-                write_atomically(place / name, text.encode(), "then collect again")
+            write_atomically(place / name, text.encode(), "then collect again")
     print(", ".join(f"{count} {what}" for what, count in counts.items() if count))

@@ -194,7 +194,7 @@ def draw_groups(groups: list[tuple[str, list[Path]]], path: Path, with_training=
                 axes.plot(*points(places, log[training]), color=look["color"], linewidth=0.5)
             curves = [points(log[x], log[y]) for log in logs]
             every = 1 + max((len(places) for places, _ in curves), default=1) // 15
-            draw_band(axes, curves, y, **look, markerfacecolor="none", markevery=(number % every, every))
+            draw_band(axes, curves, y, **look, markevery=(number % every, every))
         for draw in beside:
             draw(axes)
         memoryless = {result["memoryless_loss"] for result in map(read_result, folders)

@@ -14,7 +14,7 @@ from common.errors import UserError
 def test_the_page(tmp_path):
     page, place = tmp_path / "speed.md", "<!-- python -m benchmarks -->\n"
     page.write_text(f"before\n{place}old\n<!-- end -->\nafter <!-- end -->\n")
-    done = subprocess.run([sys.executable, "-m", "benchmarks", "--threads", "1", "--small", "--quick", "--tasks",
+    done = subprocess.run([sys.executable, "-m", "benchmarks", "--threads", "1", "--small", "--rounds", "3", "--tasks",
                            "characters", "-o", page], cwd=ROOT, text=True, capture_output=True, check=False,
                           env=environment())
     assert done.returncode == 0, done.stderr

@@ -138,7 +138,7 @@ def test_a_wait_that_cannot_end_is_an_error():
 @pytest.mark.parametrize("net_type", ["RNN", "expRNN", "nnRNN", "LSTM"])
 @pytest.mark.parametrize("engine", ["torch", pytest.param("triton", marks=needs_triton)])
 def test_the_host_does_not_wait_for_a_training_step(task, net_type, engine):
-    step = our_step(task, our_network(task, net_type, engine), CUDA)
+    step = our_step(SHAPES[task], our_network(SHAPES[task], net_type, engine), CUDA)
     step()                                  # the first one compiles
     torch.cuda.set_sync_debug_mode("error")
     try:
