@@ -15,9 +15,8 @@ Lezcano-Casado and Martínez-Rubio, arXiv 1901.08428 (expRNN), whose starts are 
 """
 
 import math
-from typing import NamedTuple
+from collections import namedtuple
 
-import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -34,40 +33,16 @@ LARGEST_NORM = {torch.float32: 0.94, torch.float64: 0.076}
 MOST_SQUARINGS = {torch.float32: 9, torch.float64: 13}
 
 
-class Polynomial(NamedTuple):
-    """p(A) = 1 + y1 A + y2 A² + y3 L R in three products: L = A² (x1 + x2 A + A²), R = L + x3 + x4 A + x5 A²."""
-
-    x1: float
-    x2: float
-    x3: float
-    x4: float
-    x5: float
-    y1: float
-    y2: float
-    y3: float
-
-
-def polynomial_for(norm: float) -> Polynomial:
-    """The polynomial of degree 8 near exp on the imaginary axis up to `norm`.
-
-    p(0) = 1, and p' is e^{iy} = J₀(norm) + 2 Σ iᵏ Jₖ(norm) Tₖ(y / norm) up to k = 7 (Jacobi and Anger).
-    """
-    k = np.arange(8)
-    bessel = [sum((-1) ** m * (norm / 2) ** (2 * m + n) / math.factorial(m) / math.factorial(m + n) for m in range(9))
-              for n in k]                                                                # Jₙ(norm)
-    expansion = np.polynomial.chebyshev.cheb2poly(np.where(k, 2, 1) * 1j**k * bessel)    # in powers of y / norm
-    c1, c2, c3, c4, c5, c6, c7, c8 = ((expansion * (-1j / norm) ** k).real / (k + 1)).tolist()
-    # Equal coefficients of A⁷, A⁶, A⁵, A⁴ give x2, x5, x4, x3; then A³ is a quadratic equation for x1.
-    x2 = c7 / c8 / 2
-    rest = c6 / c8 - x2**2
-    x4 = c5 / c8 - x2 * rest
-    half, last = (x4 / x2 - rest) / 2, c4 / c8 - x2 * x4 - c3 / c8 / x2
-    x1 = math.sqrt(half**2 - last) - half
-    x3 = c4 / c8 - x2 * x4 - x1 * rest + x1**2
-    return Polynomial(x1, x2, x3, x4, rest - 2 * x1, c1, c2 - c8 * x1 * x3, c8)
-
-
-POLYNOMIAL = {dtype: polynomial_for(norm) for dtype, norm in LARGEST_NORM.items()}
+# p(A) = 1 + y1 A + y2 A² + y3 L R in three products: L = A² (x1 + x2 A + A²), R = L + x3 + x4 A + x5 A². Its derivative
+# is e^{iy} = J₀(x) + 2 Σ iᵏ Jₖ(x) Tₖ(y / x), up to k = 7, for the largest norm x (Jacobi and Anger);
+# tests/science/test_orthogonal.py works these numbers out.
+Polynomial = namedtuple("Polynomial", "x1 x2 x3 x4 x5 y1 y2 y3")
+POLYNOMIAL = {
+    torch.float32: Polynomial(25.246082659821692, 3.9841727499692956, 598.4607364013153, 179.1963725937529,
+                              -8.82017932167114, 0.9999998844710278, 0.1354989756871326, 2.4125096330068664e-05),
+    torch.float64: Polynomial(24.61242254620678, 3.999896855074194, 597.2426165192293, 176.02104018655749,
+                              -9.213911972607292, 0.9999999999999998, 0.13549269400680186, 2.4797110974191835e-05),
+}
 
 
 def squarings_for(square: torch.Tensor) -> torch.Tensor:

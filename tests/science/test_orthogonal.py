@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.special
 import torch
 from numpy.polynomial import Polynomial as Poly
 
@@ -134,6 +135,9 @@ def test_the_polynomial_on_the_imaginary_axis(dtype, error):
     wrong = np.abs(whole.deriv()(1j * exact) - np.exp(1j * exact))
     assert wrong[exact <= LARGEST_NORM[dtype]].max() < error < wrong.max()
     assert whole(0) == 1
+    norm, k = LARGEST_NORM[dtype], np.arange(8)                         # in powers of A = iy
+    expansion = np.polynomial.chebyshev.cheb2poly(np.where(k, 2, 1) * 1j**k * scipy.special.jv(k, norm))
+    assert whole.deriv().coef == pytest.approx((expansion * (-1j / norm) ** k).real, rel=1e-11)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
