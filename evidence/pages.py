@@ -77,8 +77,6 @@ def collect(sources: list[Path], target: Path) -> None:
     runs = {source: records_below(source) for source in sources}
     if empty := [str(source) for source, found in runs.items() if not found]:
         raise UserError(f"{empty[0]} holds no runs; name a folder with SCRIPT/RUN/config.json below it")
-    for temporary in target.glob("*/*/.*.tmp"):  # of a --collect that was killed
-        temporary.unlink(missing_ok=True)
     for folder, _ in itertools.chain(*runs.values()):
         if is_left(folder):
             counts["not finished, left out"] += 1

@@ -35,18 +35,7 @@ from common.runs.flags import FLAGS
 from common.runs.records import read_config, read_result, read_stair
 from common.stair import SCHEDULES, schedule
 from evidence import published
-from evidence.rows import (
-    GAIN,
-    SMALL_CELLS,
-    SMALL_STAIRS,
-    TASKS,
-    Row,
-    add_row_options,
-    find_runs,
-    rows_asked_for,
-    rows_at,
-    task_of,
-)
+from evidence.rows import GAIN, SMALL_GRID, TASKS, Row, add_row_options, find_runs, rows_asked_for, rows_at, task_of
 from evidence.table import TASK_TITLES, gains_of, measures_of
 
 WATCH_SECONDS = 5
@@ -131,13 +120,13 @@ def draw_gains(seeds, folders: list[Path], path: Path) -> None:
     Of the tables at a size for two cores. A filled point holds after Holm's adjustment over its panel.
     """
     picture, panels = panels_of(10.0, 3.9, columns=len(TASKS))
-    stairs = SMALL_STAIRS[1:]
+    cells, (none, *stairs) = SMALL_GRID
     for axes, task in zip(panels, TASKS, strict=True):
         rows = [row for row in rows_at(task, True, [])
-                if row.cell in SMALL_CELLS and row.stair in SMALL_STAIRS and not row.source]
+                if row.cell in cells and row.stair in (none, *stairs) and not row.source]
         find_runs(rows, seeds, *folders)
         gains = gains_of(rows)
-        for number, cell in enumerate(SMALL_CELLS):
+        for number, cell in enumerate(cells):
             look = {**curves.line(number, cell), "linestyle": "none", "markersize": 5}
             axes.plot([], [], **look)
             for row in rows:

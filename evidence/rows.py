@@ -37,7 +37,7 @@ RUNS = Path("results/runs")
 OTHER_DATA = "other data"
 # A size for two cores, with the published values of everything else: a run takes some ten minutes of one core.
 SMALL = {"copytask": "", "sMNIST": "--nhid 128 --epochs 10", "language": "--nhid 256 --epochs 15"}
-SMALL_CELLS, SMALL_STAIRS = ("RNN-Orth, henaff", "expRNN", "nnRNN"), ("none", "n", "n2", "expn", "alpha", "expalpha")
+SMALL_GRID = ("RNN-Orth, henaff", "expRNN", "nnRNN"), ("none", "n", "n2", "expn", "alpha", "expalpha")  # cells, stairs
 
 
 @dataclass
@@ -172,7 +172,7 @@ def rows_at(task: str, small: bool, extra: list[str]) -> list[Row]:
         return [row for row in rows_of(task, extra) if not row.source.startswith("H ")]
     named = {line.name for line in published.lines(task) if line.source in published.AUTHORS}
     return [row for row in rows_of(task, [*SMALL[task].split(), *extra]) if " 300" not in row.model
-            and ((row.cell in SMALL_CELLS and row.stair in SMALL_STAIRS) or row.name in named
+            and ((row.cell in SMALL_GRID[0] and row.stair in SMALL_GRID[1]) or row.name in named
                  or row.name == "LSTM none" or row.source.startswith("H "))]
 
 

@@ -247,10 +247,9 @@ def picked_row(script: str, paper: dict, choice: dict) -> tuple[str | None, dict
 @cache
 def published(task: str, kind: str) -> tuple[dict, dict]:
     """DEFAULTS and PAPER of a published script, whatever the script says by now; empty for another task."""
-    def with_tuples(values):
-        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-
-    known = json.loads(PUBLISHED.read_text(encoding="utf-8"), object_hook=with_tuples) if PUBLISHED.exists() else {}
+    text = PUBLISHED.read_text(encoding="utf-8") if PUBLISHED.exists() else "{}"
+    known = json.loads(text, object_hook=lambda values: {name: tuple(value) if isinstance(value, list) else value
+                                                         for name, value in values.items()})
     if task not in known:
         return {}, {}
     paper = known[task]["PAPER"]

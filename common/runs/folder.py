@@ -115,9 +115,6 @@ class Folder:
             raise UserError(f"{path} cannot be written to ({error.strerror}); free its permissions, or choose another "
                             "place with --save or a shorter --name") from None
         self.path, self.config = path, records.read_config(path)
-        for temporary in path.glob(".*.tmp"):  # of a process that was killed
-            with contextlib.suppress(OSError):
-                temporary.unlink()
 
     def close(self) -> None:
         if self.lock is not None:

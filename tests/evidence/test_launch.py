@@ -155,7 +155,7 @@ def test_what_has_not_ended_is_not_collected(tmp_path, capsys):
     folder = write_run(tmp_path / "source", row, 401, "update,loss,seconds\n100,nan,1\n")
     place = tmp_path / "target" / folder.relative_to(tmp_path / "source")
     place.mkdir(parents=True)
-    (place / ".config.json.77.tmp").touch()
+    (place / ".config.json.tmp").touch()
     pages.collect([tmp_path / "source"], tmp_path / "target")
     assert capsys.readouterr().out == "1 new, 1 not finished, left out\n"
     assert {path.name for path in place.iterdir()} == {"config.json", "log.csv"}

@@ -151,10 +151,10 @@ def test_a_folder_without_config_is_no_run(main, typed):
     """A start was killed between the two, or it is a person's. The same command starts beside it."""
     other = Path("saves/copytask_nvar/expRNN-expn-s400")
     other.mkdir(parents=True)
-    (other / ".config.json.99.tmp").write_text("{")
+    (other / ".config.json.tmp").write_text("{")
     _, folder = main("copytask_nvar", *COPY, *typed)
     assert folder.name == "expRNN-expn-s400-2"
-    assert [path.name for path in other.iterdir()] == [".config.json.99.tmp"]
+    assert [path.name for path in other.iterdir()] == [".config.json.tmp"]
 
 
 def test_where_nothing_can_be_locked_a_run_goes_on(main, monkeypatch):
