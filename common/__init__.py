@@ -13,7 +13,7 @@
 
     runs/            the bookkeeping of a run, which changes of the science never need: every flag (flags), the folder
                      and its files (folder, records, provenance), what a training loop sees (run, progress),
-                     pictures and events (curves, events), device and threads (machine)
+                     pictures (curves), device and threads (machine)
 
 Layers: a module imports only from those below it, at the top of its file (tests/test_layers.py holds this).
 

@@ -88,7 +88,8 @@ def train(model: CopyModel, optimizer, task: CopyingTask, run: Run, *, updates: 
                          model=model, optimizer=optimizer, task=task, **more)
     if (result := run.finished()) is not None:
         return result
-    run.say(f"a memoryless model scores {task.memoryless_loss():.4f}")
+    memoryless = task.memoryless_loss()
+    run.say(f"a memoryless model scores {memoryless:.4f}")
 
     for update in run.updates(progress, until=updates):
         symbols, target = task.batch(batch, run.device)                          # (T + 2c, B) each
@@ -98,12 +99,15 @@ def train(model: CopyModel, optimizer, task: CopyingTask, run: Run, *, updates: 
 
         recent.add(update, loss, recall_of(logits, target, task.c_length))
         if update % log_interval == 0 or update == updates:
-            mean_loss = report(run, update, recent, last=(update - 1) % log_interval + 1)
+            rows = recent.rows(update, last=(update - 1) % log_interval + 1)     # since the last report
+            mean_loss, recall = rows.mean(0).tolist()
+            run.report(f"update {update:5d}  loss {mean_loss:.4f}  recall {recall:.3f}",
+                       update=update, loss=mean_loss, loss_median=rows[:, 0].median().item(), recall=recall)
             if mean_loss < progress.best:
                 progress.best = mean_loss
                 run.save_best()
 
-    return finish(run, task, updates, recent)
+    return finish(run, updates, memoryless, *recent.rows(updates, min(LAST, updates)).mean(0).tolist())
 
 
 def recall_of(logits: torch.Tensor, target: torch.Tensor, c: int) -> torch.Tensor:
@@ -124,20 +128,9 @@ def evaluate(model: CopyModel, task: CopyingTask, batch: int, run: Run) -> tuple
     return loss, recall
 
 
-def report(run: Run, update: int, recent: Recent, last: int) -> float:
-    """A row of the log: means over the `last` updates, and the median of the loss. → the mean loss."""
-    rows = recent.rows(update, last)
-    loss, recall = rows.mean(0).tolist()
-    run.report(f"update {update:5d}  loss {loss:.4f}  recall {recall:.3f}",
-               update=update, loss=loss, loss_median=rows[:, 0].median().item(), recall=recall)
-    return loss
-
-
-def finish(run: Run, task: CopyingTask, updates: int, recent: Recent) -> dict:
+def finish(run: Run, updates: int, memoryless: float, loss: float, recall: float) -> dict:
     """The result: means over the last 50 updates, beside the loss of a model without memory."""
     last = min(LAST, updates)
-    loss, recall = recent.rows(updates, last).mean(0).tolist()
-    memoryless = task.memoryless_loss()
     run.say(f"mean of the last {last} updates: loss {loss:.4f} (memoryless {memoryless:.4f}), recall {recall:.3f}")
     return run.finish({"updates": updates, "loss": loss, "recall": recall, "averaged_over": last,
                        "memoryless_loss": memoryless})

@@ -166,6 +166,8 @@ def load_characters(folder: Path | None = None, text: Path | None = None) -> Cha
     train.txt brings them. Raises UserError for files that are missing and cannot be fetched, are no text, or hold a
     symbol that train.txt does not.
     """
+    if None not in (text, folder):
+        raise UserError("--text FILE takes the place of --data FOLDER; leave one of them out")
     if text is not None:
         return load_text(text)
     if folder is not None and os.path.isfile(folder):

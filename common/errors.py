@@ -86,10 +86,6 @@ def run_main(main) -> None:
         if not is_full:
             sentence = f"the GPU stopped with '{str(error).splitlines()[0]}'; the run's folder keeps its last good " \
                        "state: go on with --resume and the folder, and with --engine torch if it happens again"
-    if status > 128:  # a scheduler that repeats its signal changes nothing of how this process ends
-        for name in ("SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), signal.SIG_IGN)
     module = getattr(sys.modules["__main__"], "__spec__", None)
     typed = f"python -m {module.name.removesuffix('.__main__')}" if module else Path(sys.argv[0]).name
     with contextlib.suppress(OSError):  # a terminal that was closed

@@ -78,13 +78,9 @@ def evaluate(model: CharacterModel, streams: torch.Tensor, bptt: int, run: Run |
 def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epochs: int, batch: int, bptt: int,
           log_interval: int, alam: float = 0.0, clip: float = 0.0, **more) -> dict:
     """Train → the test score of the epoch with the best validation loss. `more` (a schedule) is saved as well."""
-    train_set, valid_set, test_set = (                                                           # (N, B) each
-        parallel_streams(getattr(corpus, part), batch if part == "train" else EVALUATION_STREAMS, part).to(run.device)
-        for part in ("train", "valid", "test"))
+    train_set, valid_set, test_set = streams_of(corpus, batch, run.device)                       # (N, B) each
     if run.options.evaluate is not None:
-        return run.evaluate(model, lambda loss, accuracy: f"{scores(loss, corpus.unit)}, accuracy {accuracy:.4f}",
-                            corpus.source, validation=lambda: evaluate(model, valid_set, bptt, run),
-                            test=lambda: evaluate(model, test_set, bptt, run))
+        return evaluate_best(run, model, corpus, valid_set, test_set, bptt)
     batches = len(train_segments := segments(train_set, bptt))
     meter = Meter("train_loss", "train_accuracy", device=run.device)
     progress = Progress(epoch=0, batch=0, state=model.network.initial_state(batch), sums=meter.sums, best_epoch=0,
@@ -108,13 +104,16 @@ def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epo
         valid_loss, valid_accuracy = evaluate(model, valid_set, bptt, run)
         report(run, epoch, batches, batches, meter, optimizer, valid_loss, valid_accuracy, corpus.unit)
         progress.state = model.network.initial_state(batch)
-        if valid_loss < progress.best_loss:
-            progress.best_epoch, progress.best_loss, progress.best_accuracy = epoch, valid_loss, valid_accuracy
-            run.save_best()
-        else:
-            for group in optimizer.param_groups:
-                group["lr"] /= 2
+        keep_or_slow_down(run, progress, optimizer, epoch, valid_loss, valid_accuracy)
     return finish(run, progress, epochs, model, test_set, bptt, corpus.unit)
+
+
+def evaluate_best(run: Run, model: CharacterModel, corpus: Characters, valid_set: torch.Tensor,
+                  test_set: torch.Tensor, bptt: int) -> dict:
+    """What --evaluate asks for: the scores of the best weights."""
+    return run.evaluate(model, lambda loss, accuracy: f"{scores(loss, corpus.unit)}, accuracy {accuracy:.4f}",
+                        corpus.source, validation=lambda: evaluate(model, valid_set, bptt, run),
+                        test=lambda: evaluate(model, test_set, bptt, run))
 
 
 def print_sample(build, args) -> str:
@@ -146,6 +145,22 @@ def sample(model: CharacterModel, first: list[int], count: int, bptt: int) -> li
         drawn.append(torch.multinomial(logits[-1].softmax(-1), 1).item())
         first = [*first, drawn[-1]]
     return drawn
+
+
+def streams_of(corpus: Characters, batch: int, device) -> list[torch.Tensor]:
+    """Training, validation and test text as parallel streams (N, B)."""
+    return [parallel_streams(getattr(corpus, part), streams, part).to(device)
+            for part, streams in (("train", batch), ("valid", EVALUATION_STREAMS), ("test", EVALUATION_STREAMS))]
+
+
+def keep_or_slow_down(run: Run, progress: Progress, optimizer, epoch: int, loss: float, accuracy: float) -> None:
+    """After an epoch: keep the weights of a better validation loss, else halve every learning rate."""
+    if loss < progress.best_loss:
+        progress.best_epoch, progress.best_loss, progress.best_accuracy = epoch, loss, accuracy
+        run.save_best()
+    else:
+        for group in optimizer.param_groups:
+            group["lr"] /= 2
 
 
 def scores(loss: float, unit: str) -> str:

@@ -54,9 +54,7 @@ def train(model: PixelModel, optimizer, train_set: PixelSequences, valid_set: Pi
     """Train → the test score of the epoch with the best validation accuracy. `more` (a schedule) is saved as well."""
     train_set, valid_set, test_set = (images.to(run.device) for images in (train_set, valid_set, test_set))
     if run.options.evaluate is not None:
-        return run.evaluate(model, "loss {:.4f}, accuracy {:.4f}".format, valid_set.source,
-                            validation=lambda: evaluate(model, valid_set, batch, run),
-                            test=lambda: evaluate(model, test_set, batch, run))
+        return evaluate_best(run, model, valid_set, test_set, batch)
     batches = -(-len(train_set) // batch)
     meter = Meter("train_loss", "train_accuracy", device=run.device)
     progress = Progress(epoch=0, batch=0, sums=meter.sums, best_epoch=0, best_accuracy=-1.0)
@@ -81,6 +79,13 @@ def train(model: PixelModel, optimizer, train_set: PixelSequences, valid_set: Pi
             progress.best_epoch, progress.best_accuracy = epoch, valid_accuracy
             run.save_best()
     return finish(run, progress, epochs, model, test_set, batch)
+
+
+def evaluate_best(run: Run, model: PixelModel, valid_set: PixelSequences, test_set: PixelSequences, batch: int) -> dict:
+    """What --evaluate asks for: the scores of the best weights."""
+    return run.evaluate(model, "loss {:.4f}, accuracy {:.4f}".format, valid_set.source,
+                        validation=lambda: evaluate(model, valid_set, batch, run),
+                        test=lambda: evaluate(model, test_set, batch, run))
 
 
 def report(run: Run, epoch: int, index: int, batches: int, meter: Meter, valid_loss=None, valid_accuracy=None) -> None:

@@ -223,7 +223,7 @@ def own_rows(target: str, seeds, folders, words: list[str], flag: str, values: l
     that they compute is the same, but for the seed and the flag. Rows of one name tell what they differ in, too. Where
     no seeds were typed, all count.
     """
-    groups, by_name, dest = {}, {}, flag.replace("-", "_")
+    groups, dest = {}, flag.replace("-", "_")
     wanted = {name: typed for name, typed in by_flag(words).items() if flags.is_science(name)}
     for run, config in records_below(*folders):
         options, seed = config["options"], config["options"]["random_seed"]["value"]
@@ -239,13 +239,12 @@ def own_rows(target: str, seeds, folders, words: list[str], flag: str, values: l
                 runs = groups.setdefault(json.dumps(facts_of(config), sort_keys=True), (config, {}))[1]
                 runs.setdefault(value, {})[seed] = run
     cells = {row.model: row.cell for row in rows_of(target, [])} if target in TASKS else {}
-    for config, runs in groups.values():
-        row = own_row(config, target, cells)
-        by_name.setdefault(row.name, []).append((row, config, runs))
-    for alike in by_name.values():
-        for (row, _, _), label in zip(alike, labels_of([config for _, config, _ in alike]), strict=True):
-            row.model += f", {label}" * (len(alike) > 1)
-    return [(row, runs) for alike in by_name.values() for row, _, runs in alike]
+    rows = [own_row(config, target, cells) for config, _ in groups.values()]
+    names, configs = [row.name for row in rows], [config for config, _ in groups.values()]
+    for row, config in zip(rows, configs, strict=True):
+        alike = [other for other, name in zip(configs, names, strict=True) if name == row.name]
+        row.model += f", {labels_of(alike)[alike.index(config)]}" * (len(alike) > 1)
+    return [(row, runs) for row, (_, runs) in zip(rows, groups.values(), strict=True)]
 
 
 def own_row(config: dict, target: str, cells: dict[str, str]) -> Row:
@@ -281,11 +280,7 @@ def rows_asked_for(target: str, args) -> dict[str, list[Row]]:
     dest = flag.replace("-", "_")
     if flag and (not flags.is_science(dest) or dest in ("net_type", "nvar", "random_seed", "seed")):
         raise UserError(f"--vary takes a flag that decides what a row computes; --{flag} does not, or it picks the row")
-    try:
-        words = shlex.split(args.extra)
-    except ValueError as error:
-        raise UserError(f"--with {args.extra} cannot be read ({error}); quote it as in --with='--T 500'") from None
-    small = SMALL.get(target, "").split() if args.small else []
+    words, small = args.extra, SMALL.get(target, "").split() if args.small else []
     own = own_rows(target, args.seeds, args.save, [*small, *words], flag, values)
     typed, beside = ([word for name, found in by_flag(words).items() if flags.is_science(name) == science
                       for word in found] for science in (True, False))
@@ -314,7 +309,7 @@ def add_row_options(parser) -> None:
                         help="at a size for two cores: psMNIST H 128, 10 epochs; characters H 256, 15 epochs")
     parser.add_argument("--vary", nargs="+", metavar=("FLAG", "VALUE"),
                         help="a column a value of this flag of the scripts, as in --vary T 200 500")
-    parser.add_argument("--with", dest="extra", default="", metavar="FLAGS",
+    parser.add_argument("--with", dest="extra", type=shlex.split, default=[], metavar="FLAGS",
                         help="the rows run with these flags too, as in --with='--T 500'")
     parser.add_argument("--seeds", type=flags.FLAGS["random_seed"].accepts, nargs="+", default=SEEDS,
                         help="default: 400 to 404")

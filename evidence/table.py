@@ -7,6 +7,7 @@ import argparse
 import math
 import shlex
 import statistics
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,6 @@ from common.errors import printable
 from common.runs import flags
 from common.runs.records import is_diverged, log_rows, read_result
 from evidence import published
-from evidence.differences import Difference, is_within, judged
 from evidence.rows import GAIN, SMALL, TASKS, Row, add_row_options, find_runs, rows_asked_for, rows_at
 
 
@@ -41,6 +41,7 @@ MEASURES = {  # the first of a task is its main one
 NO_MEASURE = {"updates", "epochs", "best_epoch", "averaged_over", "memoryless_loss", "parameters", "seconds", "threads"}
 TASK_TITLES = {"copytask": "copying memory", "sMNIST": "permuted MNIST", "language": "characters"}
 WITHOUT = ("command", "device")  # the columns that --short leaves out
+LEVEL = 0.05  # of a test
 CURVE_UPDATES = (200, 400, 800, 1500)  # the ends of the reports that stand beside the published curves
 
 
@@ -140,6 +141,50 @@ def vary_table(name: str, columns: dict[str, list[Row]], short: bool = False) ->
         lines.append({"model": "a memoryless model"} | memoryless)
     median = "; median: over the seeds, of the median loss of the last report; recall" * bool(memoryless)
     return f"{markdown(lines)}\nEach entry: {main.title}, mean ± standard deviation over n seeds{median}.\n"
+
+
+@dataclass
+class Difference:
+    """mean a − mean b, its 95 % interval (not a number with one seed), and whether it holds in its family."""
+
+    mean: float
+    low: float = math.nan
+    high: float = math.nan
+    p: float = 1.0
+    holds: bool = False
+
+
+def difference(a: list[float], b: list[float]) -> Difference:
+    """The difference of the means of `a` and `b`, not yet judged."""
+    mean = statistics.mean(a) - statistics.mean(b)
+    if min(len(a), len(b)) < 2 or len({*a}) == len({*b}) == 1:
+        return Difference(mean)
+    from scipy import stats  # here: its import takes as long as a whole table
+
+    found = stats.ttest_ind(a, b, equal_var=False)
+    return Difference(mean, *map(float, found.confidence_interval(1 - LEVEL)), float(found.pvalue))
+
+
+def is_within(value: float, sample: list[float]) -> bool:
+    """Whether `value` lies in the 95 % t interval of the mean of `sample`."""
+    from scipy import stats
+
+    return bool(stats.ttest_1samp(sample, value).pvalue >= LEVEL)
+
+
+def judged(pairs: dict) -> dict[object, Difference]:
+    """{name: (a, b)} → {name: the difference}, with Holm's adjustment over all that have an interval.
+
+    Of m comparisons, taken by their p values from the smallest on, the k-th (from 0) holds where p < 0.05 / (m − k) and
+    all before it hold. Then the chance that any of the differences said to hold is none is at most 5 %.
+    """
+    found = {name: difference(*pair) for name, pair in pairs.items() if all(pair)}
+    family = sorted((d for d in found.values() if not math.isnan(d.low)), key=lambda d: d.p)
+    for place, one in enumerate(family):
+        if one.p >= LEVEL / (len(family) - place):
+            break
+        one.holds = True
+    return found
 
 
 def gains_of(rows: list[Row]) -> dict[str, Difference]:

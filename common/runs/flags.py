@@ -13,6 +13,8 @@ origin "edited". Edited values pass the checks of typed ones. A mistake is one s
 
 import argparse
 import json
+import math
+import os
 import re
 import sys
 from argparse import ArgumentTypeError
@@ -26,9 +28,73 @@ from common.cells import INPUT_STARTS, NET_TYPES, RECURRENT_STARTS, check_start
 from common.errors import UserError, nearest
 from common.optim import METHODS
 from common.recurrence import ENGINES
-from common.runs.accepts import name_part, number, one_of, path_of, some_text, switch
 from common.runs.records import read_config
 from common.stair import NONLINEARITIES, SCHEDULE_ALIASES, SCHEDULES
+
+
+def one_of(*names, aliases=None):
+    """A name of a list; the nearest one is suggested for a misspelled one."""
+    def convert(text):
+        name = (aliases or {}).get(text, text)
+        if name in names:
+            return name
+        hint = "".join(f"; did you mean {near}?" for near in nearest(text, names))
+        raise ArgumentTypeError(f"'{text}' is not one of {', '.join(names)}{hint}")
+
+    convert.metavar = "{" + ",".join(names) + "}"
+    return convert
+
+
+def number(kind, low=-math.inf, high=math.inf, open_low=False, open_high=False):
+    """An int or float within bounds; not-a-number and infinity are out of every bound."""
+    want = "a whole number" if kind is int else "a number"
+    if (low, high) != (-math.inf, math.inf):
+        want += f" in {'(' if open_low else '['}{low}, {high}{')' if open_high else ']'}"
+
+    def convert(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        inside = (low < value if open_low else low <= value) and (value < high if open_high else value <= high)
+        if not inside or not math.isfinite(value):
+            raise ArgumentTypeError(f"'{text}' is not {want}")
+        return value
+
+    return convert
+
+
+def some_text(text):
+    """Any text but an empty one, which is most likely a variable of the shell that was never set."""
+    if not text:
+        raise ArgumentTypeError("'' is no text")
+    return text
+
+
+def name_part(text):
+    """A piece of a folder's name: what every file system and every terminal takes."""
+    if not text or text.startswith(".") or any(c in text for c in "/\\") or not text.isprintable() \
+            or len(text.encode()) > 100:
+        raise ArgumentTypeError(f"'{text}' cannot be part of a folder's name; use at most 100 letters, digits, - and _")
+    return text
+
+
+def path_of(what, absolute=False):
+    """The path of a file or folder; an `absolute` one is found from another folder too, where a run goes on."""
+    def convert(text):
+        if not text or not text.isprintable():
+            raise ArgumentTypeError(f"{text!r} is not the name of a {what}")
+        path = Path(os.path.expanduser(text))  # a shell leaves --save=~/runs as it is
+        return path.absolute() if absolute else path
+    return convert
+
+
+def switch(text):
+    """True or False in a script or in config.json; on the command line --x or --no-x."""
+    if text not in ("True", "False"):
+        raise ArgumentTypeError("is neither True nor False")
+    return text == "True"
+
 
 LARGEST = 1e30  # a float32 ends at 3.4e38, and a rate is multiplied by other numbers
 COUNT = number(int, 1, 2**31 - 1)
@@ -197,8 +263,13 @@ def kind_of_new(value, where: str):
                     "or of texts")
 
 
-def checked(dest: str, value, known: dict[str, Flag], where: str):
-    """A value that stands in a script or in config.json, checked as strictly as a typed one. Raises UserError."""
+def checked(dest: str, value, known: dict[str, Flag], where: str, is_row=False):
+    """A value that stands in a script or in config.json, checked as strictly as a typed one. Raises UserError.
+
+    In a row of PAPER a key that picks the row may stand for a tuple of values.
+    """
+    if is_row and dest in ROW_KEYS and isinstance(value, tuple):
+        return tuple(checked(dest, one, known, where) for one in value)
     if dest not in known:
         hint = "".join(f"; did you mean {near}?" for near in nearest(dest, known, cutoff=0.6))
         raise UserError(f"{where}: there is no flag {dest}{hint}")
@@ -213,13 +284,6 @@ def checked(dest: str, value, known: dict[str, Flag], where: str):
         return tuple(flag.accepts(str(part)) for part in value)
     except ArgumentTypeError as error:
         raise UserError(f"{where}: {dest}={value!r}: {error}") from None
-
-
-def checked_row(row: dict, known: dict[str, Flag], where: str) -> dict:
-    """A row of PAPER with every value checked; a key that picks the row may stand for a tuple of values."""
-    return {key: tuple(checked(key, one, known, where) for one in value)
-            if key in ROW_KEYS and isinstance(value, tuple) else checked(key, value, known, where)
-            for key, value in row.items()}
 
 
 def picked_row(script: str, paper: dict, choice: dict) -> tuple[str | None, dict]:
@@ -365,7 +429,8 @@ def parse(argv, script: str, doc: str, defaults: dict, paper: dict, task: Module
     known = known_flags(script, defaults)
     defaults = {dest: checked(dest, value, known, f"{script}.py, DEFAULTS")
                 for dest, value in {**SHARED, **defaults}.items()}
-    paper = {name: checked_row(row, known, f'{script}.py, PAPER, "{name}"') for name, row in paper.items()}
+    paper = {name: {dest: checked(dest, value, known, f'{script}.py, PAPER, "{name}"', is_row=True)
+                    for dest, value in row.items()} for name, row in paper.items()}
     typed = typed_values(script, doc, known, defaults, paper, argv[1:])
     options = Options(script=script, file=file, argv=argv, task=task, origin={}, **FROM_ROW, **defaults)
     if typed.get("resume") not in (None, AUTO):
@@ -448,10 +513,6 @@ def check(options: Options, typed: dict, known: dict[str, Flag]) -> None:
                         f"not {options.emsize} and {options.nhid}")
     if "literal" in has and options.alpha_start < 0:
         raise UserError(f"--alpha-start must be at least 0 for the exponential stair, not {options.alpha_start}")
-    if "text" in has and options.text is not None and options.data is not None:
-        raise UserError("--text FILE takes the place of --data FOLDER; leave one of them out")
-    if options.tf32 and not options.cuda:
-        raise UserError("--tf32 has no meaning on the CPU, whose products are exact; add --cuda or leave it out")
     for dest, flag in known.items():
         has_meaning, why_not = flag.needs or (lambda o: True, "")
         if not has_meaning(options):

@@ -22,10 +22,12 @@ except ImportError:  # Windows
 def prepare_machine(cuda: bool, threads: int | None, tf32: bool = False) -> torch.device:
     """Set up the CPU for speed, the precision of a GPU's float32 products, and → the device.
 
-    Raises UserError if `cuda` is asked for and not there.
+    Raises UserError for a GPU that is not there.
     """
     if cuda and not torch.cuda.is_available():
         raise UserError("--cuda was given but torch sees no GPU; leave it out to run on the CPU")
+    if tf32 and not cuda:
+        raise UserError("--tf32 has no meaning on the CPU, whose products are exact; add --cuda or leave it out")
     if threads is None and "OMP_NUM_THREADS" not in os.environ:
         threads = min(torch.get_num_threads(), cores_of_quota())
     if threads is not None:

@@ -19,13 +19,12 @@ from tqdm import tqdm
 from common.errors import UserError, discard, printable, when_asked_to_stop
 from common.recurrence import unavailable_reason, unfit_reason
 from common.runs.curves import draw_curves
-from common.runs.events import Events
 from common.runs.flags import AUTO, NETWORK, Args, Group, describe, parse, unread
 from common.runs.folder import Folder, check_stair, is_finite, load_best
 from common.runs.machine import device_name, keep_freed_memory, memory_taken, prepare_machine
 from common.runs.progress import Progress
 from common.runs.provenance import VERSIONS, changes, config_of, foreign_code, git_commit
-from common.runs.records import is_diverged, is_not_finite, read_config, read_result, reading, reason_of
+from common.runs.records import is_diverged, is_not_finite, log_rows, read_config, read_result, reading, reason_of
 
 AUTOSAVE_SECONDS = 60
 DIVERGED = 3  # exit status of a run whose loss or weights are not finite: it would end so again
@@ -218,8 +217,23 @@ class Run:
         self.bar = self.at_exit.enter_context(
             tqdm(total=total, initial=done, unit=unit, disable=not sys.stderr.isatty(), leave=False))
         if self.options.tensorboard:
-            self.events = Events(self.folder.path, describe(self.options), an_epoch)
-            self.at_exit.callback(self.events.writer.close)
+            from torch.utils.tensorboard import SummaryWriter  # here: most runs need no such package
+
+            for earlier in self.folder.path.glob("events.out.tfevents.*"):  # a run that goes on has cut its log
+                earlier.unlink()
+            self.events, self.updates_of_an_epoch = SummaryWriter(self.folder.path), an_epoch
+            self.at_exit.callback(self.events.close)
+            self.events.add_text("options", describe(self.options).replace("\n", "  \n"))
+            for row in log_rows(self.folder.path):
+                self._add_events(row)
+
+    def _add_events(self, row: dict) -> None:
+        """A row of the log for TensorBoard, at the number of its update."""
+        step = row["update"] if "update" in row else (row["epoch"] - 1) * self.updates_of_an_epoch + row["batch"]
+        for name, value in row.items():
+            if value is not None:
+                self.events.add_scalar(name, value, int(step))
+        self.events.flush()
 
     def say(self, *lines: str) -> None:
         """Lines of output that do not tear the progress bar."""
@@ -259,7 +273,7 @@ class Run:
         self.folder.append(row)
         self.reported = True
         if self.events:
-            self.events.add(row)
+            self._add_events(row)
         for name, value in row.items():
             if is_not_finite(name, value):
                 raise self._diverged(f"the {name.replace('_', ' ')} is {value}")
@@ -385,11 +399,10 @@ class DryRun(Run):
                  f"{timedelta(seconds=round(seconds * self.bar.total))} h:min:s{memory}")
         raise Timed
 
-    def report(self, line: str, **row) -> None:
-        """A dry run has nothing to report."""
+    def report(self, line: str = "", **row) -> None:
+        """A dry run has nothing to report, and saves nothing."""
 
-    def save_best(self) -> None:
-        """A dry run saves nothing."""
+    save_best = report
 
 
 def has_unsaved_schedule(parts) -> bool:

@@ -475,7 +475,7 @@ def test_a_text_that_is_no_file(tmp_path, path, said):
 
 def test_a_text_takes_the_place_of_the_folder(tmp_path, penn_folder):
     own = write_text(tmp_path, "ab" * 20)
-    assert load_characters(penn_folder, own).vocabulary == ["a", "b"]
+    assert load_characters(None, own).vocabulary == ["a", "b"]
     assert len(load_characters(penn_folder).vocabulary) > 2
     with pytest.raises(UserError, match=r"own\.txt is not a folder; a text of your own is read with --text"):
         load_characters(own)

@@ -309,8 +309,6 @@ MEANINGLESS = [
     ("copytask_nvar", "--net-type nnRNN --nhid 127", "even, not 127"),
     ("language_expalpha", "--nhid 7", "even, not 7"),
     ("language_nvar", "--tied", "200 and 1024"),
-    ("sMNIST_nvar", "--tf32", "add --cuda or leave it out"),
-    ("language_alpha", "--tf32 --no-cuda", "add --cuda or leave it out"),
     ("copytask_nvar", "--net-type RNN --lr_orth 1e-4", "--lr_orth"),
     ("sMNIST_alpha", "--net-type RNN-Orth --lr-orth 1e-4", "--lr_orth"),
     ("copytask_nvar", "--net-type expRNN --alam 1", "--alam"),
@@ -551,11 +549,14 @@ def test_engine(capture, engine):
     assert capture("copytask_nvar", "--engine", engine).model.network.engine == engine
 
 
-def test_cuda_without_a_gpu(monkeypatch, tmp_path):
+@pytest.mark.parametrize(("typed", "said"), [
+    ("--cuda", "--cuda was given but torch sees no GPU; leave it out to run on the CPU"),
+    ("--tf32", "--tf32 has no meaning on the CPU, .*; add --cuda or leave it out")])
+def test_what_needs_a_gpu(monkeypatch, tmp_path, typed, said):
     script = "copytask_nvar"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="--cuda was given but torch sees no GPU; leave it out to run on the CPU"):
-        module_of(script).main([*tiny(script), "--cuda", "--save", str(tmp_path)])
+    with pytest.raises(UserError, match=said):
+        module_of(script).main([*tiny(script), typed, "--save", str(tmp_path)])
     assert list(tmp_path.iterdir()) == []
 
 
