@@ -43,16 +43,6 @@ FAINT = 1e-5  # of a gradient that is 1 at the recall
 APART = 45    # steps between two markers of a line over t
 
 
-def panels_of(width: float, height: float, rows: int = 1, columns: int = 1):
-    """A figure and the axes of its panels."""
-    picture, whole = curves.figure(width, height)
-    whole.remove()
-    panels = picture.subplots(rows, columns, sharey="row", squeeze=False).ravel()
-    for axes in panels:
-        axes.grid(alpha=0.3)
-    return picture, panels
-
-
 def draw_runs(folders: list[Path], path: Path) -> None:
     """A learning curve for each configuration among the runs."""
     tasks = {task_of(read_config(folder)): folder for folder in folders}
@@ -97,7 +87,7 @@ def draw_vary(columns: dict[str, list[Row]], name: str, path: Path) -> None:
     rows = next(iter(columns.values()))
     lines = [(row, results) for row, *results in zip(rows, *ended.values(), strict=True) if any(results)]
     curves.check_lines(len(lines))
-    picture, axes = curves.figure(8.6, 4.4)
+    picture, (axes,) = curves.figure()
     measure = GAIN.get(rows[0].task) or measures_of(rows)[0].key
     for number, (row, results) in enumerate(lines):
         scores = {place + 0.03 * (number - len(lines) / 2): [r[measure] for r in found]   # aside: no bar hides another
@@ -119,7 +109,7 @@ def draw_gains(seeds, folders: list[Path], path: Path) -> None:
 
     Of the tables at a size for two cores. A filled point holds after Holm's adjustment over its panel.
     """
-    picture, panels = panels_of(10.0, 3.9, columns=len(TASKS))
+    picture, panels = curves.figure(10.0, 3.9, columns=len(TASKS))
     cells, (none, *stairs) = SMALL_GRID
     for axes, task in zip(panels, TASKS, strict=True):
         rows = [row for row in rows_at(task, True, [])
@@ -145,7 +135,7 @@ def draw_gains(seeds, folders: list[Path], path: Path) -> None:
 
 def draw_stairs(path: Path, steps: int = 40) -> None:
     """The schedules ρ_t of nvar over the first `steps` steps."""
-    picture, axes = curves.figure()
+    picture, (axes,) = curves.figure()
     for number, name in enumerate(SCHEDULES):
         axes.plot(range(steps), schedule(name, steps).tolist(), **curves.line(number, name), markevery=(number, 9))
     axes.axhline(0, color="0.3", linewidth=0.8)
@@ -169,7 +159,7 @@ def draw_alpha(folders: list[Path], path: Path) -> None:
         if not (folder / "stair.csv").exists():
             raise UserError(f"{folder} has no learned stair, or has not ended; name another run")
         by_script.setdefault(read_config(folder)["script"], []).append(folder)
-    picture, panels = panels_of(8.0, 3.0 * len(by_script), rows=len(by_script))
+    picture, panels = curves.figure(8.0, 3.0 * len(by_script), rows=len(by_script))
     for axes, (script, runs) in zip(panels, by_script.items(), strict=True):
         for number, (folder, _, look) in enumerate(looks_of(runs)):
             axes.plot(list(map(statistics.mean, read_stair(folder))), **{**look, "linewidth": 1.2},
@@ -187,7 +177,7 @@ def draw_spectrum(folders: list[Path], path: Path) -> None:
 
     The legend tells nnRNN's departure from normality, ‖T‖_F / ‖Λ‖_F.
     """
-    picture, axes = curves.figure(8.6, 4.4)
+    picture, (axes,) = curves.figure()
     axes.axhline(1.0, color="0.3", linewidth=0.8)
     for folder, _, look in looks_of(folders):
         network = script_of_run(folder).load(folder)[0].network
@@ -237,7 +227,7 @@ def draw_gradients(folders: list[Path], path: Path) -> None:
 
     Each line is divided by its value at the last step before the recall. What falls below FAINT leaves the picture.
     """
-    picture, (left, right) = panels_of(10.0, 4.4, columns=2)
+    picture, (left, right) = curves.figure(10.0, 4.4, columns=2)
     thin = dict(color="0", linewidth=0.6)
     for number, (folder, config, look) in enumerate(looks_of(folders)):
         if task_of(config) != "copytask" or config["options"]["net_type"]["value"] == "LSTM":

@@ -50,17 +50,18 @@ def drawing():
             os.environ["MPLBACKEND"] = backend
 
 
-def figure(width: float = 8.6, height: float = 4.2):
-    """A figure and its axes, drawn without a screen."""
+def figure(width: float = 8.6, height: float = 4.2, rows: int = 1, columns: int = 1):
+    """A figure, drawn without a screen, and the axes of its panels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     picture = Figure(figsize=(width, height), layout="constrained", dpi=150)
     FigureCanvasAgg(picture)
-    axes = picture.add_subplot()
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    return picture, axes
+    panels = picture.subplots(rows, columns, sharey="row", squeeze=False).ravel()
+    for axes in panels:
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    return picture, panels
 
 
 def line(number: int, label: str) -> dict:
@@ -183,7 +184,7 @@ def draw_groups(groups: list[tuple[str, list[Path]]], path: Path, with_training=
     training = y.replace("validation", "train")
     has_training = with_training and training != y and training in first
     with drawing():
-        picture, axes = figure()
+        picture, (axes,) = figure()
         for number, (label, group) in enumerate(groups):
             logs = [log for log in map(read_log, group) if y in log]
             look = line(number, label + (f", n = {len(logs)}" if len(logs) > 1 else ""))
