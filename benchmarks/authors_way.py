@@ -54,9 +54,6 @@ class AuthorsModel(nn.Module):
         """Σ_k (γ_k − 1)²."""
         return sum(mse_loss(gamma, torch.ones_like(gamma)) for gamma in self.gamma) if self.net_type == "nnRNN" else 0.0
 
-    def modrelu(self, z):
-        return torch.sign(z) * torch.relu(torch.abs(z) + self.bias)
-
     def states(self, x):
         """x (T, B, I), or symbols (T, B), → a list of T hidden states (B, H)."""
         kernel = self.kernel()
@@ -64,18 +61,18 @@ class AuthorsModel(nn.Module):
         states = []
         for t in range(x.shape[0]):
             x_t = x[t] if x.is_floating_point() else one_hot(x[t], self.input.in_features).to(h.dtype)
-            h = (1 - math.exp(-(t + 2))) * self.modrelu(self.input(x_t) + h @ kernel)
+            z = self.input(x_t) + h @ kernel
+            h = (1 - math.exp(-(t + 2))) * (torch.sign(z) * torch.relu(torch.abs(z) + self.bias))
             states.append(h)
         return states
 
 
 def training_step(model: AuthorsModel, x, target, every_step: bool):
     """→ a function that does one update: loss at every step for target (T, B), else from the last state."""
-    rotation = [p for name, p in model.named_parameters() if name == "log_rotation"]
     others = [p for name, p in model.named_parameters() if name != "log_rotation"]
     optimizers = [torch.optim.RMSprop(others, lr=1e-5, alpha=0.9)]
-    if rotation:
-        optimizers.append(torch.optim.RMSprop(rotation, lr=1e-6, alpha=0.9))
+    if not model.net_type.startswith("RNN"):
+        optimizers.append(torch.optim.RMSprop([model.log_rotation], lr=1e-6, alpha=0.9))
 
     def step():
         for optimizer in optimizers:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from scipy import stats
+
 from common.errors import printable
 from common.runs import flags
 from common.runs.records import is_diverged, log_rows, read_result
@@ -159,16 +161,12 @@ def difference(a: list[float], b: list[float]) -> Difference:
     mean = statistics.mean(a) - statistics.mean(b)
     if min(len(a), len(b)) < 2 or len({*a}) == len({*b}) == 1:
         return Difference(mean)
-    from scipy import stats  # here: its import takes as long as a whole table
-
     found = stats.ttest_ind(a, b, equal_var=False)
     return Difference(mean, *map(float, found.confidence_interval(1 - LEVEL)), float(found.pvalue))
 
 
 def is_within(value: float, sample: list[float]) -> bool:
     """Whether `value` lies in the 95 % t interval of the mean of `sample`."""
-    from scipy import stats
-
     return bool(stats.ttest_1samp(sample, value).pvalue >= LEVEL)
 
 
@@ -286,13 +284,11 @@ def curves_table(rows: list[Row]) -> str:
     The interval is that of the logarithms, because one seed's loss may be ten times another's.
     """
     lines = []
-    for row in rows:
-        if not (column := row.curve):
-            continue
+    for row in (row for row in rows if row.curve):
         logs = [{log["update"]: log["loss_median"] for log in log_rows(folder)} for folder in row.runs.values()
                 if read_result(folder) is not None]
         for update in CURVE_UPDATES:
-            there = published.published_loss(column, update - 49, update)
+            there = published.published_loss(row.curve, update - 49, update)
             ours = [log[update] for log in logs  # whose report is of 50 updates
                     if update in log and max((k for k in log if k < update), default=0) == update - 50]
             line = {"row": row.model, "updates": f"{update - 49} to {update}", "published": f"{there:.4f}",
@@ -345,16 +341,10 @@ def tables_asked_for(args) -> dict[str, list[Row]]:
 def text_of(args) -> str:
     """The table that was asked for."""
     columns = tables_asked_for(args)
-    if args.best:
-        return best_table(columns, args.small)
-    if args.paper:
-        return paper_table(columns, args.small)
+    if args.best or args.paper:
+        return (best_table if args.best else paper_table)(columns, args.small)
     if args.vary:
         return vary_table(args.vary[0].lstrip("-"), columns, args.short)
-    if args.curves:
-        return curves_table(columns[""])
-    if args.differences:
-        return differences_table(columns[""])
-    if args.grid:
-        return grid_table(columns[""], args.short)
-    return table(columns[""], args.short)
+    if args.curves or args.differences:
+        return (curves_table if args.curves else differences_table)(columns[""])
+    return (grid_table if args.grid else table)(columns[""], args.short)
