@@ -25,6 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -221,18 +222,17 @@ def page_with(tables: str, path: Path, place: str) -> str:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", choices=SHAPES, default=list(SHAPES), help="default: all three")
-    parser.add_argument("--engine", type=one_of("auto", *ENGINES), default="auto",
-                        help="time loop of our step (default: %(default)s)")
-    parser.add_argument("--rounds", type=number(int, 2), default=9, help="turns of every contender (default: 9)")
-    parser.add_argument("--rows", nargs="?", const="", metavar="TEXT",
-                        help="only what a run of each published row costs, of those with TEXT in their name")
-    parser.add_argument("--data", help="data folder of --rows")
-    parser.add_argument("--small", action="store_true", help="H 64 and 8 sequences, to see that it works")
-    parser.add_argument("--threads", type=number(int, 1), help="CPU threads (default: all cores)")
-    parser.add_argument("--cuda", action="store_true", help="run on the GPU")
-    parser.add_argument("--tf32", action="store_true", help="float32 products by the GPU's tensor cores")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="put the tables into their place in FILE too")
+    option, switch = parser.add_argument, partial(parser.add_argument, action="store_true")
+    option("--tasks", nargs="+", choices=SHAPES, default=list(SHAPES), help="default: all three")
+    option("--engine", type=one_of("auto", *ENGINES), default="auto", help="time loop of our step (default: auto)")
+    option("--rounds", type=number(int, 2), default=9, help="turns of every contender (default: 9)")
+    option("--rows", nargs="?", const="", metavar="TEXT", help="what a run of each row costs, of those that hold TEXT")
+    option("--data", help="data folder of --rows")
+    switch("--small", help="H 64 and 8 sequences, to see that it works")
+    option("--threads", type=number(int, 1), help="CPU threads (default: all cores)")
+    switch("--cuda", help="run on the GPU")
+    switch("--tf32", help="float32 products by the GPU's tensor cores")
+    option("-o", "--output", type=Path, metavar="FILE", help="put the tables into their place in FILE too")
     return parser
 
 

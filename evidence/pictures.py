@@ -254,19 +254,19 @@ def draw_gradients(folders: list[Path], path: Path) -> None:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m evidence.pictures", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", type=Path, help="folders of runs")
-    parser.add_argument("--task", help="draw the rows of a task's table, or of a script of your own")
+    option, switch = parser.add_argument, partial(parser.add_argument, action="store_true")
+    option("runs", nargs="*", type=Path, help="folders of runs")
+    option("--task", help="draw the rows of a task's table, or of a script of your own")
     add_row_options(parser)
-    parser.add_argument("--published", action="store_true",
-                        help="with --task: the published curves of the same rows too; of the characters the last value")
-    parser.add_argument("--watch", action="store_true", help="draw again every few seconds, until the runs have ended")
-    parser.add_argument("--gains", action="store_true", help="draw what each stair gains on each task")
-    parser.add_argument("--stairs", action="store_true", help="draw the schedules of nvar")
-    kind = dict(dest="draw_folders", action="store_const", default=draw_runs)
-    parser.add_argument("--alpha", **kind, const=draw_alpha, help="draw the learned α_t of runs, or of --task's rows")
-    parser.add_argument("--spectrum", **kind, const=draw_spectrum, help="draw the eigenvalues of W of the runs")
-    parser.add_argument("--gradients", **kind, const=draw_gradients, help="draw ‖∂L/∂h_t‖ over t of copying runs")
-    parser.add_argument("-o", "--output", type=Path, default=Path("curves.png"), help="default: %(default)s")
+    switch("--published", help="with --task: the published curves of the rows too; of the characters the last value")
+    switch("--watch", help="draw again every few seconds, until the runs have ended")
+    switch("--gains", help="draw what each stair gains on each task")
+    switch("--stairs", help="draw the schedules of nvar")
+    kind = partial(option, dest="draw_folders", action="store_const", default=draw_runs)
+    kind("--alpha", const=draw_alpha, help="draw the learned α_t of runs, or of --task's rows")
+    kind("--spectrum", const=draw_spectrum, help="draw the eigenvalues of W of the runs")
+    kind("--gradients", const=draw_gradients, help="draw ‖∂L/∂h_t‖ over t of copying runs")
+    option("-o", "--output", type=Path, default=Path("curves.png"), help="default: %(default)s")
     return parser
 
 

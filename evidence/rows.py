@@ -303,19 +303,16 @@ def rows_asked_for(target: str, args) -> dict[str, list[Row]]:
 
 def add_row_options(parser) -> None:
     """The options that pick rows and their runs."""
-    parser.add_argument("--only", nargs="+", metavar="TEXT",
-                        help="the rows with this model and stair, as in 'expRNN none'; or all that hold the text")
-    parser.add_argument("--small", action="store_true",
-                        help="at a size for two cores: psMNIST H 128, 10 epochs; characters H 256, 15 epochs")
-    parser.add_argument("--vary", nargs="+", metavar=("FLAG", "VALUE"),
-                        help="a column a value of this flag of the scripts, as in --vary T 200 500")
-    parser.add_argument("--with", dest="extra", type=shlex.split, default=[], metavar="FLAGS",
-                        help="the rows run with these flags too, as in --with='--T 500'")
-    parser.add_argument("--seeds", type=flags.FLAGS["random_seed"].accepts, nargs="+", default=SEEDS,
-                        help="default: 400 to 404")
-    parser.add_argument("--save", type=Path, nargs="+", default=[RUNS], metavar="FOLDER",
-                        help=f"where runs are; new ones go to the first (default: {RUNS})")
-    parser.add_argument("--data", help="data folder of the runs")
+    option, seed = parser.add_argument, flags.FLAGS["random_seed"].accepts
+    option("--only", nargs="+", metavar="TEXT", help="the row of this name, as in 'expRNN none', or all that hold TEXT")
+    option("--small", action="store_true", help="psMNIST H 128, 10 epochs; characters H 256, 15 epochs: for two cores")
+    option("--vary", nargs="+", metavar=("FLAG", "VALUE"), help="a column a value of a flag, as in --vary T 200 500")
+    option("--with", dest="extra", type=shlex.split, default=[], metavar="FLAGS",
+           help="the rows run with these flags too, as in --with='--T 500'")
+    option("--seeds", type=seed, nargs="+", default=SEEDS, help="default: 400 to 404")
+    option("--save", type=Path, nargs="+", default=[RUNS], metavar="FOLDER",
+           help=f"where runs are; new ones go to the first (default: {RUNS})")
+    option("--data", help="data folder of the runs")
 
 
 def records_below(*folders: Path) -> list[tuple[Path, dict]]:

@@ -8,6 +8,7 @@ import math
 import shlex
 import statistics
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -305,26 +306,24 @@ def curves_table(rows: list[Row]) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m evidence", formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", nargs="?", metavar="TASK", help=f"{', '.join(TASKS)}, or the path of your own script")
-    parser.add_argument("--update", action="store_true", help="write the tables and pictures of the pages anew")
-    parser.add_argument("--collect", type=Path, nargs="+", metavar="FOLDER", help="copy the records of runs to --save")
-    parser.add_argument("--publish-code", action="store_true",
-                        help="from now on the code as it stands here counts as the project's own (for maintainers)")
-    parser.add_argument("--run", action="store_true", help="run what is missing, then print the table")
-    parser.add_argument("--list", action="store_true", help="print the commands of all runs, one a line, and stop")
-    parser.add_argument("--missing", action="store_true", help="print the commands of the runs that are missing")
-    parser.add_argument("--short", action="store_true", help="without commands, devices and what was not run")
-    parser.add_argument("--grid", action="store_true", help="a line a stair, a column a cell")
-    parser.add_argument("--differences", action="store_true",
-                        help="what the stairs gain over the plain network, with 95 %% intervals")
-    parser.add_argument("--curves", action="store_true", help="the copying task beside the published curves")
-    parser.add_argument("--paper", action="store_true", help="which stair the authors name, and what it gains here")
-    parser.add_argument("--best", action="store_true",
-                        help="of every task, a line a cell: the plain network beside the best stair")
+    option, switch = parser.add_argument, partial(parser.add_argument, action="store_true")
+    option("task", nargs="?", metavar="TASK", help=f"{', '.join(TASKS)}, or the path of your own script")
+    switch("--update", help="write the tables and pictures of the pages anew")
+    option("--collect", type=Path, nargs="+", metavar="FOLDER", help="copy the records of runs to --save")
+    switch("--publish-code", help="from now on the code as it stands here counts as the project's own")
+    switch("--run", help="run what is missing, then print the table")
+    switch("--list", help="print the commands of all runs, one a line, and stop")
+    switch("--missing", help="print the commands of the runs that are missing")
+    switch("--short", help="without commands, devices and what was not run")
+    switch("--grid", help="a line a stair, a column a cell")
+    switch("--differences", help="what the stairs gain over the plain network, with 95 %% intervals")
+    switch("--curves", help="the copying task beside the published curves")
+    switch("--paper", help="which stair the authors name, and what it gains here")
+    switch("--best", help="of every task, a line a cell: the plain network beside the best stair")
     add_row_options(parser)
-    parser.add_argument("--jobs", type=flags.number(int, 1), default=1, help="runs at a time (default: %(default)s)")
-    parser.add_argument("--cuda", action="store_true", help="run on the GPU")
-    parser.add_argument("-o", "--output", type=Path, help="write the table to this file too")
+    option("--jobs", type=flags.number(int, 1), default=1, help="runs at a time (default: %(default)s)")
+    switch("--cuda", help="run on the GPU")
+    option("-o", "--output", type=Path, help="write the table to this file too")
     return parser
 
 
