@@ -19,25 +19,21 @@ from common.stair import FixedStair
 # What the rows of PAPER do not hold. A typed value wins over a row, a row over these; a new key becomes a flag.
 DEFAULTS = dict(
     # network
-    net_type="expRNN",    # RNN, RNN-Orth, expRNN, nnRNN, LSTM
-    nvar="expn",          # none, n, n2, expn, logn, log2n, sqrtlogn
-    nhid=128,             # hidden units H
-    nonlin="modrelu",     # none, tanh, relu, modrelu, sigmoid
-    iinit="xavier",       # start of U: xavier, kaiming, linear
+    net_type="expRNN",                        # RNN, RNN-Orth, expRNN, nnRNN, LSTM
+    nvar="expn",                              # none, n, n2, expn, logn, log2n, sqrtlogn
+    nhid=128,                                 # hidden units H
+    nonlin="modrelu",                         # none, tanh, relu, modrelu, sigmoid
+    iinit="xavier",                           # start of U: xavier, kaiming, linear
     # task
-    T=200,                # delay in steps
-    labels=8,             # different symbols, at most 8
-    c_length=10,          # symbols to remember
-    onehot=True,          # one input channel a symbol
-    vari=False,           # draw the delay of every batch from 1 … T
-    batch=10,             # sequences an update
-    updates=1500,         # optimizer steps
-    log_interval=50,      # updates a report
-    random_seed=400,      # of the weights and of the sequences
+    T=200, vari=False,                        # delay in steps; whether every batch draws it from 1 … T
+    labels=8, c_length=10,                    # different symbols, at most 8; symbols to remember
+    onehot=True,                              # one input channel a symbol
+    batch=10, updates=1500,                   # sequences an update; optimizer steps
+    log_interval=50,                          # updates a report
+    random_seed=400,                          # of the weights and of the sequences
     # optimizer
-    optimizer="RMSprop",  # RMSprop, Adam
-    betas=(0.9, 0.999),   # decay rates of Adam
-    clip=0.0,             # largest norm of the gradient; 0 leaves it alone
+    optimizer="RMSprop", betas=(0.9, 0.999),  # RMSprop, Adam; decay rates of Adam
+    clip=0.0,                                 # largest norm of the gradient; 0 leaves it alone
 )
 
 # The published rows, picked by --net-type. A / B: A with --nvar none (a baseline), B with a stair.

@@ -20,25 +20,21 @@ from common.stair import FixedStair
 # What the rows of PAPER do not hold. A typed value wins over a row, a row over these; a new key becomes a flag.
 DEFAULTS = dict(
     # network
-    net_type="nnRNN",     # RNN, RNN-Orth, expRNN, nnRNN, LSTM
-    nvar="expn",          # none, n, n2, expn, logn, log2n, sqrtlogn
-    nhid=1024,            # hidden units H
-    nonlin="modrelu",     # none, tanh, relu, modrelu, sigmoid
-    iinit="kaiming",      # start of U: xavier, kaiming, linear
-    emsize=200,           # size of an embedding
-    tied=False,           # decoder = embedding (needs emsize = nhid)
+    net_type="nnRNN",                       # RNN, RNN-Orth, expRNN, nnRNN, LSTM
+    nvar="expn",                            # none, n, n2, expn, logn, log2n, sqrtlogn
+    nhid=1024,                              # hidden units H
+    nonlin="modrelu",                       # none, tanh, relu, modrelu, sigmoid
+    iinit="kaiming",                        # start of U: xavier, kaiming, linear
+    emsize=200, tied=False,                 # size of an embedding; decoder = embedding, needs emsize = nhid
     # task
-    bptt=150,             # steps a segment; published for 150 and 300
-    batch=128,            # parallel streams of text
-    epochs=100,
-    log_interval=50,      # segments a report
-    random_seed=400,      # of the weights
-    data=None,            # folder of the files; None is data/ beside this script
-    text=None,            # a UTF-8 text of your own in the place of data
+    bptt=150,                               # steps a segment; published for 150 and 300
+    batch=128, epochs=100,                  # parallel streams of text; passes over it
+    log_interval=50,                        # segments a report
+    random_seed=400,                        # of the weights
+    data=None, text=None,                   # folder of the files, None is data/ beside this script; a text of your own
     # optimizer
-    optimizer="RMSprop",  # RMSprop, Adam
-    betas=(0.0, 0.9),     # decay rates of Adam
-    clip=0.0,             # largest norm of the gradient; 0 leaves it alone
+    optimizer="RMSprop", betas=(0.0, 0.9),  # RMSprop, Adam; decay rates of Adam
+    clip=0.0,                               # largest norm of the gradient; 0 leaves it alone
 )
 
 # The published rows, picked by --net-type and --bptt. A / B: A with --nvar none (a baseline), B with a stair.

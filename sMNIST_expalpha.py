@@ -20,24 +20,21 @@ from common.stair import ExponentialStair
 # What the rows of PAPER do not hold. A typed value wins over a row, a row over these; a new key becomes a flag.
 DEFAULTS = dict(
     # network
-    net_type="expRNN",    # RNN, RNN-Orth, expRNN, nnRNN
-    alpha_start=20.0,     # every α_t before training; near 0 the network forgets
-    literal=False,        # z in the place of |z|, as in the authors' code
-    nhid=512,             # hidden units H
-    nonlin="modrelu",     # none, tanh, relu, modrelu, sigmoid
-    iinit="xavier",       # start of U: xavier, kaiming, linear
+    net_type="expRNN",                        # RNN, RNN-Orth, expRNN, nnRNN
+    alpha_start=20.0,                         # every α_t before training; near 0 the network forgets
+    literal=False,                            # z in the place of |z|, as in the authors' code
+    nhid=512,                                 # hidden units H
+    nonlin="modrelu",                         # none, tanh, relu, modrelu, sigmoid
+    iinit="xavier",                           # start of U: xavier, kaiming, linear
     # task
-    permute=False,        # one fixed order of the pixels
-    batch=100,            # images an update
-    epochs=100,
-    log_interval=100,     # updates a report
-    save_freq=1,          # epochs a checkpoint
-    random_seed=400,      # of the weights
-    data=None,            # folder of the files; None is data/ beside this script
+    permute=False,                            # one fixed order of the pixels
+    batch=100, epochs=100,                    # images an update; passes over the images
+    log_interval=100, save_freq=1,            # updates a report; epochs a checkpoint
+    random_seed=400,                          # of the weights
+    data=None,                                # folder of the files; None is data/ beside this script
     # optimizer
-    optimizer="RMSprop",  # RMSprop, Adam
-    betas=(0.9, 0.999),   # decay rates of Adam
-    clip=0.0,             # largest norm of the gradient; 0 leaves it alone
+    optimizer="RMSprop", betas=(0.9, 0.999),  # RMSprop, Adam; decay rates of Adam
+    clip=0.0,                                 # largest norm of the gradient; 0 leaves it alone
 )
 
 # The published rows, of --permute, picked by --net-type.
