@@ -1,15 +1,13 @@
 """A training step of every task and cell, side by side in one process.
 
-    python -m benchmarks -o results/speed.md    the page
-    python -m benchmarks --rounds 3             fewer repetitions
-    python -m benchmarks --tasks copying        one task only
-    python -m benchmarks --rows --data data     what a run of each published row costs: memory and hours
+    python -m benchmarks -o results/speed.md                     the page
+    python -m benchmarks --rounds 3 --tasks copying              fewer repetitions, one task only
+    python -m benchmarks --rows --data data                      what a run of each published row costs
     python -m benchmarks --cuda --engine triton --tf32
 
 Contenders take turns, so that a busy machine slows all of them alike. A time is the median of its turns, with the
-quartiles behind it; a ratio is the median of the ratios in each turn. A whole step is forward, loss, backward and
-optimizer. A turn of the copying task is ten steps: its arrays fit into the caches, and in training the step before has
-filled them, not another contender.
+quartiles behind it; a ratio is the median of the ratios in each turn. A turn of the copying task is ten steps: its
+arrays fit into the caches, and in training the step before has filled them, not another contender.
 
     ours         this project, engine auto (--engine picks another)
     authors      autograd through a Python loop, benchmarks/authors_way.py

@@ -25,7 +25,6 @@ from common.recurrence import native_engine
 
 NET_TYPES = ("RNN", "RNN-Orth", "expRNN", "nnRNN", "LSTM")
 RECURRENT_STARTS = ("xavier", *ROTATION_STARTS)
-INPUT_STARTS = ("xavier", "kaiming", "linear")
 
 
 def glorot_normal(rows: int, columns: int) -> torch.Tensor:
@@ -33,15 +32,11 @@ def glorot_normal(rows: int, columns: int) -> torch.Tensor:
     return torch.randn(rows, columns) * math.sqrt(2 / (rows + columns))
 
 
-def input_start(name: str, input_size: int, hidden_size: int) -> torch.Tensor:
-    """U (I, H): `xavier` N(0, 2/(I + H)), `kaiming` N(0, 2/I) or `linear` U(±1/√I), the start of torch.nn.Linear."""
-    if name == "xavier":
-        return glorot_normal(input_size, hidden_size)
-    if name == "kaiming":
-        return torch.randn(input_size, hidden_size) * math.sqrt(2 / input_size)
-    if name == "linear":
-        return torch.empty(input_size, hidden_size).uniform_(-1, 1) / math.sqrt(input_size)
-    raise ValueError(f"there is no input start '{name}'; choose one of {', '.join(INPUT_STARTS)}")
+INPUT_STARTS = {  # U (I, H)
+    "xavier": glorot_normal,                                                             # N(0, 2/(I + H))
+    "kaiming": lambda I, H: torch.randn(I, H) * math.sqrt(2 / I),                        # N(0, 2/I)
+    "linear": lambda I, H: torch.empty(I, H).uniform_(-1, 1) / math.sqrt(I),             # U(±1/√I), as torch.nn.Linear
+}
 
 
 def check_start(net_type: str, rinit: str) -> None:
@@ -63,7 +58,9 @@ class Cell(nn.Module):
         super().__init__()
         self.input_size, self.hidden_size = input_size, hidden_size
         self.rotation = self.upper = None
-        self.input_weight = nn.Parameter(input_start(iinit, input_size, hidden_size))
+        if iinit not in INPUT_STARTS:
+            raise ValueError(f"there is no input start '{iinit}'; choose one of {', '.join(INPUT_STARTS)}")
+        self.input_weight = nn.Parameter(INPUT_STARTS[iinit](input_size, hidden_size))
         bound = 1 / math.sqrt(input_size)
         self.input_bias = nn.Parameter(torch.empty(hidden_size).uniform_(-bound, bound)) if input_bias else None
 

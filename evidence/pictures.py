@@ -43,15 +43,6 @@ FAINT = 1e-5  # of a gradient that is 1 at the recall
 APART = 45    # steps between two markers of a line over t
 
 
-def draw_runs(folders: list[Path], path: Path) -> None:
-    """A learning curve for each configuration among the runs."""
-    tasks = {task_of(read_config(folder)): folder for folder in folders}
-    if len(tasks) > 1:
-        raise UserError(f"{' and '.join(map(str, tasks.values()))} are runs of different tasks, whose scores share no "
-                        "axis; draw a picture for each task")
-    curves.draw_curves(folders, path)
-
-
 def draw_rows(rows: list[Row], path: Path, with_published: bool) -> None:
     """One learning curve a row of a task's table, over its seeds."""
     groups = [(f"{row.model}, {row.stair}", list(row.runs.values())) for row in rows]
@@ -262,7 +253,7 @@ def make_parser() -> argparse.ArgumentParser:
     switch("--watch", help="draw again every few seconds, until the runs have ended")
     switch("--gains", help="draw what each stair gains on each task")
     switch("--stairs", help="draw the schedules of nvar")
-    kind = partial(option, dest="draw_folders", action="store_const", default=draw_runs)
+    kind = partial(option, dest="draw_folders", action="store_const", default=curves.draw_curves)
     kind("--alpha", const=draw_alpha, help="draw the learned α_t of runs, or of --task's rows")
     kind("--spectrum", const=draw_spectrum, help="draw the eigenvalues of W of the runs")
     kind("--gradients", const=draw_gradients, help="draw ‖∂L/∂h_t‖ over t of copying runs")

@@ -187,9 +187,8 @@ def select(rows: list[Row], only: list[str] | None) -> list[Row]:
     names = {row.name for row in rows}
     for text in only:
         if not any(text in name for name in names):
-            near = [f"'{name}'" for name in nearest(text, names, most=3)]
-            raise UserError(f"no row holds '{text}'; "
-                            + (f"near it are {', '.join(near)}" if near else "the table without --only shows all"))
+            near = ", ".join(f"'{name}'" for name in nearest(text, names, most=3)) or "no other names"
+            raise UserError(f"no row holds '{text}'; near it are {near}; the table without --only shows all")
     return [row for row in rows if any(text == row.name or (text not in names and text in row.name) for text in only)]
 
 

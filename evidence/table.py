@@ -99,16 +99,15 @@ def line_of(row: Row, measures: list[Measure]) -> dict[str, str]:
     }
 
 
-def literal(cell: str) -> str:
-    """A cell whose text, which may come from somebody else's record, ends no cell and starts no tag."""
-    return printable(cell).replace("|", "\\|").replace("<", "&lt;")
-
-
 def markdown(lines: list[dict]) -> str:
-    """Lines as a Markdown table, without the columns that are empty in all of them."""
+    """Lines as a Markdown table, without the columns that are empty in all of them.
+
+    No text, which may come from somebody else's record, ends a cell or starts a tag.
+    """
     names = dict.fromkeys(name for line in lines for name in line)
     columns = [name for name in names if any(line.get(name) for line in lines)] or ["not run"]
-    cells = [columns, ["---"] * len(columns), *([literal(line.get(name, "")) for name in columns] for line in lines)]
+    cells = [columns, ["---"] * len(columns), *(
+        [printable(line.get(name, "")).replace("|", "\\|").replace("<", "&lt;") for name in columns] for line in lines)]
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 

@@ -116,9 +116,8 @@ def labels_of(configs: list[dict]) -> list[str]:
     facts, speaking = list(map(facts_of, configs)), ("script", "row", "stair")
     of_rows = {name for config in configs for name, entry in config["options"].items()
                if entry["origin"].startswith("PAPER")}
-    origins = [{name: entry["origin"] for name, entry in config["options"].items()} for config in configs]
-    chosen = [{name: "as its row" if name in of_rows and origin[name] not in ("typed", "edited") else str(value)
-               for name, value in fact.items()} for fact, origin in zip(facts, origins, strict=True)]
+    chosen = [{name: "as its row" if name in of_rows and config["options"][name]["origin"] not in ("typed", "edited")
+               else str(value) for name, value in fact.items()} for fact, config in zip(facts, configs, strict=True)]
     names = [name for name in dict.fromkeys(name for fact in facts for name in fact)
              if len({own[name] for own in chosen if name in own}) > 1] or [*speaking[1:]]
     if len({fact["row"] for fact in facts}) == len({(fact["row"], fact.get("net_type")) for fact in facts}):
@@ -168,9 +167,14 @@ def show_legend(axes, title: str = "", fontsize: float = 8) -> None:
 
 def draw_curves(folders: list[Path], path: Path) -> None:
     """A curve for each configuration among the runs, all of one task: several seeds are one line with their span."""
-    groups = {}
+    groups, tasks = {}, {}
     for folder in map(Path, folders):
-        groups.setdefault(json.dumps(facts_of(read_config(folder)), sort_keys=True), []).append(folder)
+        config = read_config(folder)
+        groups.setdefault(json.dumps(facts_of(config), sort_keys=True), []).append(folder)
+        tasks[(config.get("task") or config["script"].split("_")[0]).lower()] = folder  # "smnist" in older records
+    if len(tasks) > 1:
+        raise UserError(f"{' and '.join(map(str, tasks.values()))} are runs of different tasks, whose scores share no "
+                        "axis; draw a picture for each task")
     labels = labels_of([read_config(group[0]) for group in groups.values()])
     draw_groups(list(zip(labels, groups.values(), strict=True)), path)
 

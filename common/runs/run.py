@@ -38,16 +38,8 @@ class Stopped(UserError):
 
 
 class Run:
-    """A run of a script. Use as a context: Ctrl-C, SIGTERM and a closed terminal then save before they stop.
-
-        with Run(options) as run:
-            ...load the data, make the model...
-            progress = run.begin(Progress(update=0), steps=220, model=model, optimizer=optimizer)
-            for update in run.updates(progress, until=1500):
-                ...one update; now and then run.report(...) and run.save_best()...
-            run.finish({...})
-
-    With --dry-run it is a `DryRun`.
+    """A run of a script, as common/__init__.py shows its use. Within `with Run(args) as run:` Ctrl-C, SIGTERM and a
+    closed terminal save before they stop. With --dry-run it is a `DryRun`.
     """
 
     def __new__(cls, args: Args, label: str = ""):
@@ -156,11 +148,8 @@ class Run:
     def _tell_changes(self, config: dict, now: dict) -> None:
         """Lines for people: what has changed since the run of `config` was started. Raises UserError for other data."""
         if self.data is not None:
-            digest, before = self.data["digest"], config.get("data")
-            if not before:
-                self.say("this run's record names no data (an older version); it goes on with the data in "
-                         f"{self.data['path']}")
-            elif (began_on := str(before.get("digest"))) != digest:
+            digest, before = self.data["digest"], config.get("data")    # None in records of earlier versions
+            if before and (began_on := str(before.get("digest"))) != digest:
                 raise UserError(f"this run was started on other data than {self.data['path']} holds (sha256 "
                                 f"{began_on[:12]}…, now {digest[:12]}…); name the place of the same data or start a "
                                 "new run", 1)

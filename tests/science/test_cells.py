@@ -16,7 +16,6 @@ from common.cells import (
     RECURRENT_STARTS,
     RNN,
     ExpRNN,
-    input_start,
 )
 from common.copytask import CopyingTask, CopyModel
 from common.language import CharacterModel
@@ -177,7 +176,7 @@ def test_input_start_of_every_cell(net_type):
 def test_unknown_input_start(name):
     assert name not in INPUT_STARTS
     with pytest.raises(ValueError, match="there is no input start"):
-        input_start(name, 2, 3)
+        RNN(2, 3, iinit=name)
 
 
 def test_mean_cross_entropy_equals_torch():
