@@ -30,8 +30,7 @@ DEFAULTS = dict(
     labels=8, c_length=10,                    # different symbols, at most 8; symbols to remember
     onehot=True,                              # one input channel a symbol
     batch=10, updates=1500,                   # sequences an update; optimizer steps
-    log_interval=50,                          # updates a report
-    random_seed=400,                          # of the weights and of the sequences
+    log_interval=50, random_seed=400,         # updates a report; of the weights and of the sequences
     # optimizer
     optimizer="RMSprop", betas=(0.9, 0.999),  # RMSprop, Adam; decay rates of Adam
     clip=0.0,                                 # largest norm of the gradient; 0 leaves it alone

@@ -29,8 +29,7 @@ DEFAULTS = dict(
     # task
     bptt=150,                               # steps a segment; published for 150 and 300
     batch=128, epochs=100,                  # parallel streams of text; passes over it
-    log_interval=50,                        # segments a report
-    random_seed=400,                        # of the weights
+    log_interval=50, random_seed=400,       # segments a report; of the weights
     data=None, text=None,                   # folder of the files, None is data/ beside this script; a text of your own
     # optimizer
     optimizer="RMSprop", betas=(0.0, 0.9),  # RMSprop, Adam; decay rates of Adam

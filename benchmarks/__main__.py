@@ -23,9 +23,9 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -45,26 +45,14 @@ from common.runs.records import reading, write_atomically
 from common.stair import FixedStair
 from evidence.rows import rows_of
 
-
-class Shape(NamedTuple):
-    """The sizes of a task, and the start of a rotation in its published rows."""
-
-    task: str           # as in the name of a script
-    steps: int
-    batch: int
-    hidden: int
-    input_size: int
-    classes: int
-    every_step: bool    # has a read-out
-    rinit: str
-    in_a_turn: int      # training steps
-
-
+# of a task: its script, sizes, whether every step is read out, the published start of a rotation, steps in a turn
+Shape = namedtuple("Shape", "task steps batch hidden input_size classes every_step rinit in_a_turn")
 SHAPES = {
     "copying": Shape("copytask", 220, 10, 128, 10, 9, True, "henaff", in_a_turn=10),
     "psMNIST": Shape("sMNIST", 784, 100, 512, 1, 10, False, "cayley", in_a_turn=1),
     "characters": Shape("language", 150, 128, 1024, 200, 50, True, "cayley", in_a_turn=1),
 }
+Turn = namedtuple("Turn", "wall cpu")  # seconds of a step, by the clock and of all threads together
 CELLS = ("RNN", "RNN-Orth", "expRNN", "nnRNN")
 DRY_RUN = re.compile(r"([\d,]+) parameters;.*an update takes (\S+ s), the (\d+) updates of the run about ([^;\n]+)"
                      r"(?:; this took (\S+ GB) of memory)?", re.DOTALL)
@@ -125,13 +113,6 @@ def our_network(shape: Shape, net_type: str, engine: str):
     rinit = shape.rinit if net_type in ("expRNN", "nnRNN") else "random"
     return build_network(net_type, shape.input_size, shape.hidden, FixedStair("expn", shape.steps), "modrelu", rinit,
                          "xavier", engine)
-
-
-class Turn(NamedTuple):
-    """Seconds a step of one turn, by the clock and of all threads together."""
-
-    wall: float
-    cpu: float
 
 
 def take_turns(contenders: dict, rounds: int, device, steps: int = 1) -> dict[str, list[Turn]]:

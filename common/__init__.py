@@ -19,16 +19,15 @@ Layers: a module imports only from those below it, at the top of its file (tests
 
     errors, stair, orthogonal, optim < recurrence, download, data < cells, network < runs < the three tasks < scripts
 
-The way of a batch: script → task loop → data → network (cell, stair) → recurrence → an engine → back to the loop's
-loss → optim.step.
+The way of a batch: script → task loop → data → network (cell, stair) → recurrence → an engine → loss → optim.step.
 
 Letters in comments and shapes: B batch, T time steps, I input size, H hidden units, C classes.
 Rows are examples, so matrices act on the right: z_t = x_t U + h_{t-1} W.
 
 A task of your own is one script; examples/adding.py is one, whole, to copy. It has:
 
-    NAME, REVISION   of the module that is the last argument of flags.parse: the task's name, and a number to raise when
-                     the same options come to compute something else, so that tables do not mix the two
+    NAME, REVISION   of the module that flags.parse is given: the task's name, and a number to raise when the same
+                     options come to compute something else, so that tables do not mix the two
     DEFAULTS, PAPER  every option with its value, and a row with lr, rinit, ... for each --net-type; a name of
                      flags.FLAGS means what it means there, another one is a new flag of this script
     build(args)      → the model, an nn.Module with the attribute `network`, from network.build_network
@@ -36,8 +35,8 @@ A task of your own is one script; examples/adding.py is one, whole, to copy. It 
     run.begin(...)   makes the run's folder or restores it: of a Progress its numbers and tensors, of every other object
                      its state_dict; `steps` is the longest sequence, which the stair must reach
     run.finished()   the result where the run has ended before, else None
-    run.evaluate(model, show, validation=...)    before begin, where args.evaluate is a folder: prints what a function
-                     without arguments measures with the best weights of that run
+    run.evaluate(model, show, validation=FUNCTION)    before begin, where args.evaluate is a folder: prints what
+                     FUNCTION() measures with the best weights of that run
     run.updates(...) yields the numbers of the updates that are left, in one loop, or within run.epochs(...)
     run.report(line, update=..., loss=...)    prints the line and adds a row to log.csv: `update`, or `epoch` and
                      `batch`, then any numbers under the names of the first row. A curve shows the column with

@@ -1,11 +1,10 @@
 """Rotations through their logarithm: W = exp(S), S = A − Aᵀ, A strictly upper triangular.
 
-The matrix exponential here is a polynomial of degree 8 with scaling and squaring. It keeps its
-products, so that its adjoint (the map that pulls a gradient back from exp(S) to S) costs less than two products for
-each one of the forward pass, where torch.matrix_exp exponentiates a matrix of twice the size.
-
-The eigenvalues of S are imaginary. So the polynomial need only be near exp on a stretch of the imaginary axis: its
-derivative is Chebyshev's expansion there, which serves almost twice the norm that Taylor's does with the same error.
+The matrix exponential here is a polynomial of degree 8 with scaling and squaring. It keeps its products, so that its
+adjoint (the map that pulls a gradient back from exp(S) to S) costs less than two products for each one of the forward
+pass, where torch.matrix_exp exponentiates a matrix of twice the size. The eigenvalues of S are imaginary, so the
+polynomial need only be near exp on a stretch of the imaginary axis: its derivative is Chebyshev's expansion there,
+which serves almost twice the norm that Taylor's does with the same error.
 
 Sources: Tal-Ezer and Kosloff, "An accurate and efficient scheme for propagating the time dependent Schrödinger
 equation", J. Chem. Phys. 81 (1984) 3967 (Chebyshev's expansion); Bader, Blanes, Casas, "Computing the matrix
@@ -28,8 +27,6 @@ LARGEST_NORM = {torch.float32: 0.94, torch.float64: 0.076}
 
 # Squarings that a GPU always does. Rotations start at a norm of π or less, whose bound (`squarings_for`) is a few times
 # that for a dense S, and S grows in training; where it needs more (a norm of 481 in float32), exp(S) is NaN there.
-# A squaring costs an update three products of H × H matrices: for H = 1024 6.4 GFLOP, beside 121 of the recurrence in a
-# step of the characters.
 MOST_SQUARINGS = {torch.float32: 9, torch.float64: 13}
 
 

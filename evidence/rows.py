@@ -4,10 +4,8 @@ A task's rows are the published ones (results/published/hyperparameters.json), e
 baselines without a stair, and sRNN rows with every schedule, with a learned and with an exponential stair. Rows of a
 free matrix with an orthogonal start come twice, as published and from henaff. After a row stand those that type other
 values beside it, each under the name of its source (evidence/published.py). A run belongs to a row when its config.json
-holds the values that the row's command resolves to, whatever its folder.
-
-A run of another script, of another stair, of other data or of edited files belongs to a row of its own: one for each
-script and what was typed.
+holds the values that the row's command resolves to, whatever its folder. A run of another script, stair, data or of
+edited files belongs to a row of its own: one for each script and what was typed.
 """
 
 import itertools
@@ -228,9 +226,8 @@ def own_rows(target: str, seeds, folders, words: list[str], flag: str, values: l
         options, seed = config["options"], config["options"]["random_seed"]["value"]
         has_row = config["script"] == Path(target).stem if target not in TASKS else \
             task_of(config) == target and is_current(config) and (differences_of(config) or own_stair(config))
-        if not has_row or (seeds is not SEEDS and seed not in seeds):
-            continue
-        if not all(name in options and is_same(options[name]["value"], typed) for name, typed in wanted.items()):
+        is_wanted = all(name in options and is_same(options[name]["value"], typed) for name, typed in wanted.items())
+        if not (has_row and is_wanted and (seeds is SEEDS or seed in seeds)):
             continue
         for value in values:
             if not flag or (dest in options and is_same(options[dest]["value"], [f"--{flag}", value])):
@@ -288,10 +285,8 @@ def rows_asked_for(target: str, args) -> dict[str, list[Row]]:
     for value in values:
         extra = [f"--{flag}", value] if flag else []
         rows = rows_at(target, args.small, [*words, *extra]) if target in TASKS else []
-        columns[value] = [row for row in rows if not flag or row.takes(flag)]
-        columns[value] += [replace(row, flags=[*row.flags, *beside, *extra], runs=runs.get(value, {}))
-                           for row, runs in own]
-    for value, rows in columns.items():
+        rows = [row for row in rows if not flag or row.takes(flag)]
+        rows += [replace(row, flags=[*row.flags, *beside, *extra], runs=runs.get(value, {})) for row, runs in own]
         if not rows:
             raise UserError(f"no row that was asked for has a flag --{flag}; the flags of a script: "
                             f"python {target}_nvar.py --help")

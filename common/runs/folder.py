@@ -8,9 +8,9 @@
       stair.csv     the numbers of a learned stair, of the weights that the result is about
       result.json   written last: its presence means finished
 
-Every file but the log is written under a temporary name, flushed to the disk and renamed, so it is whole or
-not there. The log is appended to; a checkpoint knows how long the log was, and resuming cuts it there. So a
-run killed at any moment goes on from its last checkpoint as if nothing had happened, bit for bit.
+Every file but the log is written under a temporary name, flushed to the disk and renamed, so it is whole or not there.
+A checkpoint knows how long the log was, and resuming cuts it there. So a run killed at any moment goes on from its last
+checkpoint as if nothing had happened, bit for bit.
 """
 
 import contextlib

@@ -60,9 +60,8 @@ def cores_of_quota(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("
 def keep_freed_memory() -> None:
     """Let malloc keep what is freed for the next step, where the C library is glibc.
 
-    Its default hands a large tensor back to the system and faults every page in again at the next
-    step: ~90 ms for the 160 MB of a psMNIST sequence. The memory that is kept has holes: up to twice as much is taken.
-    Elsewhere this changes nothing.
+    Its default hands a large tensor back to the system and faults every page in again at the next step: ~90 ms for the
+    160 MB of a psMNIST sequence. The memory that is kept has holes: up to twice as much is taken.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
