@@ -62,15 +62,14 @@ def segments(streams: torch.Tensor, bptt: int) -> list[tuple[torch.Tensor, torch
 
 
 @torch.no_grad()
-def evaluate(model: CharacterModel, streams: torch.Tensor, bptt: int, run: Run | None = None) -> tuple[float, float]:
-    """Mean loss (nats a symbol) and accuracy over `streams` (N, B); a `run` can be stopped between segments."""
+def evaluate(model: CharacterModel, streams: torch.Tensor, bptt: int, stop=lambda: None) -> tuple[float, float]:
+    """Mean loss (nats a symbol) and accuracy over `streams` (N, B); between segments `stop` may end the run."""
     kernel, state = model.network.kernel(), model.network.initial_state(streams.shape[1])
     sums = torch.zeros(2, dtype=torch.float64, device=streams.device)
     for symbols, target in segments(streams, bptt):
         logits, state = model(symbols, state, kernel)
         sums += torch.stack((cross_entropy(logits, target, reduction="sum"), (logits.argmax(-1) == target).sum()))
-        if run is not None:
-            run.stop_if_asked()
+        stop()
     loss, accuracy = (sums / streams[1:].numel()).tolist()
     return loss, accuracy
 
@@ -101,7 +100,7 @@ def train(model: CharacterModel, optimizer, corpus: Characters, run: Run, *, epo
             if index % log_interval == 0 and index < batches:
                 report(run, epoch, index, batches, meter, optimizer)
 
-        valid_loss, valid_accuracy = evaluate(model, valid_set, bptt, run)
+        valid_loss, valid_accuracy = evaluate(model, valid_set, bptt, run.stop_if_asked)
         report(run, epoch, batches, batches, meter, optimizer, valid_loss, valid_accuracy, corpus.unit)
         progress.state = model.network.initial_state(batch)
         keep_or_slow_down(run, progress, optimizer, epoch, valid_loss, valid_accuracy)
@@ -112,8 +111,8 @@ def evaluate_best(run: Run, model: CharacterModel, corpus: Characters, valid_set
                   test_set: torch.Tensor, bptt: int) -> dict:
     """What --evaluate asks for: the scores of the best weights."""
     return run.evaluate(model, lambda loss, accuracy: f"{scores(loss, corpus.unit)}, accuracy {accuracy:.4f}",
-                        corpus.source, validation=lambda: evaluate(model, valid_set, bptt, run),
-                        test=lambda: evaluate(model, test_set, bptt, run))
+                        corpus.source, validation=lambda: evaluate(model, valid_set, bptt, run.stop_if_asked),
+                        test=lambda: evaluate(model, test_set, bptt, run.stop_if_asked))
 
 
 def print_sample(build, args) -> str:
@@ -187,7 +186,7 @@ def finish(run: Run, progress: Progress, epochs: int, model: CharacterModel, tes
            unit: str) -> dict:
     """The result: the weights of the best validation, tested once."""
     run.load_best()
-    loss, accuracy = evaluate(model, test_set, bptt, run)
+    loss, accuracy = evaluate(model, test_set, bptt, run.stop_if_asked)
     run.say(f"best validation loss {progress.best_loss:.4f} in epoch {progress.best_epoch}; "
             f"test {scores(loss, unit)}, accuracy {accuracy:.4f}")
     return run.finish({"epochs": epochs, "best_epoch": progress.best_epoch, "validation_loss": progress.best_loss,

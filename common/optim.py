@@ -21,10 +21,8 @@ class OrthogonalRMSprop(torch.optim.Optimizer):
 
     A group is a dict with `params` and any of
         method         "RMSprop" or "Adam"
-        lr             learning rate
-        alpha          RMSprop's smoothing a
-        betas          Adam's two decay rates
-        eps            ε of both
+        lr, eps        learning rate and ε
+        alpha, betas   RMSprop's smoothing a; Adam's two decay rates
         weight_decay   λ: adds λ p to the gradient
         minimum        the parameters are kept at or above it (None: no bound)
     What a group leaves out is taken from the arguments. `optimizer_for` makes the groups of a model.

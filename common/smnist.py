@@ -34,16 +34,15 @@ class PixelModel(nn.Module):
 
 
 @torch.no_grad()
-def evaluate(model: PixelModel, images: PixelSequences, batch: int, run: Run | None = None) -> tuple[float, float]:
-    """Mean loss and accuracy over all of `images`; a `run` that is asked to stop does so between batches."""
+def evaluate(model: PixelModel, images: PixelSequences, batch: int, stop=lambda: None) -> tuple[float, float]:
+    """Mean loss and accuracy over all of `images`; between two batches `stop` may end the run."""
     kernel = model.network.kernel()
     sums = torch.zeros(2, device=images.labels.device)
     for start in range(0, len(images), batch):
         x, labels = images.batch(start, batch)
         logits = model(x, kernel)
         sums += torch.stack((cross_entropy(logits, labels, reduction="sum"), (logits.argmax(-1) == labels).sum()))
-        if run is not None:
-            run.stop_if_asked()
+        stop()
     loss, accuracy = (sums / len(images)).tolist()
     return loss, accuracy
 
@@ -73,7 +72,7 @@ def train(model: PixelModel, optimizer, train_set: PixelSequences, valid_set: Pi
             if index % log_interval == 0 and index < batches:
                 report(run, epoch, index, batches, meter)
 
-        valid_loss, valid_accuracy = evaluate(model, valid_set, batch, run)
+        valid_loss, valid_accuracy = evaluate(model, valid_set, batch, run.stop_if_asked)
         report(run, epoch, batches, batches, meter, valid_loss, valid_accuracy)
         if valid_accuracy > progress.best_accuracy:
             progress.best_epoch, progress.best_accuracy = epoch, valid_accuracy
@@ -84,8 +83,8 @@ def train(model: PixelModel, optimizer, train_set: PixelSequences, valid_set: Pi
 def evaluate_best(run: Run, model: PixelModel, valid_set: PixelSequences, test_set: PixelSequences, batch: int) -> dict:
     """What --evaluate asks for: the scores of the best weights."""
     return run.evaluate(model, "loss {:.4f}, accuracy {:.4f}".format, valid_set.source,
-                        validation=lambda: evaluate(model, valid_set, batch, run),
-                        test=lambda: evaluate(model, test_set, batch, run))
+                        validation=lambda: evaluate(model, valid_set, batch, run.stop_if_asked),
+                        test=lambda: evaluate(model, test_set, batch, run.stop_if_asked))
 
 
 def report(run: Run, epoch: int, index: int, batches: int, meter: Meter, valid_loss=None, valid_accuracy=None) -> None:
@@ -101,7 +100,7 @@ def report(run: Run, epoch: int, index: int, batches: int, meter: Meter, valid_l
 def finish(run: Run, progress: Progress, epochs: int, model: PixelModel, test_set: PixelSequences, batch: int) -> dict:
     """The result: the weights of the best validation, tested once."""
     run.load_best()
-    test_loss, test_accuracy = evaluate(model, test_set, batch, run)
+    test_loss, test_accuracy = evaluate(model, test_set, batch, run.stop_if_asked)
     run.say(f"best validation accuracy {progress.best_accuracy:.4f} in epoch {progress.best_epoch}; "
             f"its test accuracy {test_accuracy:.4f}")
     return run.finish({"epochs": epochs, "best_epoch": progress.best_epoch,

@@ -16,9 +16,7 @@ TELL_SECONDS = 60
 
 
 def commands_of(rows: list[Row], seeds, folder: Path, more: list[str], left: bool = False) -> list[list[str]]:
-    """The commands of all runs of a table, one seed of everything first: each starts its run or goes on with it.
-
-    With `left` only those of runs that are missing: not finished and not diverged.
+    """The commands that start or go on with all runs of a table, with `left` those that have not ended; seed by seed.
     """
     return [[*row.command(seed), "--save", str(folder), "--resume", "auto", "--no-curves", *more]
             for seed in dict.fromkeys(seeds) for row in rows

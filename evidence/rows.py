@@ -162,10 +162,7 @@ def rows_beside(row: Row, is_published: bool) -> list[Row]:
 
 
 def rows_at(task: str, small: bool, extra: list[str]) -> list[Row]:
-    """The rows of a task's table at the published size, or with `small` those at a size for two cores.
-
-    The copying task is small as published.
-    """
+    """The rows of a task's table at the published size, or with `small` those at a size for two cores."""
     if not small or not SMALL[task]:
         return [row for row in rows_of(task, extra) if not row.source.startswith("H ")]
     named = {line.name for line in published.lines(task) if line.source in published.AUTHORS}
@@ -176,9 +173,7 @@ def rows_at(task: str, small: bool, extra: list[str]) -> list[Row]:
 
 def select(rows: list[Row], only: list[str] | None) -> list[Row]:
     """The rows that the texts `only` pick, all rows without texts. A text picks the row of this name, or else all rows
-    whose names hold it.
-
-    Raises UserError for a text that no row holds, which is most likely misspelled.
+    whose names hold it. Raises UserError for a text that no row holds, which is most likely misspelled.
     """
     if not only:
         return rows

@@ -19,6 +19,8 @@ LAYERS = (  # a module may import from lower layers, and from what stands before
      "evidence.pictures", "evidence.launch", "evidence.pages", "evidence.__main__", "benchmarks.authors_way",
      "benchmarks.__main__"),
 )
+
+
 def path_of(module: str) -> Path:
     path = ROOT / Path(*module.split("."))
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
@@ -81,3 +83,14 @@ def test_a_training_loop_fits_a_screen(task):
     train, = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "train")
     docstring = train.body[0]
     assert train.end_lineno - train.lineno - (docstring.end_lineno - docstring.lineno) <= 30
+
+
+@pytest.mark.parametrize("script", LAYERS[5])
+def test_a_script_reads_from_top_to_bottom(script):
+    """Docstring, DEFAULTS, PAPER, main; short; its name is the one its docstring's commands use."""
+    source = (ROOT / f"{script}.py").read_text(encoding="utf-8")
+    tree = ast.parse(source)
+    assert ast.get_docstring(tree)
+    assert source.index("\nDEFAULTS = ") < source.index("\nPAPER = ") < source.index("\ndef main(")
+    assert len(source.splitlines()) <= 120
+    assert f"python {script}.py" in ast.get_docstring(tree)

@@ -20,10 +20,7 @@ except ImportError:  # Windows
 
 
 def prepare_machine(cuda: bool, threads: int | None, tf32: bool = False) -> torch.device:
-    """Set up the CPU for speed, the precision of a GPU's float32 products, and → the device.
-
-    Raises UserError for a GPU that is not there.
-    """
+    """Set up the CPU for speed, a GPU's precision of float32 products; → the device. Raises UserError without a GPU."""
     if cuda and not torch.cuda.is_available():
         raise UserError("--cuda was given but torch sees no GPU; leave it out to run on the CPU")
     if tf32 and not cuda:

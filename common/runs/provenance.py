@@ -124,6 +124,8 @@ def changes(config: dict, now: dict) -> list[str]:
     """What is not as it was when the run of `config` was started: versions, device and code, a text each."""
     before = {**(config.get("versions") or {}), "device": config.get("device")}
     after = {**now["versions"], "device": now["device"]}
+    if "code" not in config:
+        before["commit"], after["commit"] = (config.get("commit") or "").removesuffix("-dirty") or None, now["commit"]
     changed = [f"{name} {before[name]} → {after[name]}" for name in after
                if before.get(name) not in (None, after[name])]
     code = config.get("code", now["code"])

@@ -127,6 +127,8 @@ x = torch.zeros(3, 8, 512, device="cuda")
 triton_engine.triton_recurrence(x, x.new_zeros(512, 512), x[0], x.new_zeros(3), "scale", "tanh", None, False)
 torch.cuda.synchronize()
 """
+
+
 @needs_triton
 def test_a_wait_that_cannot_end_is_an_error():
     done = subprocess.run([sys.executable, "-c", STUCK], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -124,6 +124,7 @@ def run_folder(place: Path) -> Path | None:
     """The one run below `place`, if it has come so far as to have a config.json."""
     return next((path.parent for path in place.glob("saves/*/*/config.json")), None)
 
+
 def watch(act, at: int | None = None) -> None:
     """Call `act(name)` at moment number `at` (from 1) of this process, or at every moment.
 
@@ -185,6 +186,7 @@ def at_updates(wanted, act) -> None:
             act(number)
 
     register_optimizer_step_post_hook(stepped)
+
 
 def flat(value, path: str = "") -> dict:
     """A nest of dicts, lists and tensors as {path: bytes or number}, without what the clock decides."""

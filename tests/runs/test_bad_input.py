@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import SCRIPTS, command, environment, module_of, stopped_after, tiny
 
-from common.errors import run_main
+from common.errors import UserError, run_main
 from common.runs import flags
 
 
@@ -243,3 +243,14 @@ def test_an_output_that_knows_no_greek(tmp_path):
                           check=False, env={**environment(), "PYTHONIOENCODING": "ascii"})
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"--nvar" in done.stdout
+
+
+@pytest.mark.parametrize(("typed", "said"), [
+    ("--cuda", "--cuda was given but torch sees no GPU; leave it out to run on the CPU"),
+    ("--tf32", "--tf32 has no meaning on the CPU, .*; add --cuda or leave it out")])
+def test_what_needs_a_gpu(monkeypatch, tmp_path, typed, said):
+    script = "copytask_nvar"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=said):
+        module_of(script).main([*tiny(script), typed, "--save", str(tmp_path)])
+    assert list(tmp_path.iterdir()) == []

@@ -3,7 +3,6 @@
 The tables below are a second copy of the published ones, typed by hand; the first stands in each script's PAPER.
 """
 
-import ast
 import difflib
 import inspect
 import itertools
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import LOOPS, ROOT, SCRIPTS, module_of, task_of, tiny
+from conftest import LOOPS, SCRIPTS, module_of, task_of, tiny
 
 from common import data
 from common.cells import NNRNN, RNN, ExpRNN
@@ -549,17 +548,6 @@ def test_engine(capture, engine):
     assert capture("copytask_nvar", "--engine", engine).model.network.engine == engine
 
 
-@pytest.mark.parametrize(("typed", "said"), [
-    ("--cuda", "--cuda was given but torch sees no GPU; leave it out to run on the CPU"),
-    ("--tf32", "--tf32 has no meaning on the CPU, .*; add --cuda or leave it out")])
-def test_what_needs_a_gpu(monkeypatch, tmp_path, typed, said):
-    script = "copytask_nvar"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match=said):
-        module_of(script).main([*tiny(script), typed, "--save", str(tmp_path)])
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(("typed", "folder"), [
     (("copytask_nvar",), "expRNN-expn-s400"), (("copytask_nvar", "--seed", "3"), "expRNN-expn-s3"),
     (("copytask_nvar", "--name", "x"), "expRNN-expn-s400-x"), (("copytask_alpha", "--net-type", "RNN"), "RNN-s400"),
@@ -570,14 +558,3 @@ def test_name_and_save(tmp_path, typed, folder):
     module_of(script).main([*tiny(script), *more, "--updates", "1", "--save", str(save)])
     assert [p.name for p in (save / script).iterdir()] == [folder]
     assert (save / script / folder / "result.json").exists()
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_script_reads_from_top_to_bottom(script):
-    """Docstring, DEFAULTS, PAPER, main; short; its name is the one its docstring's commands use."""
-    source = (ROOT / f"{script}.py").read_text(encoding="utf-8")
-    tree = ast.parse(source)
-    assert ast.get_docstring(tree)
-    assert source.index("\nDEFAULTS = ") < source.index("\nPAPER = ") < source.index("\ndef main(")
-    assert len(source.splitlines()) <= 120
-    assert f"python {script}.py" in ast.get_docstring(tree)
