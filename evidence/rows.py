@@ -166,9 +166,10 @@ def rows_at(task: str, small: bool, extra: list[str]) -> list[Row]:
     if not small or not SMALL[task]:
         return [row for row in rows_of(task, extra) if not row.source.startswith("H ")]
     named = {line.name for line in published.lines(task) if line.source in published.AUTHORS}
-    return [row for row in rows_of(task, [*SMALL[task].split(), *extra]) if " 300" not in row.model
-            and ((row.cell in SMALL_GRID[0] and row.stair in SMALL_GRID[1]) or row.name in named
-                 or row.name == "LSTM none" or row.source.startswith("H "))]
+    rows = [row for row in rows_of(task, [*SMALL[task].split(), *extra]) if " 300" not in row.model]
+    plain = {f"{row.cell} none" for row in rows if row.name in named}  # what a named stair is compared with
+    return [row for row in rows if (row.cell in SMALL_GRID[0] and row.stair in SMALL_GRID[1])
+            or row.name in {*named, *plain, "LSTM none"} or row.source.startswith("H ")]
 
 
 def select(rows: list[Row], only: list[str] | None) -> list[Row]:
