@@ -35,6 +35,9 @@ def run_all(commands: list[list[str]], jobs: int) -> int:
     """
     running, asked, failed = [], [], 0
 
+    def say(line: str) -> None:  # in one piece, for several threads print
+        print(line + "\n", end="", flush=True)
+
     def stop(number, frame=None):
         asked.append(number)
         for process in [*running]:
@@ -45,7 +48,7 @@ def run_all(commands: list[list[str]], jobs: int) -> int:
         name, words, due = shlex.join(command), "", time.monotonic() + TELL_SECONDS
         if asked:
             return name, ""
-        print(f"started {name}", flush=True)
+        say(f"started {name}")
         with subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                               start_new_session=True, text=True, errors="replace") as process:
             running.append(process)
@@ -54,10 +57,10 @@ def run_all(commands: list[list[str]], jobs: int) -> int:
             for line in filter(str.strip, process.stdout):
                 words = line.rstrip()
                 if line.startswith(("writing to ", "going on with ")):
-                    print(f"  {words}/log.csv", flush=True)
+                    say(f"  {words}/log.csv")
                 elif time.monotonic() > due:
                     due = time.monotonic() + TELL_SECONDS
-                    print(f"  {words}", flush=True)
+                    say(f"  {words}")
         running.remove(process)
         status = process.returncode
         is_stopped = status < 0 or "stopped and saved" in words or "stopped before" in words
@@ -69,7 +72,7 @@ def run_all(commands: list[list[str]], jobs: int) -> int:
             for ended, (name, how) in enumerate(pool.imap_unordered(run, commands), 1):
                 failed += how.startswith("FAILED")
                 if how:
-                    print(f"{ended}/{len(commands)} {name}: {how}", flush=True)
+                    say(f"{ended}/{len(commands)} {name}: {how}")
         finally:  # whatever ended this, such as a closed output
             stop(0)
             pool.close()

@@ -56,7 +56,7 @@ def test_a_signal_saves_every_run(tmp_path, penn_folder):
 def test_no_run_is_left_behind_alone(tmp_path, monkeypatch, capsys, penn_folder):
     """Where run_all ends for a reason of its own, such as `| head` that reads no more."""
     def reader_is_gone(text, **named):
-        if text.endswith(": done"):
+        if text.endswith(": done\n"):
             raise BrokenPipeError
 
     monkeypatch.chdir(ROOT)
