@@ -29,7 +29,7 @@ DEFAULTS = dict(
     labels=8, c_length=10,                    # different symbols, at most 8; symbols to remember
     onehot=True,                              # one input channel a symbol
     batch=10, updates=1500,                   # sequences an update; optimizer steps
-    log_interval=50, random_seed=400,         # updates a report; of the weights and of the sequences
+    log_interval=50, random_seed=400,         # updates a report; seed of weights and sequences
     # optimizer
     optimizer="RMSprop", betas=(0.9, 0.999),  # RMSprop, Adam; decay rates of Adam
     clip=0.0,                                 # largest norm of the gradient; 0 leaves it alone
@@ -45,12 +45,11 @@ PAPER = {
 
 
 def build(args):
-    """The model: a network with its stair, and a read-out at every step."""
     task = copytask.CopyingTask(args.T, args.labels, args.c_length, args.vari)
     stair = LearnedStair(task.steps, args.alpha_start)                          # α_t
     network = build_network(args.net_type, task.input_symbols if args.onehot else 1, args.nhid, stair, args.nonlin,
                             args.rinit, args.iinit, args.engine)
-    return copytask.CopyModel(network, task.classes, args.onehot)
+    return copytask.CopyModel(network, task.classes, args.onehot)               # a read-out at every step
 
 
 load = loader(build, __file__, DEFAULTS, PAPER)  # load(FOLDER) → the best weights of a run in its model, the options

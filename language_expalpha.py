@@ -30,7 +30,7 @@ DEFAULTS = dict(
     # task
     bptt=150,                               # steps a segment; published for 150 and 300
     batch=128, epochs=100,                  # parallel streams of text; passes over it
-    log_interval=50, random_seed=400,       # segments a report; of the weights
+    log_interval=50, random_seed=400,       # segments a report; seed of the weights
     data=None, text=None,                   # folder of the files, None is data/ beside this script; a text of your own
     # optimizer
     optimizer="RMSprop", betas=(0.0, 0.9),  # RMSprop, Adam; decay rates of Adam
@@ -49,11 +49,10 @@ PAPER = {
 
 
 def build(args, vocabulary):
-    """The model: embedding, a network with its stair, decoder. `vocabulary`: the symbols of the text."""
     stair = ExponentialStair(args.bptt, args.alpha_start, args.literal)         # 1 − exp(−α_t |z|)
     network = build_network(args.net_type, args.emsize, args.nhid, stair, args.nonlin, args.rinit, args.iinit,
                             args.engine)
-    return language.CharacterModel(network, len(vocabulary), args.emsize, args.tied)
+    return language.CharacterModel(network, len(vocabulary), args.emsize, args.tied)  # V symbols
 
 
 load = loader(build, __file__, DEFAULTS, PAPER)  # load(FOLDER) → the best weights of a run in its model, the options

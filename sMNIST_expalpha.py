@@ -30,7 +30,7 @@ DEFAULTS = dict(
     permute=False,                            # one fixed order of the pixels
     batch=100, epochs=100,                    # images an update; passes over the images
     log_interval=100, save_freq=1,            # updates a report; epochs a checkpoint
-    random_seed=400,                          # of the weights
+    random_seed=400,                          # seed of the weights
     data=None,                                # folder of the files; None is data/ beside this script
     # optimizer
     optimizer="RMSprop", betas=(0.9, 0.999),  # RMSprop, Adam; decay rates of Adam
@@ -47,10 +47,9 @@ PAPER = {
 
 
 def build(args, classes=10):
-    """The model: a network with its stair, and a read-out of the last state."""
     stair = ExponentialStair(784, args.alpha_start, args.literal)               # 1 − exp(−α_t |z|)
     network = build_network(args.net_type, 1, args.nhid, stair, args.nonlin, args.rinit, args.iinit, args.engine)
-    return smnist.PixelModel(network, classes)
+    return smnist.PixelModel(network, classes)                                  # a read-out of the last state
 
 
 load = loader(build, __file__, DEFAULTS, PAPER)  # load(FOLDER) → the best weights of a run in its model, the options

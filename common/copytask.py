@@ -84,11 +84,11 @@ def train(model: CopyModel, optimizer, task: CopyingTask, run: Run, *, updates: 
         return run.evaluate(model, "loss {:.4f}, recall {:.4f}".format,
                             validation=lambda: evaluate(model, task, batch, run))
     recent = Recent("loss", "recall", keep=max(LAST, min(log_interval, updates)), device=run.device)
-    progress = run.begin(Progress(update=0, best=math.inf, recent=recent), steps=task.steps,
+    memoryless = task.memoryless_loss()
+    progress = run.begin(Progress(update=0, best=math.inf, recent=recent), steps=task.steps, memoryless=memoryless,
                          model=model, optimizer=optimizer, task=task, **more)
     if (result := run.finished()) is not None:
         return result
-    memoryless = task.memoryless_loss()
     run.say(f"a memoryless model scores {memoryless:.4f}")
 
     for update in run.updates(progress, until=updates):

@@ -73,6 +73,8 @@ def run_main(main) -> None:
         sentence, status = str(error), error.status
     except KeyboardInterrupt:
         sentence, status = "stopped", 130
+    except ModuleNotFoundError as error:
+        sentence, status = f"the package {error.name} is missing; pip install -r requirements.txt", 1
     except OSError as error:  # /dev/full as output, a disk that was pulled out
         discard("stdout")
         sentence, status = f"{error.filename or 'the output'}: {error.strerror or error}", 1

@@ -27,7 +27,7 @@ from common.runs.provenance import publish_code
 from common.runs.records import write_atomically
 from evidence import pages
 from evidence.launch import commands_of, run_all
-from evidence.rows import TASKS
+from evidence.rows import TASKS, records_below, task_of
 from evidence.table import make_parser, tables_asked_for, text_of
 
 
@@ -66,9 +66,9 @@ def main(argv=None) -> None:
                      args.jobs) if args.run else 0
     text = text_of(args)
     print(text, end="")
-    if args.task in TASKS and "n = " not in text:
-        print(f"no run below {' and '.join(map(str, args.save))} is of these rows, flags and seeds; a script, as "
-              "copytask_nvar.py, in the place of the task shows all of its runs", file=sys.stderr)
+    if "n = " not in text and (count := sum(task_of(config) == args.task for _, config in records_below(*args.save))):
+        print(f"none of the {count} runs of {args.task} below {' and '.join(map(str, args.save))} is of these rows, "
+              "flags and seeds; a script in the place of the task shows all of its runs", file=sys.stderr)
     if args.output:
         write_atomically(args.output, text.encode(), "or name another file with -o")
     if failed:

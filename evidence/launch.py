@@ -1,5 +1,6 @@
 """The runs of a table: their commands, and the loop that runs several at a time and stops them saved."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -16,8 +17,7 @@ TELL_SECONDS = 60
 
 
 def commands_of(rows: list[Row], seeds, folder: Path, more: list[str], left: bool = False) -> list[list[str]]:
-    """The commands that start or go on with all runs of a table, with `left` those that have not ended; seed by seed.
-    """
+    """The commands that start or go on with all runs of a table, with `left` with those that have not ended."""
     return [[*row.command(seed), "--save", str(folder), "--resume", "auto", "--no-curves", *more]
             for seed in dict.fromkeys(seeds) for row in rows
             if not row.why_no_command and (not left or is_left(row.runs.get(seed)))]
@@ -33,12 +33,18 @@ def run_all(commands: list[list[str]], jobs: int) -> int:
 
     Says what starts, where its log lies, once a minute a report of each run, and how it ended.
     """
-    running, asked, failed = [], [], 0
+    running, asked, ended = [], [], []
 
-    def say(line: str) -> None:  # in one piece, for several threads print
-        print(line + "\n", end="", flush=True)
+    def say(line: str) -> None:  # in one piece, because several threads print
+        try:
+            print(line + "\n", end="", flush=True)
+        except OSError:
+            stop(0)
+            raise
 
     def stop(number, frame=None):
+        if number and not asked:
+            os.write(2, b"stopping: every run saves first\n")  # print may be interrupted by this very signal
         asked.append(number)
         for process in [*running]:
             process.terminate()
@@ -66,17 +72,17 @@ def run_all(commands: list[list[str]], jobs: int) -> int:
         is_stopped = status < 0 or "stopped and saved" in words or "stopped before" in words
         return name, "done" if status == 0 else "stopped" if is_stopped else f"FAILED ({words or f'status {status}'})"
 
-    pool = ThreadPool(jobs)
+    pool = ThreadPool(max(1, min(jobs, len(commands))))
     with when_asked_to_stop(stop, *STOPPING):
         try:
-            for ended, (name, how) in enumerate(pool.imap_unordered(run, commands), 1):
-                failed += how.startswith("FAILED")
+            for name, how in pool.imap_unordered(run, commands):
                 if how:
-                    say(f"{ended}/{len(commands)} {name}: {how}")
+                    ended.append(how)
+                    say(f"{len(ended)}/{len(commands)} {name}: {how}")
         finally:  # whatever ended this, such as a closed output
             stop(0)
             pool.close()
             pool.join()
     if asked[0]:
         raise UserError("stopped; the same command goes on", 128 + asked[0])
-    return failed
+    return sum(how.startswith("FAILED") for how in ended)

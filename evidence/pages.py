@@ -23,8 +23,7 @@ from evidence.rows import records_below
 
 TABLE = re.compile(r"(<!-- python -m evidence (.+?) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 PICTURE = re.compile(r"<!-- python -m evidence\.pictures (.+?) -->")
-ABSOLUTE = re.compile(r'(?<=["=])(?:[A-Za-z]:)?[/\\]+[^"/\\][^"]*[/\\]')  # in JSON: a path without its last part; it
-# leaves a record, because folders of a machine are no result
+ABSOLUTE = re.compile(r'(?<=["=])(?:[A-Za-z]:)?[/\\]+[^"/\\][^"]*[/\\]')  # in JSON: the folders of a machine, no result
 
 
 def pages(root: Path) -> list[Path]:
@@ -76,7 +75,7 @@ def collect(sources: list[Path], target: Path) -> None:
     counts = {"new": 0, "newer": 0, "the same": 0, "not finished, left out": 0}
     runs = {source: records_below(source) for source in sources}
     if empty := [str(source) for source, found in runs.items() if not found]:
-        raise UserError(f"{empty[0]} holds no runs; name a folder with SCRIPT/RUN/config.json below it")
+        raise UserError(f"{', '.join(empty)}: no runs; name a folder with SCRIPT/RUN/config.json below it")
     for folder, _ in itertools.chain(*runs.values()):
         if is_left(folder):
             counts["not finished, left out"] += 1

@@ -181,8 +181,8 @@ def select(rows: list[Row], only: list[str] | None) -> list[Row]:
     names = {row.name for row in rows}
     for text in only:
         if not any(text in name for name in names):
-            near = ", ".join(f"'{name}'" for name in nearest(text, names, most=3)) or "no other names"
-            raise UserError(f"no row holds '{text}'; near it are {near}; the table without --only shows all")
+            near = ", ".join(f"'{name}'" for name in nearest(text, names, most=3))
+            raise UserError(f"no row holds '{text}'; {f'near it are {near}' if near else 'see the table without --only'}")
     return [row for row in rows if any(text == row.name or (text not in names and text in row.name) for text in only)]
 
 
@@ -272,7 +272,11 @@ def rows_asked_for(target: str, args) -> dict[str, list[Row]]:
     dest = flag.replace("-", "_")
     if flag and (not flags.is_science(dest) or dest in ("net_type", "nvar", "random_seed", "seed")):
         raise UserError(f"--vary takes a flag that decides what a row computes; --{flag} does not, or it picks the row")
-    words, small = args.extra, SMALL.get(target, "").split() if args.small else []
+    try:
+        words = shlex.split(args.extra)
+    except ValueError as error:
+        raise UserError(f"--with {args.extra} cannot be read ({error}); quote it as in --with='--T 500'") from None
+    small = SMALL.get(target, "").split() if args.small else []
     own = own_rows(target, args.seeds, args.save, [*small, *words], flag, values)
     typed, beside = ([word for name, found in by_flag(words).items() if flags.is_science(name) == science
                       for word in found] for science in (True, False))
@@ -297,8 +301,7 @@ def add_row_options(parser) -> None:
     option("--only", nargs="+", metavar="TEXT", help="the row of this name, as in 'expRNN none', or all that hold TEXT")
     option("--small", action="store_true", help="psMNIST H 128, 10 epochs; characters H 256, 15 epochs: for two cores")
     option("--vary", nargs="+", metavar=("FLAG", "VALUE"), help="a column a value of a flag, as in --vary T 200 500")
-    option("--with", dest="extra", type=shlex.split, default=[], metavar="FLAGS",
-           help="the rows run with these flags too, as in --with='--T 500'")
+    option("--with", dest="extra", default="", metavar="FLAGS", help="more flags of the rows, as in --with='--T 500'")
     option("--seeds", type=seed, nargs="+", default=SEEDS, help="default: 400 to 404")
     option("--save", type=Path, nargs="+", default=[RUNS], metavar="FOLDER",
            help=f"where runs are; new ones go to the first (default: {RUNS})")

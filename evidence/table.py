@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from scipy import stats
-
 from common.errors import printable
 from common.runs import flags
 from common.runs.records import is_diverged, log_rows, read_result
@@ -30,7 +28,11 @@ class Measure(NamedTuple):
     form: str = ".4f"
 
     def cell(self, results: list[dict]) -> str:
-        return mean_and_deviation([result[self.key] for result in results if self.key in result], self.scale, self.form)
+        """As in 0.0012 ± 0.0003; empty without values. Values from 10,000 on are shown as in 1.2e+04."""
+        values = [self.scale * result[self.key] for result in results if self.key in result]
+        form = self.form if all(abs(value) < 1e4 for value in values) else ".1e"
+        deviation = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
+        return f"{statistics.mean(values):{form}}{deviation}" if values else ""
 
 
 TEST = Measure("test_accuracy", "test accuracy, %", 100, ".2f")
@@ -57,18 +59,10 @@ def measures_of(rows: list[Row]) -> list[Measure]:
     return [Measure(name, name.replace("_", " ")) for name in names] or [Measure("", "score")]
 
 
-def mean_and_deviation(values: list[float], scale: float, form: str) -> str:
-    """As in 0.0012 ± 0.0003; empty without values. Values from 10,000 on are shown as in 1.2e+04."""
-    values = [scale * value for value in values]
-    form = form if all(abs(value) < 1e4 for value in values) else ".1e"
-    deviation = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):{form}}{deviation}" if values else ""
-
-
 def middle(results: list[dict]) -> str:
     """The median over seeds of the last report's median loss: no spike moves it. Empty for other tasks."""
     medians = [result["loss_median"] for result in results if result.get("loss_median") is not None]
-    return mean_and_deviation([statistics.median(medians)], 1, ".4f") if medians else ""
+    return Measure("median", "").cell([{"median": statistics.median(medians)}]) if medians else ""
 
 
 def counted(row: Row) -> str:
@@ -161,12 +155,16 @@ def difference(a: list[float], b: list[float]) -> Difference:
     mean = statistics.mean(a) - statistics.mean(b)
     if min(len(a), len(b)) < 2 or len({*a}) == len({*b}) == 1:
         return Difference(mean)
+    from scipy import stats  # here: its import takes as long as a table
+
     found = stats.ttest_ind(a, b, equal_var=False)
     return Difference(mean, *map(float, found.confidence_interval(1 - LEVEL)), float(found.pvalue))
 
 
 def is_within(value: float, sample: list[float]) -> bool:
     """Whether `value` lies in the 95 % t interval of the mean of `sample`."""
+    from scipy import stats
+
     return bool(stats.ttest_1samp(sample, value).pvalue >= LEVEL)
 
 

@@ -202,8 +202,8 @@ def draw_groups(groups: list[tuple[str, list[Path]]], path: Path, with_training=
             draw_band(axes, curves, y, **look, markevery=(number % every, every))
         for draw in beside:
             draw(axes)
-        memoryless = {result["memoryless_loss"] for result in map(read_result, folders)
-                      if result and "memoryless_loss" in result}
+        memoryless = {found["memoryless_loss"] for folder in folders for read in (read_config, read_result)
+                      if (found := read(folder)) and found.get("memoryless_loss")}  # of older runs in the result only
         finish_axes(axes, x, y, memoryless, len(folders) > len(groups), has_training)
         save(picture, path)
 

@@ -115,6 +115,8 @@ class Folder:
             raise UserError(f"{path} cannot be written to ({error.strerror}); free its permissions, or choose another "
                             "place with --save or a shorter --name") from None
         self.path, self.config = path, records.read_config(path)
+        for temporary in path.glob(".*.tmp"):  # of a process that was killed
+            temporary.unlink(missing_ok=True)
 
     def close(self) -> None:
         if self.lock is not None:

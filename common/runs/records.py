@@ -53,7 +53,7 @@ def write_atomically(path: Path, content: bytes, advice: str = "") -> None:
     A link stays one: the file that it names is written. What is no file, a device or a pipe, is written into.
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.tmp")  # one name: what a killed process left is overwritten
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     with writing(path, advice):
         if target.exists() and not target.is_file():
             target.write_bytes(content)

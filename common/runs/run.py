@@ -91,17 +91,18 @@ class Run:
                 self.checkpoint()
             raise Stopped(f"stopped and saved{self.why}; go on with {self.folder.resume_command()}", 128 + self.signal)
 
-    def begin(self, progress: Progress, *, steps: int = 1, data=None, **parts) -> Progress:
+    def begin(self, progress: Progress, *, steps: int = 1, data=None, memoryless=None, **parts) -> Progress:
         """Make the folder of a new run, whose data and model are there by now, or restore a run. → `progress`.
 
-        steps   the length of the longest sequence, which the stair must reach
-        data    the source of what the run reads, as `common.data` says, None where nothing is read
-        parts   what a checkpoint holds, by name: the model, the optimizer, and any other object with a state_dict
+        steps        the length of the longest sequence, which the stair must reach
+        data         the source of what the run reads, as `common.data` says, None where nothing is read
+        memoryless   the loss of a model without memory, a line in the pictures; None where it is not known
+        parts        what a checkpoint holds, by name: the model, the optimizer, and any other object with a state_dict
         """
         if self.options.evaluate is not None:
             raise UserError(f"{self.options.script}.py has no scores for --evaluate; leave it out")
         config, folder = self._check(progress, steps, data, parts), self.folder
-        folder.open(config)
+        folder.open(config if memoryless is None else {**config, "memoryless_loss": memoryless})
         if folder.resumed:
             self._restore(config)
         self.say(f"{'going on with' if folder.resumed else 'writing to'} {folder.path}")
@@ -148,8 +149,10 @@ class Run:
     def _tell_changes(self, config: dict, now: dict) -> None:
         """Lines for people: what has changed since the run of `config` was started. Raises UserError for other data."""
         if self.data is not None:
-            digest, before = self.data["digest"], config.get("data")    # None in records of earlier versions
-            if before and (began_on := str(before.get("digest"))) != digest:
+            digest, before = self.data["digest"], config.get("data")
+            if not before:
+                self.say(f"the record of this run names no data; it goes on with that in {self.data['path']}")
+            elif (began_on := str(before.get("digest"))) != digest:
                 raise UserError(f"this run was started on other data than {self.data['path']} holds (sha256 "
                                 f"{began_on[:12]}…, now {digest[:12]}…); name the place of the same data or start a "
                                 "new run", 1)
@@ -363,7 +366,7 @@ class Timed(Exception):
 class DryRun(Run):
     """--dry-run: every value, the size, and what the first updates take. Nothing is written."""
 
-    def begin(self, progress: Progress, *, steps: int = 1, data=None, **parts) -> Progress:
+    def begin(self, progress: Progress, *, steps: int = 1, data=None, memoryless=None, **parts) -> Progress:
         config, self.options.tensorboard = self._check(progress, steps, data, parts), False
         self.at_exit.enter_context(contextlib.suppress(Timed))
         path = self.folder.path or self.folder.place_for(config)[0]
@@ -388,10 +391,11 @@ class DryRun(Run):
                  f"{timedelta(seconds=round(seconds * self.bar.total))} h:min:s{memory}")
         raise Timed
 
-    def report(self, line: str = "", **row) -> None:
-        """A dry run has nothing to report, and saves nothing."""
+    def report(self, line: str, **row) -> None:
+        """A dry run has nothing to report."""
 
-    save_best = report
+    def save_best(self) -> None:
+        """A dry run saves nothing."""
 
 
 def has_unsaved_schedule(parts) -> bool:

@@ -149,15 +149,13 @@ def test_of_records_with_the_same_options_the_tables_show_the_first_finished_one
 
 
 def test_what_has_not_ended_is_not_collected(tmp_path, capsys):
-    """But a run that diverged is, and what a killed --collect has left is cleared."""
+    """But a run that diverged is."""
     row = row_of("copytask", "expRNN", "none")
     write_run(tmp_path / "source", row, 400)
     folder = write_run(tmp_path / "source", row, 401, "update,loss,seconds\n100,nan,1\n")
     place = tmp_path / "target" / folder.relative_to(tmp_path / "source")
-    place.mkdir(parents=True)
-    (place / ".config.json.tmp").touch()
     pages.collect([tmp_path / "source"], tmp_path / "target")
     assert capsys.readouterr().out == "1 new, 1 not finished, left out\n"
     assert {path.name for path in place.iterdir()} == {"config.json", "log.csv"}
-    with pytest.raises(UserError, match="holds no runs"):
+    with pytest.raises(UserError, match="nowhere: no runs"):
         pages.collect([tmp_path / "nowhere"], tmp_path / "target")

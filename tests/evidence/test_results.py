@@ -11,7 +11,7 @@ from common.runs.provenance import foreign_code
 from common.runs.records import log_rows, read_config, read_result
 from evidence import pages, pictures
 from evidence.rows import RUNS, SEEDS, Row, find_runs
-from evidence.table import TASK_TITLES, mean_and_deviation
+from evidence.table import TASK_TITLES, Measure
 
 PAGES = pages.pages(ROOT)
 
@@ -40,8 +40,8 @@ def test_what_a_script_says_it_reached(script, monkeypatch):
         if not row.runs:
             found = "not run"
         elif script.startswith("copytask"):
-            recalls = [read_result(folder)["recall"] for folder in row.runs.values()]
-            found = f"recall {mean_and_deviation(recalls, 1, '.3f')}"
+            recalls = [read_result(folder) for folder in row.runs.values()]
+            found = f"recall {Measure('recall', '', form='.3f').cell(recalls)}"
         else:
             result = read_result(row.runs[400]) or {}
             reached = result.get("test_accuracy") or next(

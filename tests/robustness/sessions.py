@@ -138,7 +138,7 @@ def watch(act, at: int | None = None) -> None:
             act(name)
 
     def name_of(path) -> str:  # without what makes the name of a temporary file unique
-        return re.sub(r"^\.(.+)\.tmp$", r"\1", Path(path).name)
+        return re.sub(r"^\.(.+?)(\.\d+)?\.tmp$", r"\1", Path(path).name)
 
     def hook(function: str, verb: str, label) -> None:
         original = getattr(os, function)

@@ -361,7 +361,7 @@ def test_rows_after_the_checkpoint_are_cut(main):
     _, folder = main(*arguments, stop_after=4)
     with open(folder / "log.csv", "a", encoding="utf-8") as file:
         file.write("5,1.0,1.0,0.5,0.1\n6,1.0,1")
-    (folder / ".last.pt.tmp").write_bytes(b"half a checkpoint")
+    (folder / ".last.pt.123.tmp").write_bytes(b"half a checkpoint")
     main("copytask_nvar", "--resume", folder)
     assert_same_run(folder, whole)
 
