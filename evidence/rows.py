@@ -181,8 +181,8 @@ def select(rows: list[Row], only: list[str] | None) -> list[Row]:
     names = {row.name for row in rows}
     for text in only:
         if not any(text in name for name in names):
-            near = ", ".join(f"'{name}'" for name in nearest(text, names, most=3))
-            raise UserError(f"no row holds '{text}'; {f'near it are {near}' if near else 'see the table without --only'}")
+            near = " ".join(f"'{name}'" for name in nearest(text, names, most=3))
+            raise UserError(f"no row holds '{text}'; {f'near it are {near}' if near else 'see all without --only'}")
     return [row for row in rows if any(text == row.name or (text not in names and text in row.name) for text in only)]
 
 
