@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SCRIPTS, command, environment, module_of, stopped_after, tiny
+from conftest import ROOT, SCRIPTS, command, environment, module_of, stopped_after, tiny
 
 from common.errors import UserError, run_main
 from common.runs import flags
@@ -254,3 +254,11 @@ def test_what_needs_a_gpu(monkeypatch, tmp_path, typed, said):
     with pytest.raises(UserError, match=said):
         module_of(script).main([*tiny(script), typed, "--save", str(tmp_path)])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_package_that_is_missing(tmp_path):
+    code = "import sys; sys.modules['scipy'] = None; from common.errors import run_main; from evidence import table\n" \
+           "run_main(lambda: table.is_within(1.0, [1.0, 2.0]))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True,
+                          timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (1, "-c: the package scipy is missing; pip install -r requirements.txt\n")
