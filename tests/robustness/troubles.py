@@ -232,7 +232,8 @@ def as_on_a_gpu() -> None:
     assert torch.serialization.location_tag(torch.zeros(1).untyped_storage()) == "cuda:0"
 
 
-KILLED, FULL, LOST = {-signal.SIGKILL: ""}, "No space left on device", {0: "", 1: "could not be written|is missing|No such file"}
+KILLED, FULL = {-signal.SIGKILL: ""}, "No space left on device"
+LOST = {0: "", 1: "could not be written|is missing|No such file"}
 TROUBLES = {
     "SIGKILL at a random moment": lambda task: at_random(task, signal.SIGKILL),
     "SIGKILL at every moment of a session that starts": lambda task: at_moments(task, kill, KILLED),
