@@ -16,7 +16,7 @@ from common.errors import printable
 from common.runs import flags
 from common.runs.records import is_diverged, log_rows, read_result
 from evidence import published
-from evidence.rows import GAIN, SMALL, TASKS, Row, add_row_options, find_runs, rows_asked_for, rows_at
+from evidence.rows import GAIN, SMALL, SMALL_GRID, TASKS, Row, add_row_options, find_runs, rows_asked_for, rows_at
 
 
 class Measure(NamedTuple):
@@ -267,7 +267,7 @@ def best_table(tables: dict[str, list[Row]], small: bool) -> str:
     """A line a task and cell: the plain network beside the stair with the highest mean on this cell."""
     lines = []
     for task, rows in tables.items():
-        ended = [row for row in rows if not row.source and row.results]
+        ended = [row for row in rows if not row.source and row.results and (not small or row.cell in SMALL_GRID[0])]
         for plain in (row for row in ended if row.stair == "none"):
             if stairs := [row for row in ended if row.cell == plain.cell and row.stair != "none"]:
                 best = max(stairs, key=lambda row: statistics.mean([r[GAIN[row.task]] for r in row.results]))
