@@ -68,8 +68,8 @@ def main(argv=None):
         if args.evaluate:
             return run.evaluate(model, "loss {:.4f}".format, validation=lambda: (loss_of(0, 1000).item(),))
         recent = Recent("loss", keep=50, device=run.device)
-        progress = run.begin(Progress(update=0, best=float("inf"), recent=recent), steps=args.T, model=model,
-                             optimizer=optimizer)
+        progress = run.begin(Progress(update=0, best=float("inf"), recent=recent), steps=args.T, memoryless=1 / 6,
+                             model=model, optimizer=optimizer)
         if (result := run.finished()) is not None:
             return result
         for update in run.updates(progress, until=args.updates):
