@@ -27,10 +27,10 @@ DEFAULTS = dict(
     iinit="xavier",                           # start of U: xavier, kaiming, linear
     # task
     T=200, vari=False,                        # delay in steps; whether every batch draws it from 1 … T
-    labels=8, c_length=10,                    # different symbols, at most 8; symbols to remember
+    labels=8, c_length=10,                    # size of the alphabet, 1 to 8; symbols to remember
     onehot=True,                              # one input channel a symbol
-    batch=10, updates=1500,                   # sequences an update; optimizer steps
-    log_interval=50, random_seed=400,         # updates a report; seed of weights and sequences
+    batch=10, updates=1500,                   # sequences per update; optimizer steps
+    log_interval=50, random_seed=400,         # updates per report; seed of weights and sequences
     # optimizer
     optimizer="RMSprop", betas=(0.9, 0.999),  # RMSprop, Adam; decay rates of Adam
     clip=0.0,                                 # largest norm of the gradient; 0 leaves it alone

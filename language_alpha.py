@@ -25,12 +25,12 @@ DEFAULTS = dict(
     nhid=1024,                              # hidden units H
     nonlin="modrelu",                       # none, tanh, relu, modrelu, sigmoid
     iinit="kaiming",                        # start of U: xavier, kaiming, linear
-    emsize=200, tied=False,                 # size of an embedding; decoder = embedding, needs emsize = nhid
+    emsize=200, tied=False,                 # size of the embedding; the decoder shares it, needs emsize = nhid
     # task
     bptt=150,                               # steps a segment; published for 150 and 300
-    batch=128, epochs=100,                  # parallel streams of text; passes over it
-    log_interval=50, random_seed=400,       # segments a report; seed of the weights
-    data=None, text=None,                   # folder of the files, None is data/ beside this script; a text of your own
+    batch=128, epochs=100,                  # parallel streams; passes over the text
+    log_interval=50, random_seed=400,       # segments per report; seed of the weights
+    data=None, text=None,                   # folder of the files, None is data/ here; the file of a text of your own
     # optimizer
     optimizer="RMSprop", betas=(0.0, 0.9),  # RMSprop, Adam; decay rates of Adam
     clip=0.0,                               # largest norm of the gradient; 0 leaves it alone

@@ -28,8 +28,8 @@ DEFAULTS = dict(
     iinit="xavier",                           # start of U: xavier, kaiming, linear
     # task
     permute=False,                            # one fixed order of the pixels
-    batch=100, epochs=100,                    # images an update; passes over the images
-    log_interval=100, save_freq=1,            # updates a report; epochs a checkpoint
+    batch=100, epochs=100,                    # images per update; passes over the images
+    log_interval=100, save_freq=1,            # updates per report; epochs per checkpoint
     random_seed=400,                          # seed of the weights
     data=None,                                # folder of the files; None is data/ beside this script
     # optimizer

@@ -29,10 +29,7 @@ def is_left(run: Path | None) -> bool:
 
 
 def run_all(commands: list[list[str]], jobs: int) -> int:
-    """Run the commands, `jobs` at a time, in this folder; → how many failed. What stops this stops every run, saved.
-
-    Says what starts, where its log lies, once a minute a report of each run, and how it ended.
-    """
+    """Run the commands, `jobs` at a time, in this folder; → how many failed. What stops this stops every run, saved."""
     running, asked, ended = [], [], []
 
     def say(line: str) -> None:  # in one piece, because several threads print

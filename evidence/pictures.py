@@ -81,7 +81,7 @@ def draw_vary(columns: dict[str, list[Row]], name: str, path: Path) -> None:
     picture, (axes,) = curves.figure()
     measure = GAIN.get(rows[0].task) or measures_of(rows)[0].key
     for number, (row, results) in enumerate(lines):
-        scores = {place + 0.03 * (number - len(lines) / 2): [r[measure] for r in found]   # aside: no bar hides another
+        scores = {place + 0.03 * (number - (len(lines) - 1) / 2): [r[measure] for r in found]   # no bar hides another
                   for place, found in enumerate(results) if found}
         axes.errorbar(list(scores), list(map(statistics.mean, scores.values())),
                       [statistics.stdev(found) if len(found) > 1 else 0 for found in scores.values()], capsize=3,
@@ -89,7 +89,7 @@ def draw_vary(columns: dict[str, list[Row]], name: str, path: Path) -> None:
     if rows[0].task == "copytask":
         axes.axhline(1 / 8, color="0.3", linewidth=1.0, label="memoryless")
     help_ = f": {FLAGS[dest].help}" if (dest := name.replace("-", "_")) in FLAGS else ""
-    axes.set(xlabel=name + help_, ylabel=measure.replace("_", " "))
+    axes.set(xlabel=name + help_, ylabel=f"{measure.replace('_', ' ')}, mean ± standard deviation")
     axes.set_xticks(range(len(ended)), list(ended))
     curves.show_legend(axes, fontsize=7)
     curves.save(picture, path)

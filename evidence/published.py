@@ -8,7 +8,7 @@ A line of rows.csv names a row of the tables (task, model, stair) and a source t
     measured           the start with which our runs follow the published curve
     H 65, H 103        at a size for two cores: the LSTM with as many parameters as nnRNN
 
-`flags` are typed beside those of the row. Without any, the row of the tables is that of the source.
+`flags` are typed beside those of the row; without any, the row of the tables is that of the source.
 """
 
 import csv
@@ -55,10 +55,7 @@ def curve_points(task: str) -> list[dict]:
 
 
 def curve_of(row) -> list[tuple[float, float]]:
-    """The published curve of a row as (update or epoch, value); empty where none is known.
-
-    Of the characters the test accuracy at the end alone is known.
-    """
+    """The published curve of a row as (update or epoch, value), of the characters the end alone; empty if not known."""
     if row.task == "language":
         value = row.value.split()
         return [(row.options(400)["epochs"], float(value[0]) / 100)] if value and value[0][0].isdigit() else []

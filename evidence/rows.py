@@ -229,11 +229,18 @@ def own_rows(target: str, seeds, folders, words: list[str], flag: str, values: l
             if not flag or (dest in options and is_same(options[dest]["value"], [f"--{flag}", value])):
                 config["options"] = {name: entry for name, entry in options.items() if name != dest}
                 runs = groups.setdefault(json.dumps(facts_of(config), sort_keys=True), (config, {}))[1]
-                runs.setdefault(value, {})[seed] = run
-    cells = {row.model: row.cell for row in rows_of(target, [])} if target in TASKS else {}
-    rows = [own_row(config, target, cells) for config, _ in groups.values()]
-    names, configs = [row.name for row in rows], [config for config, _ in groups.values()]
+                if not (runs.setdefault(value, {}).get(seed, Path()) / "result.json").exists():  # a finished run stays
+                    runs[value][seed] = run
+    sizes = [word for name in SIZES & wanted.keys() for word in wanted[name]]
+    configs = [config for config, _ in groups.values()]
+    tables = rows_of(target, sizes) if target in TASKS and configs else []
+    plain = {row.cell: row.options(0) for row in tables if row.stair == "none"}
+    rows = [own_row(config, target, {row.model: row.cell for row in tables}) for config in configs]
+    names = [row.name for row in rows]
     for row, config in zip(rows, configs, strict=True):
+        if any(name in SIZES and config["options"].get(name, {"value": value})["value"] != value
+               for name, value in plain.get(row.cell, {}).items()):
+            row.cell = ""  # no plain network of this size stands beside it
         alike = [other for other, name in zip(configs, names, strict=True) if name == row.name]
         row.model += f", {labels_of(alike)[alike.index(config)]}" * (len(alike) > 1)
     return [(row, runs) for row, (_, runs) in zip(rows, groups.values(), strict=True)]

@@ -150,7 +150,7 @@ def finish_axes(axes, x: str, y: str, memoryless: set[float], has_bands: bool, h
     if "loss" in y and axes.dataLim.ymin > 0:
         axes.set_yscale("log")
         axes.set_ylim(top=min(axes.get_ylim()[1], BLOWN_UP))
-    notes = [f"{'median' if 'loss' in y else 'mean'} of the seeds; band: least to most"] * has_bands
+    notes = [f"{'median' if 'loss' in y else 'mean'} of the runs; band: least to most"] * has_bands
     notes += ["thin: training"] * has_training
     show_legend(axes, "\n".join(notes))
 

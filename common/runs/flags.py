@@ -487,8 +487,7 @@ def _as_started(options: Options, typed: dict, known: dict) -> None:
         if group is LENGTH and value > before:
             options.origin[dest] = "typed on resume"
         elif not group.may_change and value != before and not (dest == "random_seed" and "sample" in typed):
-            raise UserError(f"{spelled(dest)} was {before} when {folder} was started and cannot become {value} on the "
-                            f"way; start a new run")
+            raise UserError(f"{spelled(dest)} is {before} in {folder} and cannot become {value}; start a new run")
         setattr(options, dest, value)
     check(options, {}, known)
 

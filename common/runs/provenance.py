@@ -110,13 +110,13 @@ def own_stair(config: dict) -> str | None:
 
 
 def is_same_run(found: dict, wanted: dict) -> bool:
-    """Whether two config.json are of one computation: values, the task's revision, the stair's class and the data.
-
-    What an older record does not say counts as the same.
+    """Whether two config.json are of one computation: values, the task's revision, the stair's class, the data, and the
+    code that is not the project's own. What an older record does not say counts as the same.
     """
     def key(config):
         digest = (config.get("data") or wanted.get("data") or {}).get("digest")
-        return science(config["options"]), config.get("revision", 1), config.get("stair", wanted.get("stair")), digest
+        return (science(config["options"]), config.get("revision", 1), config.get("stair", wanted.get("stair")), digest,
+                [(name, config["code"].get(name)) for name in foreign_code(config) if "code" in config])
     return key(found) == key(wanted)
 
 

@@ -162,9 +162,9 @@ class Run:
     def _leave_out_unread(self, group: Group | None = None) -> None:
         """Flags that the script has not read decide nothing: a line names them, and their origin is "not used"."""
         if names := unread(self.options, self.asked, group):
-            are, values = ("are", "their values") if names[1:] else ("is", "its value")
+            are, them, values = ("are", "them", "their values") if names[1:] else ("is", "it", "its value")
             never = f"{are} never used by this script, so {values} had no effect" if group else \
-                f"{are} not used so far; where no later line uses them, {values} had no effect"
+                f"{are} not used so far; where no later line uses {them}, {values} had no effect"
             self.say(f"{', '.join(f'args.{name}' for name in names)} {never}")
         self.options.origin.update(dict.fromkeys(names, "not used"))
 

@@ -196,6 +196,16 @@ def own_rows(seeds, folder, *words):
     return [replace(row, runs=runs[""]) for row, runs in rows.own_rows("copytask", seeds, [folder], words, "", [""])]
 
 
+def test_own_rows_of_a_stair(tmp_path):
+    """A later run that was stopped hides no finished one; a network of another size is not compared."""
+    for sizes, result in (([], dict(loss=0.1, recall=0.5)), ([], None), (["--nhid", "32"], dict(loss=0.1, recall=0.2))):
+        write_run(tmp_path, row_of("copytask", "sRNN (exponential)", "expn", sizes), 400, "update,loss\n50,1\n", result,
+                  stair="Own")
+    usual, small = own_rows((400,), tmp_path)
+    assert usual.cell == "expRNN" != small.cell
+    assert [result["recall"] for row in (usual, small) for result in row.results] == [0.5, 0.2]
+
+
 def test_own_rows_are_whole(copied, capsys):
     """Typed values stand in the name and in the command; --with, --vary and --missing take own rows."""
     found = own_rows((400, 7), copied)

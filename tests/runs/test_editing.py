@@ -255,6 +255,14 @@ def test_a_value_counts_as_read_before_the_run_begins(read):
     assert "nvar" not in flags.unread(options.options, options.asked)
 
 
+def test_auto_goes_on_with_the_same_code_only(edited):
+    """As tables do, it keeps the runs of a script of one's own apart that was edited in between."""
+    for said in ("# one", "# two", "# two"):
+        edited(("# ρ_t", said)).main([*TINY, "--resume", "auto"])
+    names = sorted(path.name for path in Path("saves/copytask_nvar").iterdir())
+    assert names == ["expRNN-expn-s400", "expRNN-expn-s400-2"]
+
+
 def test_a_value_that_nothing_reads_is_named(edited, capsys):
     """A schedule, a cell or a rate that stands in the line itself: what the options say of it is not recorded."""
     changes = [("    # network", "    dropout=0.1,\n    # network"), ("clip=args.clip", "clip=0.5"),

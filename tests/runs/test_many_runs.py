@@ -17,6 +17,7 @@ from conftest import ROOT, assert_same_run, command, environment, tiny
 from common.errors import UserError
 from common.recurrence import engine_for
 from common.runs import machine, records
+from common.runs.provenance import published_code
 from common.stair import FixedStair, Nonlinearity
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and schedulers of POSIX")
@@ -93,13 +94,13 @@ def test_another_version_is_said_in_a_line(main, tmp_path, capsys):
     main("copytask_nvar", *LONG, *AUTO, "--updates", "20")
     folder, = folders(tmp_path / "saves")
     config = records.read_config(folder)
-    config["versions"]["torch"], config["code"]["old.py"] = "1.0", "0" * 40
+    config["versions"]["torch"], config["code"]["common/stair.py"] = "1.0", published_code()["common/stair.py"][0]
     records.write_json(folder / "config.json", config)
     capsys.readouterr()
     main("copytask_nvar", *LONG, *AUTO, "--updates", "20")
     said = "".join(capsys.readouterr())
     assert "this run is finished" in said
-    assert f"not as it was started: torch 1.0 → {torch.__version__}, old.py; the numbers may differ" in said
+    assert f"not as it was started: torch 1.0 → {torch.__version__}, common/stair.py; the numbers may differ" in said
     assert len(folders(tmp_path / "saves")) == 1
 
 

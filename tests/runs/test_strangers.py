@@ -203,7 +203,7 @@ def test_a_run_that_was_killed_on_its_way_to_more(main, finished):
 
 def test_fewer_than_reached(main, finished):
     before = (finished / "result.json").read_bytes()
-    with pytest.raises(UserError, match="--updates was 4 when"):
+    with pytest.raises(UserError, match=r"--updates is 4 in .* and cannot become 3"):
         main("copytask_nvar", "--resume", finished, "--updates", "3")
     assert (finished / "result.json").read_bytes() == before
 
@@ -248,7 +248,7 @@ def test_evaluate(main, few_images, penn_folder, capsys, script):
     result, _ = main(script, "--resume", folder)
     before = contents(folder)
     scores, _ = main(script, "--evaluate", folder)
-    with pytest.raises(UserError, match=r"--nhid was 8 when .* was started and cannot become 3"):
+    with pytest.raises(UserError, match=r"--nhid is 8 in .* and cannot become 3"):
         main(script, "--evaluate", folder, "--nhid", "3")
     assert contents(folder) == before
     if task_of(script) == "copytask":
