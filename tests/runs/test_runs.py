@@ -384,7 +384,7 @@ def stopped(main):
 @pytest.mark.parametrize("typed", [
     ("--nhid", "16"), ("--updates", "3"), ("--no-onehot",), ("--seed", "1"), ("--name", "x"), ("--net-type", "RNN")])
 def test_an_option_cannot_change_on_the_way(main, stopped, typed):
-    with pytest.raises(UserError, match=rf"^{typed[0].replace('--no-', '--').replace('--seed', '--random-seed')} was "
+    with pytest.raises(UserError, match=rf"^{typed[0].replace('--no-', '--').replace('--seed', '--random-seed')} is "
                                         r".*start a new run") as error:
         main("copytask_nvar", "--resume", stopped, *typed)
     assert error.value.status == 2
