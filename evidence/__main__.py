@@ -66,8 +66,8 @@ def main(argv=None) -> None:
                      args.jobs) if args.run else 0
     text = text_of(args)
     print(text, end="")
-    count = sum(task_of(config) == args.task for _, config in records_below(*args.save))
-    if count and not args.differences and "n = " not in text:
+    is_empty = not args.differences and "n = " not in text
+    if is_empty and (count := sum(task_of(config) == args.task for _, config in records_below(*args.save))):
         print(f"none of the {count} runs of {args.task} below {' and '.join(map(str, args.save))} is of these rows, "
               "flags and seeds; a script in the place of the task shows all of its runs", file=sys.stderr)
     if args.output:

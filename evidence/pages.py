@@ -84,7 +84,8 @@ def collect(sources: list[Path], target: Path) -> None:
         place = place_for(folder, json.loads(records["config.json"]), target)
         before = {name: text for name in RECORDS if (text := read_record(place, name)) is not None}
         counts["the same" if before == records else "newer" if before else "new"] += 1
-        for name, text in records.items() if before != records else ():
+        if before != records:
             place.mkdir(parents=True, exist_ok=True)
-            write_atomically(place / name, text.encode(), "then collect again")
+            for name, text in records.items():
+                write_atomically(place / name, text.encode(), "then collect again")
     print(", ".join(f"{count} {what}" for what, count in counts.items() if count))

@@ -242,7 +242,8 @@ def own_rows(target: str, seeds, folders, words: list[str], flag: str, values: l
                for name, value in plain.get(row.cell, {}).items()):
             row.cell = ""  # no plain network of this size stands beside it
         alike = [other for other, name in zip(configs, names, strict=True) if name == row.name]
-        row.model += f", {labels_of(alike)[alike.index(config)]}" * (len(alike) > 1)
+        if len(alike) > 1:
+            row.model += f", {labels_of(alike)[alike.index(config)]}"
     return [(row, runs) for row, (_, runs) in zip(rows, groups.values(), strict=True)]
 
 

@@ -170,13 +170,13 @@ def draw_curves(folders: list[Path], path: Path) -> None:
     groups, tasks = {}, {}
     for folder in map(Path, folders):
         config = read_config(folder)
-        groups.setdefault(json.dumps(facts_of(config), sort_keys=True), []).append(folder)
+        groups.setdefault(json.dumps(facts_of(config), sort_keys=True), (config, []))[1].append(folder)
         tasks[(config.get("task") or config["script"].split("_")[0]).lower()] = folder  # "smnist" in older records
     if len(tasks) > 1:
         raise UserError(f"{' and '.join(map(str, tasks.values()))} are runs of different tasks, whose scores share no "
                         "axis; draw a picture for each task")
-    labels = labels_of([read_config(group[0]) for group in groups.values()])
-    draw_groups(list(zip(labels, groups.values(), strict=True)), path)
+    labels = labels_of([config for config, _ in groups.values()])
+    draw_groups([(label, group) for label, (_, group) in zip(labels, groups.values(), strict=True)], path)
 
 
 def draw_groups(groups: list[tuple[str, list[Path]]], path: Path, with_training=True, beside=()) -> None:
