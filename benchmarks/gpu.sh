@@ -33,10 +33,10 @@ part() {                                        # SECONDS NAME COMMAND...; if it
     fi
     echo "$name: $how" | tee -a "$out/summary.txt"
 }
-agreement() { part 90 "agreement $*" "$python" -c "import torch; from common.recurrence.triton_engine import is_right
+agreement() { part 60 "agreement $*" "$python" -c "import torch; from common.recurrence.triton_engine import is_right
 raise SystemExit(not is_right($1, $2, '$3', 'modrelu', torch.float32, torch.device('cuda', 0), '$4'))"; }
 bench() { part "$1" "benchmark ${*:2}" "$python" -m benchmarks --cuda --rounds 3 --tasks "${@:2}"; }
-tests() { part "$1" "tests $2" "$python" -m pytest -q -m gpu -rfE --tb=short tests/engines/test_gpu.py -k "$2"; }
+tests() { part "$1" "tests $2" "$python" -m pytest -q -m gpu -rfE --tb=short tests/engines/test_gpu.py -k "$2" "${@:3}"; }
 row() { part 86400 "row $1 $2" "$python" -m evidence "$1" --only "$2" --seeds 400 --short --run --cuda \
     --data "$data" --save "$out/runs"; }
 
@@ -45,18 +45,18 @@ part 30 environment "$python" -m torch.utils.collect_env
 part 10 version git describe --always --dirty
 agreement 100 512 scale ieee
 agreement 10 128 scale ieee
-for task in psMNIST copying; do bench 60 $task --engine triton; done
+for task in psMNIST copying; do bench 100 $task --engine triton; done
 tests 90 "$first"
 agreement 128 1024 scale ieee
 bench 60 characters --engine triton
-for task in psMNIST copying characters; do bench 60 $task --engine torch; done
-tests 300 "not ($first)"
+for task in psMNIST copying characters; do bench 120 $task --engine torch; done
+tests 300 "not ($first)" -n 8
 agreement 100 512 scale tf32
 agreement 100 512 exponential ieee
 bench 60 psMNIST --engine triton --tf32
 if command -v ncu > /dev/null; then
-    part 120 profile ncu --kernel-name forward --launch-skip 2 --launch-count 1 --set full "$python" -m benchmarks \
-        --cuda --rounds 3 --tasks psMNIST --engine triton
+    part 60 profile ncu --clock-control none --kernel-name "regex:^(forward|backward)$" --launch-count 2 --kill yes \
+        --set full "$python" -m benchmarks --cuda --rounds 3 --tasks psMNIST --engine triton
 fi
 for row in "sRNN (exponential) expn" "expRNN none" "nnRNN none" "sRNN, henaff expn" "RNN-Orth, henaff none"; do
     for task in sMNIST language; do row $task "$row"; done

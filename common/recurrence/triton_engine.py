@@ -191,7 +191,7 @@ def _cut(batch, hidden, dtype, precision, programs, shared, columns, rows) -> Pl
         warps = slices
     else:             # 16 results a thread
         least = -(-hidden // DEPTH) * DEPTH
-        slices = next(s for s in (8, 4, 2, 1) if s == 1 or (s * rows * columns <= 8192 and
+        slices = next(s for s in (32, 16, 8, 4, 2) if s == 2 or (s * rows * columns <= (8192 if s <= 8 else 4096) and
                       -(-hidden // (s * DEPTH)) * s * DEPTH <= TOLERATED * least))
         warps = min(16, max(4, slices * rows * columns // 512))
     depth, itemsize = slices * DEPTH, dtype.itemsize
@@ -223,7 +223,7 @@ def is_right(batch, hidden, rule, phi, dtype, device, precision) -> bool:
     if reason is None and not make_plans(batch, hidden, dtype, precision, *capacity(device)):
         reason = f"it has no room for H = {hidden} in {dtype}"
     if reason is None:
-        line = f"stair: testing the triton engine for B {batch}, H {hidden}: one to five minutes, once on this GPU"
+        line = f"stair: testing the triton engine for B {batch}, H {hidden}: up to a minute, once on this GPU"
         try:
             about = _about(batch, hidden, rule, phi, dtype, device, precision)
             found, path = verdict("triton", about, line, __name__, "trial", batch, hidden, rule, phi, str(dtype),

@@ -223,7 +223,7 @@ def asked(monkeypatch, result):
 @needs_triton
 def test_a_right_gpu_engine_is_tested_once(cache, monkeypatch, capsys):
     assert asked(monkeypatch, {"reason": None, "plan": 0}) == (True, 1)
-    assert capsys.readouterr().err == "stair: testing the triton engine for B 3, H 19: one to five minutes, once on " \
+    assert capsys.readouterr().err == "stair: testing the triton engine for B 3, H 19: up to a minute, once on " \
                                       "this GPU\n"
 
 
