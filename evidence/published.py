@@ -8,7 +8,8 @@ A line of rows.csv names a row of the tables (task, model, stair) and a source t
     measured           the start with which our runs follow the published curve
     H 65, H 103        at a size for two cores: the LSTM with as many parameters as nnRNN
 
-`flags` are typed beside those of the row; without any, the row of the tables is that of the source.
+`flags` are typed beside those of the row; without any, the row of the tables is that of the source. Lines "none" of a
+source that names stairs are ours: the plain network with the same values, with which such a stair is compared.
 """
 
 import csv

@@ -152,10 +152,9 @@ def rows_beside(row: Row, is_published: bool) -> list[Row]:
         if (line.model, line.stair) != (row.model, row.stair):
             continue
         found, source = row, f", {line.source}"
-        if line.flags:
-            cell = row.cell + source * (row.stair == "none")  # a stair is compared with the network of the tables
-            rows.append(found := replace(row, model=row.model + source, cell=cell, source=line.source, value="",
-                                         curve="", flags=[*row.flags, *line.flags.split()], runs={}))
+        if line.flags:  # a stair is compared with the plain network that has the same values
+            rows.append(found := replace(row, model=row.model + source, cell=row.cell + source, source=line.source,
+                                         value="", curve="", flags=[*row.flags, *line.flags.split()], runs={}))
         if is_published:
             found.value, found.curve = line.value or found.value, line.curve or found.curve
     return rows

@@ -250,10 +250,10 @@ def title_of(task: str, small: bool) -> str:
 
 
 def paper_table(tables: dict[str, list[Row]], small: bool) -> str:
-    """Which stair the paper's authors name for a row, and what it gains here beside the plain network of the tables."""
+    """Which stair the authors name for a row, and what it gains beside the plain network with the same values."""
     rows = {(task, row.name): row for task, found in tables.items() for row in found}
     named = [(line, rows[task, line.name]) for task in tables for line in published.lines(task)
-             if line.source in published.AUTHORS and (task, line.name) in rows]
+             if line.source in published.AUTHORS and line.stair != "none" and (task, line.name) in rows]
     plain = {(row.task, row.cell): row for row in rows.values() if row.stair == "none"}
     gains = gains_of([*plain.values(), *(row for _, row in named)])
     return markdown([{"task": title_of(line.task, small), "row": line.model, "stair": line.stair,
