@@ -20,8 +20,7 @@ closing=60                                      # seconds in which a run that is
 archive() {
     tar czf "$out.tgz" -C "$(dirname "$out")" "$(basename "$out")" && echo "all of it: $out.tgz"
 }
-trap archive EXIT
-trap 'exit 130' INT TERM HUP
+trap archive EXIT; trap 'exit 130' INT TERM HUP
 
 part() {                                        # SECONDS NAME COMMAND...; if it fails, the others go on
     local left=$((end - SECONDS - closing)) name=$2 began=$SECONDS how="no time was left"
@@ -58,6 +57,7 @@ if command -v ncu > /dev/null; then
     part 60 profile ncu --clock-control none --kernel-name "regex:^(forward|backward)$" --launch-count 2 --kill yes \
         --set full "$python" -m benchmarks --cuda --rounds 3 --tasks psMNIST --engine triton
 fi
+row sMNIST "nnRNN, supplement none"; row language "sRNN (exponential), revision expn"
 for row in "sRNN (exponential) expn" "expRNN none" "nnRNN none" "sRNN, henaff expn" "RNN-Orth, henaff none"; do
     for task in sMNIST language; do row $task "$row"; done
 done
