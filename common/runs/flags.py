@@ -373,9 +373,9 @@ def typed_values(script: str, doc: str, known: dict[str, Flag], defaults: dict, 
     typed = {dest: tuple(value) if known[dest].count else value
              for dest, value in vars(parser.parse_args(without_help)).items()}
     if len(without_help) < len(argv):
-        values = {**FROM_ROW, **defaults, **picked_row(script, paper, {**defaults, **typed})[1]}
-        parser.set_defaults(**{dest: f"{value}, from the PAPER row" if dest in FROM_ROW else value
-                               for dest, value in values.items() if value is not None})
+        row = picked_row(script, paper, {**defaults, **typed})[1]
+        parser.set_defaults(**{dest: f"{value}, from the PAPER row" if dest in row.keys() & FROM_ROW else value
+                               for dest, value in {**FROM_ROW, **defaults, **row}.items() if value is not None})
         parser.print_help()
         sys.exit(0)
     if "sample" in typed and "bptt" not in known:
