@@ -40,23 +40,18 @@ row() { part 86400 "row $1 $2" "$python" -m evidence "$1" --only "$2" --seeds 40
     --data "$data" --save "$out/runs"; }
 
 first="200_repetitions or cannot_end or norm_of_a_state"
-part 30 environment "$python" -m torch.utils.collect_env
-part 10 version git describe --always --dirty
-agreement 100 512 scale ieee
-agreement 10 128 scale ieee
+part 30 environment "$python" -m torch.utils.collect_env; part 10 version git describe --always --dirty
+agreement 100 512 scale ieee; agreement 10 128 scale ieee
 for task in psMNIST copying; do bench 100 $task --engine triton; done
 tests 90 "$first"
 agreement 128 1024 scale ieee
 bench 60 characters --engine triton
 for task in psMNIST copying characters; do bench 120 $task --engine torch; done
 tests 300 "not ($first)" -n 8
-agreement 100 512 scale tf32
-agreement 100 512 exponential ieee
+agreement 100 512 scale tf32; agreement 100 512 exponential ieee
 bench 60 psMNIST --engine triton --tf32
-if command -v ncu > /dev/null; then
-    part 60 profile ncu --clock-control none --kernel-name "regex:^(forward|backward)$" --launch-count 2 --kill yes \
-        --set full "$python" -m benchmarks --cuda --rounds 3 --tasks psMNIST --engine triton
-fi
+command -v ncu > /dev/null && part 60 profile ncu --clock-control none --kernel-name "regex:^(forward|backward)$" \
+    --launch-count 2 --kill yes --set full "$python" -m benchmarks --cuda --rounds 3 --tasks psMNIST --engine triton
 row sMNIST "nnRNN, supplement none"; row language "sRNN (exponential), revision expn"
 for row in "sRNN (exponential) expn" "expRNN none" "nnRNN none" "sRNN, henaff expn" "RNN-Orth, henaff none"; do
     for task in sMNIST language; do row $task "$row"; done

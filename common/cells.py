@@ -39,6 +39,13 @@ INPUT_STARTS = {  # U (I, H)
 }
 
 
+def look_up(symbols: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """The rows (V, N) of symbols of any shape, int64 → (..., N)."""
+    if symbols.is_cuda:  # as a product: in the gradients of torch's lookups the order of sums changes from run to run
+        return (symbols.unsqueeze(-1) == torch.arange(len(rows), device=symbols.device)).to(rows.dtype) @ rows
+    return rows.index_select(0, symbols.flatten()).unflatten(0, symbols.shape)
+
+
 def check_start(net_type: str, rinit: str) -> None:
     """Raises ValueError where the recurrent start `rinit` has no meaning for `net_type`."""
     starts = {"RNN": RECURRENT_STARTS, "LSTM": ("xavier", "random")}.get(net_type, ROTATION_STARTS)
@@ -75,10 +82,7 @@ class Cell(nn.Module):
             return (projected if self.input_bias is None else projected + self.input_bias).unflatten(0, x.shape[:2])
         table = self.input_weight if embedding is None else embedding @ self.input_weight
         table = table if self.input_bias is None else table + self.input_bias
-        if x.is_cuda:
-            return nn.functional.embedding(x, table)
-        # its backward is 4 times faster than embedding's; on a GPU the order of its sums changes from run to run
-        return table.index_select(0, x.flatten()).unflatten(0, x.shape)
+        return look_up(x, table)
 
     def penalty(self):
         """What the cell adds to the loss, before the factor `alam`: 0 except for nnRNN."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from common.cells import NNRNN, RNN, Cell, ExpRNN, check_start, glorot_normal
+from common.cells import NNRNN, RNN, Cell, ExpRNN, check_start, glorot_normal, look_up
 from common.recurrence import engine_for, run_recurrence, without_autocast
 from common.stair import Nonlinearity
 
@@ -78,7 +78,7 @@ class LSTM(nn.Module):
         state = self.initial_state(x.shape[1]) if state is None else state
         if not x.is_floating_point():
             rows = torch.eye(self.input_size, dtype=state.dtype, device=x.device) if embedding is None else embedding
-            x = nn.functional.embedding(x, rows)
+            x = look_up(x, rows)
         h, (h_last, c_last) = self.lstm(x, (state[:1], state[1:]))
         return (h[-1] if last_only else h), torch.cat((h_last, c_last))
 
@@ -118,6 +118,7 @@ def class_by_class(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) ->
 def mean_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """torch's cross entropy over all positions: logits (..., C), target (...) → a scalar.
 
-    torch takes C as the second dimension, which suits the logits of `class_by_class`.
+    With C as the second dimension, as in `class_by_class`, it is fast on a CPU, but on a GPU its bits would change.
     """
-    return cross_entropy(logits.flatten(0, -2).t().unsqueeze(0), target.flatten().unsqueeze(0))
+    logits, target = logits.flatten(0, -2), target.flatten()
+    return cross_entropy(logits, target) if logits.is_cuda else cross_entropy(logits.t()[None], target[None])

@@ -234,20 +234,17 @@ def own_rows(target: str, seeds, folders, words: list[str], flag: str, values: l
     configs = [config for config, _ in groups.values()]
     tables = rows_of(target, sizes) if target in TASKS and configs else []
     plain = {row.cell: row.options(0) for row in tables if row.stair == "none"}
-    rows = [own_row(config, target, {row.model: row.cell for row in tables}) for config in configs]
+    rows = [own_row(config, target, {r.model: (r.cell, plain.get(r.cell, {})) for r in tables}) for config in configs]
     names = [row.name for row in rows]
     for row, config in zip(rows, configs, strict=True):
-        if any(name in SIZES and config["options"].get(name, {"value": value})["value"] != value
-               for name, value in plain.get(row.cell, {}).items()):
-            row.cell = ""  # no plain network of this size stands beside it
         alike = [other for other, name in zip(configs, names, strict=True) if name == row.name]
         if len(alike) > 1:
             row.model += f", {labels_of(alike)[alike.index(config)]}"
     return [(row, runs) for row, (_, runs) in zip(rows, groups.values(), strict=True)]
 
 
-def own_row(config: dict, target: str, cells: dict[str, str]) -> Row:
-    """The row of a run that is of no published row, without runs. `cells`: of the published rows, by model."""
+def own_row(config: dict, target: str, published_rows: dict[str, tuple[str, dict]]) -> Row:
+    """The row of a run that is of no published row, without runs. Of those: {model: (cell, options of its network)}."""
     differences, file, typed = differences_of(config), f"{config['script']}.py", {}
     for name, entry in config["options"].items():
         value, flag = entry["value"], flags.spelled(name)
@@ -259,8 +256,10 @@ def own_row(config: dict, target: str, cells: dict[str, str]) -> Row:
     parts += [f"{name}={entry['value']}" for name, entry in config["options"].items() if entry["origin"] == "edited"]
     path, facts, why_no_command = Path(config["argv"][0] if config["argv"] else file), facts_of(config), ""
     path, cell = path if path.name == file else Path(file), config["row"] or ""
-    if target in TASKS:  # the plain network that the row is compared with is that of the published row
-        cell = cells.get(f"{cell}, henaff" if "henaff" in typed.get("rinit", ()) else cell, "")
+    if target in TASKS:  # it is compared with the plain network of the published row, at the same size
+        cell, plain = published_rows.get(f"{cell}, henaff" if "henaff" in typed.get("rinit", ()) else cell, ("", {}))
+        for name in SIZES & plain.keys():
+            cell *= config["options"].get(name, {"value": plain[name]})["value"] == plain[name]
     if target in TASKS and (differences[:1] != [file] or OTHER_DATA in " ".join(differences)):
         why_no_command = "it needs an edited script or other data"
     elif path.is_file() and facts_of({**config, "code": code_of(path)}) != facts:

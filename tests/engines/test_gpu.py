@@ -161,6 +161,24 @@ def test_an_lstm_keeps_its_bits():
         assert all(map(torch.equal, gradients(), first))
 
 
+@pytest.mark.parametrize("task", SHAPES)
+@pytest.mark.parametrize("net_type", ["RNN", "nnRNN", "LSTM"])
+@pytest.mark.parametrize("engine", ["torch", pytest.param("triton", marks=needs_triton)])
+def test_training_keeps_its_bits(task, net_type, engine):
+    """So a run that was resumed ends as one that was not."""
+    def weights():
+        torch.manual_seed(0)
+        network = our_network(SHAPES[task], net_type, engine)
+        step = our_step(SHAPES[task], network, CUDA)
+        for _ in range(3):
+            step()
+        return network.state_dict().values()
+
+    first = list(weights())
+    for _ in range(3):
+        assert all(map(torch.equal, weights(), first))
+
+
 def test_a_batch_reaches_the_gpu_whole():
     task, other = CopyingTask(seed=3), CopyingTask(seed=3)
     for _ in range(50):

@@ -263,6 +263,21 @@ def test_a_symbol_is_its_embedding(float64, net_type):
     torch.testing.assert_close(cell.project(symbols, embedding), cell.project(embedding[symbols]))
 
 
+@pytest.mark.parametrize("net_type", ["RNN", "LSTM"])
+def test_a_gpu_computes_the_same_in_another_way(float64, net_type, monkeypatch):
+    """Lookups and the loss have functions of their own there, whose sums keep their order."""
+    model = CharacterModel(make(net_type), 9, 4)
+    symbols, target = torch.randint(0, 9, (2, 7, 3)).unbind()
+
+    def gradients():
+        return torch.autograd.grad(mean_cross_entropy(model(symbols)[0], target), [p for p in model.parameters()
+                                                                                   if p.requires_grad])
+
+    here = gradients()
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
+    torch.testing.assert_close(gradients(), here)
+
+
 @pytest.mark.parametrize("net_type", NET_TYPES)
 @pytest.mark.parametrize("last_only", [False, True])
 def test_network_on_symbols_equals_vectors(float64, net_type, last_only):
