@@ -57,8 +57,8 @@ def named_by_the_authors():
     assert not any(gain.startswith("**+") for *_, gain in rows)
 
 
-@claim("On the characters the revision's rate for sRNN, three times that of the tables, is worth more than ten points to "
-       "the plain network from henaff. Beside the plain network at that rate n2 gains half a point at most.")
+@claim("On the characters the revision's rate for sRNN, three times that of the tables, is worth more than ten points "
+       "to the plain network from henaff. Beside the plain network at that rate n2 gains half a point at most.")
 def a_rate_and_not_a_stair():
     mean = functools.partial(Records("language", small=True).mean, key="test_accuracy")
     plain = mean("RNN-Orth, henaff, revision none")
