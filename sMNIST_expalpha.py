@@ -27,7 +27,7 @@ DEFAULTS = dict(
     nonlin="modrelu",                         # none, tanh, relu, modrelu, sigmoid
     iinit="xavier",                           # start of U: xavier, kaiming, linear
     # task
-    permute=False,                            # one fixed order of the pixels
+    permute=False, normalize=None,            # one fixed order of the pixels; mean and deviation to take
     batch=100, epochs=100,                    # images per update; passes over the images
     log_interval=100, save_freq=1,            # updates per report; epochs per checkpoint
     random_seed=400,                          # seed of the weights
@@ -58,7 +58,7 @@ load = loader(build, __file__, DEFAULTS, PAPER)  # load(FOLDER) → the best wei
 def main(argv=None):
     args = flags.parse(argv, __file__, __doc__, DEFAULTS, PAPER, smnist)
     with Run(args, label="permuted" if args.permute else "") as run:
-        images = load_mnist(args.data, args.permute)
+        images = load_mnist(args.data, args.permute, args.normalize)
         model = build(args, images[0].classes).to(run.device)
         optimizer = optimizer_for(model, args.lr, args.lr_orth, args.optimizer, args.alpha, args.betas, args.Tdecay)
         return smnist.train(model, optimizer, *images, run, epochs=args.epochs, batch=args.batch,

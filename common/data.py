@@ -81,6 +81,7 @@ class PixelSequences:
     labels: torch.Tensor
     source: dict | None = None
     classes: int = 10
+    normalize: tuple[float, float] | None = None    # a mean and a deviation
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -89,12 +90,13 @@ class PixelSequences:
         return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
 
     def batch(self, start: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images start … start + size − 1 → x (784, B, 1) in [0, 1] in the default dtype, labels (B,)."""
+        """Images start … start + size − 1 → x (784, B, 1), in [0, 1] or normalized, default dtype; labels (B,)."""
         x = self.pixels[start:start + size].t().to(torch.get_default_dtype()) / 255
+        x = (x - self.normalize[0]) / self.normalize[1] if self.normalize else x
         return x.unsqueeze(-1), self.labels[start:start + size]
 
 
-def load_mnist(folder: Path | None = None, permute: bool = False) -> tuple[PixelSequences, ...]:
+def load_mnist(folder: Path | None = None, permute: bool = False, normalize=None) -> tuple[PixelSequences, ...]:
     """MNIST pixel by pixel → `PixelSequences` of 50,000 train, 10,000 validation and 10,000 test images.
 
     Another data set is split in the same way, five sixths to train; labels that start at 1 are counted from 0. Raises
@@ -114,7 +116,7 @@ def load_mnist(folder: Path | None = None, permute: bool = False) -> tuple[Pixel
     order = order if permute else torch.arange(784)
     train, valid = split.tensor_split([len(split) * 5 // 6])
     return tuple(PixelSequences(pixels.flatten(1)[:, order].contiguous(), numbers - first,
-                                {**source, "classes": classes}, classes)
+                                {**source, "classes": classes}, classes, normalize)
                  for pixels, numbers in ((images[train], labels[train]), (images[valid], labels[valid]),
                                          (test_images, test_labels)))
 

@@ -43,13 +43,6 @@ FAINT = 1e-5  # of a gradient that is 1 at the recall
 APART = 45    # steps between two markers of a line over t
 
 
-def draw_rows(rows: list[Row], path: Path, with_published: bool) -> None:
-    """One learning curve a row of a task's table, over its seeds."""
-    groups = [(f"{row.model}, {row.stair}", list(row.runs.values())) for row in rows]
-    beside = [partial(draw_published, row=row, number=number) for number, row in enumerate(rows) if with_published]
-    curves.draw_groups(groups, path, with_training=False, beside=beside)
-
-
 def draw_published(axes, row: Row, number: int) -> None:
     """The published curve of a row, hollow; of the characters its final test score, beside ours."""
     if not (curve := published.curve_of(row)):
@@ -278,7 +271,9 @@ def draw(args, parser) -> None:
         if args.draw_folders is draw_alpha:
             draw_alpha([next(iter(row.runs.values())) for row in rows], path)
         else:
-            draw_rows(rows, path, args.published)
+            beside = [partial(draw_published, row=row, number=k) for k, row in enumerate(rows) if args.published]
+            curves.draw_groups([(f"{row.model}, {row.stair}", list(row.runs.values())) for row in rows], path,
+                               with_training=False, beside=beside)
     elif args.runs:
         args.draw_folders(args.runs, path)
     else:

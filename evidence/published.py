@@ -5,7 +5,7 @@ A line of rows.csv names a row of the tables (task, model, stair) and a source t
     supplement         of the nnRNN paper: its networks without a stair, with the values and curves that it published
     revision           the later version of the sRNN paper: the stair of each row, and retuned values
     authors' command   one of the commands in the sRNN authors' repository
-    measured           the start with which our runs follow the published curve
+    measured           what our runs follow the published curve with: a start, or normalized pixels
     H 65, H 103        at a size for two cores: the LSTM with as many parameters as nnRNN
 
 `flags` are typed beside those of the row; without any, the row of the tables is that of the source. Lines "none" of a

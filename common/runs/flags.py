@@ -182,6 +182,8 @@ FLAGS = {flag.dest: flag for flag in (
     Flag("--vari", TASK, switch, "every batch draws its delay uniformly from 1 … T"),
     Flag("--updates", LENGTH, COUNT, "optimizer steps"),
     Flag("--permute", TASK, switch, "one fixed permutation of the pixels"),
+    Flag("--normalize", TASK, RATE, "mean and deviation of pixels in [0, 1]: taken from them, and divided by",
+         or_none=True, count=2),
     Flag("--epochs", LENGTH, COUNT, "passes over the training data"),
     Flag("--bptt", TASK, COUNT, "steps in a segment of backpropagation through time"),
     Flag("--text", TEXT, path_of("file", absolute=True),

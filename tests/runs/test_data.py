@@ -14,6 +14,7 @@ import sys
 import tarfile
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,8 @@ def test_batch_of_pixels(mnist):
     assert x.max() == 1
     assert torch.equal(labels, mnist[0].labels[200:300])
     assert torch.equal((x[:, 7, 0] * 255).round().byte(), mnist[0].pixels[207])
+    normalized, _ = replace(mnist[0], normalize=(0.1307, 0.3081)).batch(200, 100)
+    torch.testing.assert_close(normalized * 0.3081 + 0.1307, x)
     last, _ = mnist[0].batch(49_950, 100)
     assert last.shape == (784, 50, 1)
 

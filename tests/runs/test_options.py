@@ -130,6 +130,14 @@ def test_switch(scripts, flag, beside):
         assert "there is no flag" in refused(script, f"--{flag}")
 
 
+@pytest.mark.parametrize("script", MNIST)
+def test_normalize(script):
+    assert parse(script, "--normalize", "0.1307", "0.3081").normalize == (0.1307, 0.3081)
+    assert parse(script).normalize is None
+    assert "0.0" in refused(script, "--normalize", "0.1307", "0.0")
+    assert "2 arguments" in refused(script, "--normalize", "0.1307")
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_betas(script):
     assert parse(script, *ADAM, "--betas", "0", "0.9").betas == (0.0, 0.9)
@@ -141,6 +149,7 @@ def test_every_flag_is_tested_and_in_the_help(script):
     parser = parser_of(script)
     known = {f[1].replace("_", "-") for f in (*FLAGS, *SWITCHES) if script in f[0]}
     known |= {"betas", "resume", "help", "dry-run", "evaluate", "sample", "prompt"}
+    known |= {"normalize"} if script in MNIST else set()
     found = {option.removeprefix("--").removeprefix("no-").replace("_", "-")
              for action in parser._actions for option in action.option_strings if option.startswith("--")}
     assert found == known
@@ -511,10 +520,10 @@ def test_onehot(capture, script):
 def test_permute_and_data(capture, monkeypatch, tmp_path, script):
     asked = []
     small = PixelSequences(torch.zeros(2, 784, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
-    for typed in ((), ("--permute", "--data", str(tmp_path))):
+    for typed in ((), ("--permute", "--data", str(tmp_path), "--normalize", "0.1307", "0.3081")):
         monkeypatch.setattr(module_of(script), "load_mnist", lambda *given: asked.append(given) or (small,) * 3)
         capture(script, *typed, images="given")
-    assert asked == [(None, False), (tmp_path, True)]
+    assert asked == [(None, False, None), (tmp_path, True, (0.1307, 0.3081))]
 
 
 @pytest.mark.parametrize("script", MNIST)
