@@ -50,8 +50,8 @@ class Records:
 
 
 @claim("None of these stairs gains by a difference that holds.")
-@claim("On permuted MNIST the authors' first command, sRNN with log2n, ends more than ten points below the plain network "
-       "with the same values; the difference holds.")
+@claim("On permuted MNIST the authors' first command, sRNN with log2n, ends more than ten points below the plain "
+       "network with the same values; the difference holds.")
 def named_by_the_authors():
     text = (ROOT / RESULTS).read_text(encoding="utf-8").split("<!-- python -m evidence --paper --small -->")[1]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("\n\n")[1].splitlines()[2:]]
