@@ -234,7 +234,8 @@ def own_rows(target: str, seeds, folders, words: list[str], flag: str, values: l
     configs = [config for config, _ in groups.values()]
     tables = rows_of(target, sizes) if target in TASKS and configs else []
     plain = {row.cell: row.options(0) for row in tables if row.stair == "none"}
-    rows = [own_row(config, target, {r.model: (r.cell, plain.get(r.cell, {})) for r in tables}) for config in configs]
+    of_model = {row.model: (row.cell, plain.get(row.cell, {})) for row in tables}
+    rows = [own_row(config, target, of_model) for config in configs]
     names = [row.name for row in rows]
     for row, config in zip(rows, configs, strict=True):
         alike = [other for other, name in zip(configs, names, strict=True) if name == row.name]
@@ -258,8 +259,9 @@ def own_row(config: dict, target: str, published_rows: dict[str, tuple[str, dict
     path, cell = path if path.name == file else Path(file), config["row"] or ""
     if target in TASKS:  # it is compared with the plain network of the published row, at the same size
         cell, plain = published_rows.get(f"{cell}, henaff" if "henaff" in typed.get("rinit", ()) else cell, ("", {}))
-        for name in SIZES & plain.keys():
-            cell *= config["options"].get(name, {"value": plain[name]})["value"] == plain[name]
+        if any(name in config["options"] and config["options"][name]["value"] != plain[name]
+               for name in SIZES & plain.keys()):
+            cell = ""
     if target in TASKS and (differences[:1] != [file] or OTHER_DATA in " ".join(differences)):
         why_no_command = "it needs an edited script or other data"
     elif path.is_file() and facts_of({**config, "code": code_of(path)}) != facts:

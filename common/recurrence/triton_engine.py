@@ -189,7 +189,7 @@ def _cut(batch, hidden, dtype, precision, programs, shared, columns, rows) -> Pl
     if dtype is torch.float64 or precision == "tf32":  # tensor cores: a slice a warp
         slices = 8 if hidden > 4 * DEPTH else 4
         warps = slices
-    else:             # 16 results a thread
+    else:             # 16 results a thread; more than 8 slices only with 8 warps, whose registers can hold W
         least = -(-hidden // DEPTH) * DEPTH
         slices = next(s for s in (32, 16, 8, 4, 2) if s == 2 or (s * rows * columns <= (8192 if s <= 8 else 4096) and
                       -(-hidden // (s * DEPTH)) * s * DEPTH <= TOLERATED * least))
